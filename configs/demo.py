@@ -1,0 +1,46 @@
+"""The demo: a small model on the chest phantom, minutes on two CPU cores."""
+
+from ml_collections import ConfigDict
+
+from mmclip_jax.config import default_config, transformer
+from mmclip_jax.errors import UserError
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """arg: "" for the demo, "runlocal" for a few steps of a tiny model (tests)."""
+    if arg not in ("", "runlocal"):
+        raise UserError(f"configs/demo.py takes the argument 'runlocal' or none, not {arg!r}")
+    config = default_config()
+    config.model.update(
+        {
+            "image_size": 64,
+            "patch_size": 8,
+            "embed_dim": 128,
+            "dtype": "float32",
+            "remat": False,
+            "unroll": True,
+            "image": transformer(128, 4, 4),
+            "text": transformer(128, 3, 4, length=64, vocab_size=0),
+            "image_decoder": transformer(64, 1, 4),
+            "text_decoder": transformer(128, 2, 4),
+        }
+    )
+    config.objective.entmlm.slots = 24
+    config.data.update({"batch_paired": 48, "batch_unpaired": 16, "workers": 0, "threads": 2})
+    config.data.train = ("runs/demo/data/phantom",)
+    config.optimizer.update({"peak_lr": 1e-3, "b2": 0.98})
+    config.train.update({"steps": 600, "log_every": 20, "evaluate_every": 200, "checkpoint_every": 200})
+    if arg == "runlocal":
+        config.model.update(
+            {
+                "image": transformer(32, 2, 2),
+                "text": transformer(32, 2, 2, length=48, vocab_size=0),
+                "image_decoder": transformer(32, 1, 2),
+                "text_decoder": transformer(32, 1, 2),
+                "embed_dim": 32,
+                "unroll": False,
+            }
+        )
+        config.data.update({"batch_paired": 16, "batch_unpaired": 8})
+        config.train.update({"steps": 20, "log_every": 5, "evaluate_every": 10, "checkpoint_every": 10})
+    return config

@@ -1,0 +1,92 @@
+"""Every setting of a run with its default; files under configs/ start from here and say what they change."""
+
+from ml_collections import ConfigDict
+
+
+def transformer(width: int, depth: int, heads: int, mlp_dim: int | None = None, **more: int) -> ConfigDict:
+    """The sizes of one encoder or decoder; the MLP is four times as wide unless said otherwise."""
+    return ConfigDict({"width": width, "depth": depth, "heads": heads, "mlp_dim": mlp_dim or 4 * width, **more})
+
+
+def default_config() -> ConfigDict:
+    """The paper-scale recipe: ViT-B/16 at 224 px and a 12-layer text tower. docs/method.md says where it comes from."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.model = ConfigDict(
+        {
+            "image_size": 224,
+            "patch_size": 16,
+            "embed_dim": 512,
+            "pool": "mean",  # mean | cls | map
+            "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
+            "remat": True,
+            "unroll": False,
+            "image": transformer(768, 12, 12),
+            "text": transformer(768, 12, 12, length=128, vocab_size=0),  # vocab_size 0: the tokenizer's
+            "image_decoder": transformer(512, 4, 8),
+            "text_decoder": transformer(512, 4, 8),
+        }
+    )
+    config.objective = ConfigDict(
+        {
+            "contrastive": {
+                "loss": "softmax",  # softmax | sigmoid
+                "targets": "text",  # text | kinds
+                "across_sources": True,
+            },
+            "attmim": {
+                "weight": 1.0,
+                "mask_ratio": 0.5,
+                "hint": 0.1,
+                "strategy": "attention",  # attention | random | inverse
+                "response": "similarity",  # similarity | cross_attention
+                "temperature": 0.1,
+                "mask_at": "features",  # features | input
+                "random_share": 0.1,  # the first share of the steps masks at random: the response is noise then
+            },
+            "entmlm": {
+                "weight": 1.0,
+                "strategy": "entity",  # entity | random
+                "probability": 0.5,
+                "min_share": 0.15,
+                "slots": 48,
+            },
+            "local": {"weight": 0.0, "temperature": 0.1},
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "train": (),  # directories of built data sets
+            "evaluate": (),  # the same for evaluation while training; () means those of train, split "validation"
+            "batch_paired": 768,
+            "batch_unpaired": 256,
+            "bridge": 0.25,  # share of paired rows whose text is a prompt made from their own report
+            "max_negated": 2,  # absences that a prompt may state
+            "share_no_finding": True,  # reports without an affirmed observation are positives of each other
+            "sentence_subset": 0.5,  # share of reports drawn as a shuffled random subset of their sentences
+            "entity_labels": ("observation", "device", "anatomy"),
+            "augment": {"rotate": 10.0, "shift": 0.06, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
+            "workers": 8,  # processes that prepare batches; 0 prepares them in this process
+            "threads": 16,  # reading threads of a process
+            "tokenizer": "",  # a SentencePiece model; "" is the one that ships with the package
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "peak_lr": 1e-4,
+            "warmup_share": 0.05,
+            "weight_decay": 0.05,
+            "b1": 0.9,
+            "b2": 0.98,
+            "eps": 1e-6,
+            "clip": 1.0,
+            "ema": 0.999,  # 0 keeps none; evaluation uses the average where there is one
+            "accumulate": 1,  # chunks of a batch that are computed one after another; the loss stays global
+        }
+    )
+    config.train = ConfigDict(
+        {"steps": 10_000, "log_every": 50, "evaluate_every": 1_000, "checkpoint_every": 500, "keep": 3}
+    )
+    config.mesh = ConfigDict({"fsdp": 1})
+    return config

@@ -1,0 +1,46 @@
+"""The text encoder TE: a bidirectional transformer over SentencePiece tokens."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmclip_jax import sharding
+from mmclip_jax.models.transformer import Dtype, Transformer
+
+
+class TextEncoder(nn.Module):
+    """T = TE(t): tokens int [B,L], valid bool [B,L] -> (token features [B,L,D], attention or None).
+
+    `attend_vocabulary` ties the output of the text decoder to the token embedding.
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+    unroll: bool = False
+    return_attention: bool = False
+
+    def setup(self) -> None:
+        self.embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02))
+        self.position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
+        self.transformer = Transformer(
+            self.depth, self.heads, self.mlp_dim, self.dtype, self.remat, self.unroll, self.return_attention
+        )
+
+    def __call__(self, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        if tokens.shape[1] > self.length:
+            raise ValueError(f"{tokens.shape[1]} tokens, but the text encoder was built for {self.length}")
+        x = sharding.shard_rows(self.embed(tokens)) + self.position[None, : tokens.shape[1]]
+        return self.transformer(x.astype(self.dtype), valid)
+
+    def attend_vocabulary(self, x: jax.Array) -> jax.Array:
+        """Logits float32 [...,V] of features x [...,D] against the token embedding.
+
+        In float32 whatever the compute dtype: bfloat16 logits would tie and blur the loss.
+        """
+        return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding)

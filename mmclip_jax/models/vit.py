@@ -1,0 +1,84 @@
+"""The image encoder IE: a vision transformer over non-overlapping patches."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmclip_jax.models.transformer import Dtype, Transformer
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """[B,H,W,C] -> [B,N,P*P*C], patches row by row from the top left, pixels row by row within a patch."""
+    batch, height, width, channels = images.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {patch_size}")
+    rows, columns = height // patch_size, width // patch_size
+    x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def unpatchify(patches: jax.Array, patch_size: int, channels: int = 1) -> jax.Array:
+    """Undoes `patchify` for square images: [B,N,P*P*C] -> [B,S,S,C]."""
+    batch, count, _ = patches.shape
+    side = int(round(count**0.5))
+    x = patches.reshape(batch, side, side, patch_size, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * patch_size, side * patch_size, channels)
+
+
+def sincos_positions(side: int, width: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine codes [side*side, width], half of the width for each image axis (as in MAE)."""
+    if width % 4:
+        raise ValueError(f"a position code needs a width that is a multiple of 4, not {width}")
+    frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
+    y, x = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
+    angles = np.stack([y.reshape(-1), x.reshape(-1)])[..., None] * frequencies
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1).astype(np.float32)
+
+
+class ImageEncoder(nn.Module):
+    """V = IE(x): images [B,S,S,1] -> (patch features [B,N,D], class token [B,D] or None, attention or None).
+
+    The position embedding is learnt and starts at the sine-cosine code. With `class_token` one more token runs along;
+    it is never one of the N patches.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    class_token: bool = False
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+    unroll: bool = False
+    return_attention: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, visible: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """visible: int [B,M], the patches to encode (gathered before the first layer); None encodes all N."""
+        patches = patchify(images, self.patch_size).astype(self.dtype)
+        side = images.shape[1] // self.patch_size
+        x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch")(patches)
+        position = self.param("position", lambda _: jnp.asarray(sincos_positions(side, self.width)))
+        x = x + position.astype(self.dtype)[None]
+        if visible is not None:
+            x = jnp.take_along_axis(x, visible[:, :, None], axis=1)
+        if self.class_token:
+            token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width)), x], axis=1)
+        x, attention = Transformer(
+            self.depth,
+            self.heads,
+            self.mlp_dim,
+            self.dtype,
+            self.remat,
+            self.unroll,
+            self.return_attention,
+            name="transformer",
+        )(x)
+        if self.class_token:
+            return x[:, 1:], x[:, 0], attention
+        return x, None, attention

@@ -1,0 +1,143 @@
+"""Where arrays live: the mesh, the rows of a batch and the parameters.
+
+Axis "data" replicates parameters, axis "fsdp" shards them; the rows of a batch are sharded over both. Every function
+that constrains an array is the identity outside a mesh (`jax.set_mesh`), so models and objectives run unchanged on one
+device.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+ROW_AXES = ("data", "fsdp")
+
+# First match wins; the spec names the trailing axes of a parameter (scanned layers carry a leading layer axis).
+PARAMETER_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embedding$", (None, "fsdp")),
+    (r"kernel$", ("fsdp", None)),
+    (r".*", ()),
+)
+
+
+def make_mesh(fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
+    """A mesh ("data", "fsdp") over all devices, `fsdp` of them to a parameter shard group.
+
+    Raises:
+      ValueError: the number of devices is no multiple of `fsdp`.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices")
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp), ROW_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
+    )
+
+
+def _current_mesh() -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def row_shards() -> int:
+    """Number of shards that the rows of a batch are cut into in the current mesh; 1 outside a mesh."""
+    mesh = _current_mesh()
+    return 1 if mesh is None else mesh.size
+
+
+def shard_rows(x: jax.Array) -> jax.Array:
+    """Keeps axis 0 of `x` sharded over the devices and everything else whole."""
+    if _current_mesh() is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Gathers `x` whole onto every device."""
+    if _current_mesh() is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def join_rows(*parts: jax.Array) -> jax.Array:
+    """Concatenates parts [B_i, ...] along the rows without moving a row to another device.
+
+    Each device holds its rows of the first part, then its rows of the second, and so on: the order of the joined rows
+    depends on the device count, their set does not.
+
+    Raises:
+      ValueError: a part's rows do not divide over the devices.
+    """
+    shards = row_shards()
+    for part in parts:
+        if part.shape[0] % shards:
+            raise ValueError(f"{part.shape[0]} rows do not divide over {shards} devices")
+    by_shard = [shard_rows(part.reshape(shards, -1, *part.shape[1:])) for part in parts]
+    joined = shard_rows(jnp.concatenate(by_shard, axis=1))
+    return shard_rows(joined.reshape(-1, *joined.shape[2:]))
+
+
+def split_rows(joined: jax.Array, *sizes: int) -> list[jax.Array]:
+    """Undoes `join_rows`: parts [sizes[i], ...] in their own order."""
+    shards = row_shards()
+    by_shard = shard_rows(joined.reshape(shards, -1, *joined.shape[1:]))
+    parts, start = [], 0
+    for size in sizes:
+        part = by_shard[:, start : start + size // shards]
+        parts.append(shard_rows(part.reshape(size, *joined.shape[1:])))
+        start += size // shards
+    return parts
+
+
+def chunk_rows(x: jax.Array, chunks: int) -> jax.Array:
+    """[B, ...] -> [chunks, B/chunks, ...], each chunk spread over all devices, no row moved.
+
+    Raises:
+      ValueError: B is no multiple of chunks times devices.
+    """
+    shards = row_shards()
+    if x.shape[0] % (shards * chunks):
+        raise ValueError(f"{x.shape[0]} rows do not divide into {chunks} chunks on {shards} devices")
+    by_shard = shard_rows(x.reshape(shards, chunks, -1, *x.shape[1:]))
+    return jnp.moveaxis(by_shard, 1, 0).reshape(chunks, -1, *x.shape[1:])
+
+
+def unchunk_rows(x: jax.Array) -> jax.Array:
+    """Undoes `chunk_rows`."""
+    shards, chunks = row_shards(), x.shape[0]
+    by_chunk = x.reshape(chunks, shards, -1, *x.shape[2:])
+    return shard_rows(jnp.moveaxis(by_chunk, 0, 1).reshape(-1, *x.shape[2:]))
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The spec of a parameter by its path "a/b/kernel"; an axis that does not divide stays whole."""
+    trailing = next(spec for pattern, spec in PARAMETER_RULES if re.search(pattern, path))
+    trailing = trailing[len(trailing) - min(len(trailing), len(shape)) :]
+    whole: list[str | None] = [None] * (len(shape) - len(trailing))
+    axes = whole + [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(trailing, shape[len(whole) :], strict=True)
+    ]
+    return PartitionSpec(*axes)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a state tree (optimizer moments carry their parameter's path)."""
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array of a batch: rows over all devices."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

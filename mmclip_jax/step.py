@@ -1,0 +1,342 @@
+"""The train step: losses of one batch, gradients, update, metrics. Pure functions of (state, batch).
+
+A batch is {"paired": rows, "unpaired": rows}; a part may be missing. All randomness is a function of the seed, the step
+and a row's number within its part, drawn before the parts are joined, so that it does not depend on the device count.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from mmclip_jax import objectives, sharding
+from mmclip_jax.errors import UserError
+from mmclip_jax.models import masking
+from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID, RESPONSES
+from mmclip_jax.models.vit import patchify
+
+Batch = dict[str, dict[str, jax.Array]]
+PART_NUMBER = {"paired": 0, "unpaired": 1}
+MASK_AT = ("features", "input")
+# Streams of a row's key.
+_PATCHES, _TOKENS, _LOCAL = 0, 1, 2
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step int32; params and ema float32 trees (ema None where switched off); opt_state of optax."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def pixels(images: jax.Array) -> jax.Array:
+    """uint8 [B,S,S,1] -> float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def standardize(unit_pixels: jax.Array) -> jax.Array:
+    """Pixels in [0, 1] -> the image encoder's input."""
+    return (unit_pixels - PIXEL_MEAN) / PIXEL_STD
+
+
+def init_params(model: MMCLIP, config: ConfigDict, seed: int) -> Any:
+    """Initial parameters, float32, from the seed alone."""
+    images = jnp.zeros((1, config.image_size, config.image_size, 1))
+    tokens = jnp.ones((1, config.text.length), jnp.int32)
+    return model.init(jax.random.key(seed), images, tokens)["params"]
+
+
+def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before step 0; jit it with out_shardings to create it sharded."""
+    params = init_params(model, config.model, config.seed)
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+
+def check_config(config: ConfigDict, devices: int) -> None:
+    """Refuses settings that the step cannot honour.
+
+    Raises:
+      UserError: naming the setting and the remedy.
+    """
+    objective = config.objective
+    for name, value, choices in (
+        ("attmim.strategy", objective.attmim.strategy, masking.STRATEGIES),
+        ("attmim.response", objective.attmim.response, RESPONSES),
+        ("attmim.mask_at", objective.attmim.mask_at, MASK_AT),
+        ("entmlm.strategy", objective.entmlm.strategy, masking.TOKEN_STRATEGIES),
+        ("contrastive.loss", objective.contrastive.loss, objectives.CONTRASTIVE_LOSSES),
+        ("contrastive.targets", objective.contrastive.targets, objectives.CONTRASTIVE_TARGETS),
+    ):
+        if value not in choices:
+            raise UserError(f"objective.{name}={value!r} is not one of {', '.join(choices)}")
+    chunk = devices * config.optimizer.accumulate
+    for name in ("batch_paired", "batch_unpaired"):
+        if config.data[name] % chunk:
+            raise UserError(
+                f"data.{name}={config.data[name]} is no multiple of {chunk} "
+                f"({devices} devices x optimizer.accumulate={config.optimizer.accumulate})"
+            )
+    if not config.data.batch_paired + config.data.batch_unpaired:
+        raise UserError("data.batch_paired and data.batch_unpaired are both 0")
+    if config.objective.entmlm.slots > config.model.text.length:
+        raise UserError("objective.entmlm.slots exceeds model.text.length")
+
+
+def row_key_data(seed: int, step: jax.Array, part: str, rows: int) -> jax.Array:
+    """Key data uint32 [rows,2], one key a row: a function of seed, step, part and row number only."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PART_NUMBER[part])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    return sharding.shard_rows(jax.random.key_data(keys))
+
+
+def _stream(key_data: jax.Array, stream: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(key_data), stream)
+
+
+def masked_patches(
+    response: jax.Array, key_data: jax.Array, config: ConfigDict, use_random: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """AttMIM's (masked, visible) patches; where the scalar bool `use_random` holds, those of the strategy "random".
+
+    config is the `objective.attmim` part. Both selections have the same static shapes, so the switch is a select.
+    """
+    keys = _stream(key_data, _PATCHES)
+    options = {"ratio": config.mask_ratio, "hint": config.hint}
+    chosen = masking.select_masked_patches(response, keys, strategy=config.strategy, **options)
+    if config.strategy == "random":
+        return chosen
+    at_random = masking.select_masked_patches(response, keys, strategy="random", **options)
+    return tuple(jnp.where(use_random, r, c) for r, c in zip(at_random, chosen, strict=True))  # type: ignore[return-value]
+
+
+def _spread_visible(features: jax.Array, masked: jax.Array, patches: int) -> jax.Array:
+    """Features of the visible patches [B,N-K,D] -> [B,N,D] in image order; hidden positions hold some visible one."""
+    hidden = masking.hidden_patches(masked, patches)
+    place = jnp.maximum(jnp.cumsum(~hidden, axis=1) - 1, 0)
+    return jnp.take_along_axis(features, place[:, :, None], axis=1)
+
+
+def attmim_rows(
+    model: MMCLIP,
+    variables: Any,
+    images: jax.Array,
+    patches: jax.Array,
+    features: jax.Array,
+    rows: dict[str, jax.Array],
+    config: ConfigDict,
+    use_random: jax.Array,
+) -> dict[str, jax.Array]:
+    """AttMIM of some rows: {"error" [B], "masked" [B,K], "response" [B,N]}.
+
+    images: in [0, 1], [B,S,S,1]; patches: V [B,N,D]; features: T [B,L,D_t]; config: the `objective` part.
+    """
+    attmim = config.attmim
+    valid = rows["tokens"] != PAD_ID
+    weights = masking.token_weights(rows["affirmed"], valid)
+    response = jax.lax.stop_gradient(
+        model.apply(variables, patches, features, weights, attmim.response, attmim.temperature, method="response")
+    )
+    masked, visible = masked_patches(response, rows["key"], attmim, use_random)
+    if attmim.mask_at == "input":
+        seen, _ = model.apply(variables, standardize(images), visible, method="encode_image")
+        patches = _spread_visible(seen, masked, patches.shape[1])
+    predicted = model.apply(variables, patches, masked, features, valid, method="reconstruct")
+    error = objectives.reconstruction_error(predicted, patchify(images, model.patch_size), masked)
+    return {"error": error, "masked": masked, "response": response}
+
+
+def entmlm_rows(
+    model: MMCLIP, variables: Any, patches: jax.Array, rows: dict[str, jax.Array], config: ConfigDict, mask_id: int
+) -> dict[str, jax.Array]:
+    """EntMLM of paired rows: sums a row [B] of loss, correct, count, entity tokens among the masked, dropped entities.
+
+    patches: V [B,N,D]; config: the `objective` part.
+    """
+    entmlm = config.entmlm
+    tokens, valid = rows["tokens"], rows["tokens"] != PAD_ID
+    positions, weights, dropped = masking.select_masked_tokens(
+        rows["entity"],
+        valid,
+        _stream(rows["key"], _TOKENS),
+        probability=entmlm.probability,
+        min_share=entmlm.min_share,
+        slots=entmlm.slots,
+        strategy=entmlm.strategy,
+    )
+    masked_text = masking.mask_tokens(tokens, positions, weights, mask_id)
+    features = model.apply(variables, masked_text, method="encode_text")
+    logits = model.apply(variables, features, valid, patches, positions, method="restore")
+    sums = objectives.restoration_sums(logits, tokens, positions, weights)
+    in_entity = jnp.take_along_axis(rows["entity"], positions, axis=1) > 0
+    return sums | {
+        "entity": (weights * in_entity).sum(axis=1),
+        "valid": valid.sum(axis=1).astype(jnp.float32),
+        "dropped": dropped.astype(jnp.float32),
+    }
+
+
+def local_rows(
+    model: MMCLIP, variables: Any, patches: jax.Array, features: jax.Array, rows: dict[str, jax.Array], config: ConfigDict
+) -> dict[str, jax.Array]:
+    """For one affirmed entity token a row, drawn at random: its embedding and that of the patches it attends to.
+
+    Returns {"token" [B,E], "attended" [B,E], both L2-normalised, "id" [B] (the token), "weight" [B] (0: none there)}.
+    """
+    affirmed = rows["affirmed"] & (rows["tokens"] != PAD_ID)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, affirmed.shape[1:]))(_stream(rows["key"], _LOCAL))
+    place = jnp.argmax(jnp.where(affirmed, draw, -1.0), axis=1)[:, None]
+    v_BxNxE = model.apply(variables, patches, method="project_patches")
+    u_BxLxE = model.apply(variables, features, method="project_tokens")
+    token = jnp.take_along_axis(u_BxLxE, place[:, :, None], axis=1)
+    attention = masking.token_attention(v_BxNxE, token, config.attmim.temperature)
+    attended = masking.normalize(jnp.einsum("bln,bne->ble", attention, v_BxNxE))[:, 0]
+    return {
+        "token": token[:, 0],
+        "attended": attended,
+        "id": jnp.take_along_axis(rows["tokens"], place, axis=1)[:, 0],
+        "weight": affirmed.any(axis=1).astype(jnp.float32),
+    }
+
+
+def _forward_chunk(
+    model: MMCLIP, config: ConfigDict, mask_id: int, variables: Any, batch: Batch, use_random: jax.Array
+) -> dict[str, jax.Array]:
+    """Everything of the step that concerns single rows: embeddings [B,E] and per-row sums of the masked objectives."""
+    objective = config.objective
+    sizes = [len(rows["tokens"]) for rows in batch.values()]
+    rows = {
+        name: sharding.join_rows(*(part[name] for part in batch.values())) for name in next(iter(batch.values()))
+    }
+    images = pixels(rows["image"])
+    patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
+    features = model.apply(variables, rows["tokens"], method="encode_text")
+    text_embed = model.apply(variables, features, rows["tokens"] != PAD_ID, method="embed_text")
+    out = {"image_embed": image_embed, "text_embed": text_embed}
+    out |= {name: rows[name] for name in ("text_id", "stated", "source")}
+    if objective.attmim.weight:
+        out["attmim"] = attmim_rows(model, variables, images, patches, features, rows, objective, use_random)["error"]
+    if objective.local.weight:
+        local = local_rows(model, variables, patches, features, rows, objective)
+        out |= {f"local_{name}": value for name, value in local.items()}
+    if objective.entmlm.weight and "paired" in batch:
+        paired_patches = sharding.split_rows(patches, *sizes)[0]
+        sums = entmlm_rows(model, variables, paired_patches, batch["paired"], objective, mask_id)
+        out |= {f"entmlm_{name}": value for name, value in sums.items()}
+    return out
+
+
+def compute_loss(
+    model: MMCLIP, config: ConfigDict, mask_id: int, params: Any, step: jax.Array, batch: Batch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The total loss of a global batch and its metrics (docs/method.md, "Total").
+
+    With optimizer.accumulate = n the per-row work runs in n chunks that are recomputed in the backward pass: memory
+    falls, the contrastive loss stays over the whole batch and every gradient is the same.
+    """
+    objective = config.objective
+    variables = {"params": params}
+    parts = {
+        part: rows | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
+        for part, rows in batch.items()
+    }
+    use_random = step < round(objective.attmim.random_share * config.train.steps)
+
+    def forward(chunk: Batch) -> dict[str, jax.Array]:
+        return _forward_chunk(model, config, mask_id, variables, chunk, use_random)
+
+    if config.optimizer.accumulate == 1:
+        out = forward(parts)
+    else:
+        chunked = jax.tree.map(lambda x: sharding.chunk_rows(x, config.optimizer.accumulate), parts)
+        out = jax.tree.map(sharding.unchunk_rows, jax.lax.map(jax.checkpoint(forward), chunked))
+
+    scale, bias = model.apply(variables, method="scale_and_bias")
+    contrastive = objective.contrastive
+    total, terms = objectives.contrastive_loss(
+        out["image_embed"],
+        out["text_embed"],
+        scale,
+        out["text_id"],
+        loss=contrastive.loss,
+        targets=contrastive.targets,
+        stated=out["stated"],
+        source=out["source"],
+        across_sources=contrastive.across_sources,
+        logit_bias=bias if contrastive.loss == "sigmoid" else 0.0,
+    )
+    metrics = {"contrastive/loss": total} | {f"contrastive/{name}": value for name, value in terms.items()}
+    if "attmim" in out:
+        metrics["attmim/loss"] = out["attmim"].mean()
+        total = total + objective.attmim.weight * metrics["attmim/loss"]
+    if "entmlm_loss" in out:
+        sums = {name: out[f"entmlm_{name}"].sum() for name in ("loss", "correct", "count", "entity", "valid", "dropped")}
+        count = jnp.maximum(sums["count"], 1.0)
+        metrics |= {
+            "entmlm/loss": sums["loss"] / count,
+            "entmlm/accuracy": sums["correct"] / count,
+            "entmlm/masked_share": sums["count"] / jnp.maximum(sums["valid"], 1.0),
+            "entmlm/entity_share": sums["entity"] / count,
+            "entmlm/dropped_entities": sums["dropped"],
+        }
+        total = total + objective.entmlm.weight * metrics["entmlm/loss"]
+    if "local_token" in out:
+        local, terms = objectives.contrastive_loss(
+            out["local_attended"],
+            out["local_token"],
+            1.0 / objective.local.temperature,
+            out["local_id"],
+            weight=out["local_weight"],
+        )
+        metrics |= {"local/loss": local, "local/accuracy": terms["accuracy"]}
+        total = total + objective.local.weight * local
+    return total, metrics | {"loss": total, "logit_scale": scale, "attmim/random": use_random.astype(jnp.float32)}
+
+
+def project_parameters(params: Any) -> Any:
+    """Keeps the logit scale at most 100: a projection after the update, so that its gradient never dies."""
+    return params | {"log_logit_scale": jnp.minimum(params["log_logit_scale"], math.log(MAX_LOGIT_SCALE))}
+
+
+def make_train_step(
+    model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mask_id: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure function (state, batch) -> (state, metrics) of one optimizer step; the caller jits it.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says so in
+    metrics["finite"] = 0.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return compute_loss(model, config, mask_id, params, state.step, batch)
+
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = project_parameters(optax.apply_updates(state.params, updates))
+        ema = state.ema
+        if ema is not None:
+            # A short run would keep its random start for ever: the decay grows with the step, as in TensorFlow's EMA.
+            decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
+        kept = (state.params, state.opt_state, state.ema)
+        params, opt_state, ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), kept)
+        metrics |= {
+            "gradient_norm": norm,
+            "learning_rate": schedule(state.step),
+            "finite": finite.astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
