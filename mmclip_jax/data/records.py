@@ -1,0 +1,754 @@
+"""Writing examples to disk and reading them back.
+
+A builder yields `Example`s. `build` runs it once, checks what it yields, and lets TensorFlow Datasets write the
+examples as ArrayRecord files, one TFDS split for each split and part ("train_paired", "train_unpaired", ...; empty ones
+are left out), with `facts.json` beside them. The result is an ordinary TFDS directory:
+`tfds.builder_from_directory(path).as_data_source("train_paired", ...)` opens it.
+
+Reading needs neither TFDS nor TensorFlow: `Records` decodes the `tf.train.Example` messages with protobuf alone, so
+that a training machine can do without them.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mmclip_jax.data import schema
+from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState
+from mmclip_jax.errors import UserError
+
+FACTS_FILE = "facts.json"
+_INFO_FILE = "dataset_info.json"
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building
+
+
+class RecordsBuilder:
+    """What a data set's builder gives: a name, a version and its examples, split by split.
+
+    A subclass sets `name` (snake_case: the directory's name) and, if the meaning of its records changes, `VERSION`, and
+    overrides `examples`. `recipe` may return the options that determine the result; see `build`.
+    """
+
+    name: str = ""
+    VERSION: str = "1.0.0"
+    description: str = ""
+    citation: str = ""
+
+    def __init__(self, data_dir: str | os.PathLike[str]):
+        self.data_dir = pathlib.Path(data_dir).expanduser()
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The version directory that `build` writes: DATA_DIR/name/version."""
+        return self.data_dir / self.name / self.VERSION
+
+    def examples(self, split: str) -> Iterator[Example]:
+        """Yields the examples of `split`, paired and unpaired in any order; the order does not matter to the result."""
+        raise NotImplementedError
+
+    def total(self) -> int | None:
+        """How many examples all splits will yield, where known beforehand (only shown as progress)."""
+        return None
+
+    def recipe(self) -> Mapping[str, Any] | None:
+        """Everything that determines the result, as JSON; None if something outside (a user's files) does too."""
+        return None
+
+    def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
+        """Called once after the last example: may refuse the whole (raise), or write files into `directory`.
+
+        What it returns is added to the facts.
+        """
+        return {}
+
+
+def build(builder: RecordsBuilder, *, overwrite: bool = False, progress: bool = False) -> pathlib.Path:
+    """Writes a data set and returns its version directory. The result depends on the builder's examples alone.
+
+    If the directory exists already: with `overwrite` it is replaced once the new one is complete; else, if the builder
+    has a `recipe` and the existing directory was made by the same one, it is returned as it is.
+
+    Raises:
+      UserError: the directory exists (and none of the above holds), there are no examples, two examples share an id, or
+        a patient is in two splits.
+    """
+    path = builder.path
+    recipe = builder.recipe()
+    recipe_json = None if recipe is None else json.loads(json.dumps(recipe, sort_keys=True))
+    if path.exists() and not overwrite:
+        if recipe_json is not None and _recipe_of(path) == recipe_json:
+            return path
+        raise UserError(f"{path} exists already: choose another name or directory, or replace it with --overwrite")
+    builder.data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".building-{builder.name}-", dir=builder.data_dir) as scratch_name:
+        scratch = pathlib.Path(scratch_name)
+        spool = _spool(builder, scratch / "spool", progress)
+        extra = scratch / "extra"
+        extra.mkdir()
+        facts = spool.counter.result() | {"name": builder.name, "version": builder.VERSION, "recipe": recipe_json}
+        facts |= builder.finish(extra)
+        if not spool.files:
+            raise UserError(f"{builder.name}: the builder gave no examples, nothing was written")
+        with _progress_bar(f"writing {builder.name}", lambda: facts["examples"], progress) as advance:
+            written = _write_with_tfds(builder, spool.files, scratch / "out", advance)
+        for file in extra.iterdir():
+            shutil.move(file, written / file.name)
+        (written / FACTS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            os.replace(path, scratch / "replaced")
+        os.replace(written, path)
+    return path
+
+
+def _recipe_of(directory: pathlib.Path) -> Any:
+    file = directory / FACTS_FILE
+    return json.loads(file.read_text()).get("recipe") if file.exists() else None
+
+
+@dataclasses.dataclass
+class _Spool:
+    files: dict[str, pathlib.Path]
+    counter: "FactsCounter"
+
+
+def _spool(builder: RecordsBuilder, directory: pathlib.Path, progress: bool) -> _Spool:
+    """Runs the builder once; examples go to one temporary file per TFDS split.
+
+    TFDS wants to know its splits, and that none is empty, before the first example is made.
+    """
+    directory.mkdir()
+    counter = FactsCounter()
+    seen: set[bytes] = set()
+    split_of: dict[tuple[str, str], str] = {}
+    files: dict[str, pathlib.Path] = {}
+    with contextlib.ExitStack() as stack:
+        streams: dict[str, Any] = {}
+        advance = stack.enter_context(_progress_bar(f"reading {builder.name}", builder.total, progress))
+        for split in SPLITS:
+            for example in builder.examples(split):
+                check_example(example)
+                if example.split != split:
+                    raise ValueError(f"{example.id}: examples({split!r}) gave an example of split {example.split!r}")
+                key = hashlib.blake2b(example.id.encode(), digest_size=16).digest()
+                if key in seen:
+                    raise UserError(f"{builder.name}: two examples have the id {example.id!r}; ids must be unique")
+                seen.add(key)
+                other = split_of.setdefault((example.source, example.patient), split)
+                if other != split:
+                    raise UserError(
+                        f"{builder.name}: patient {example.patient!r} is in two splits, {other} and {split} "
+                        f"(seen at {example.id!r}); split by patient"
+                    )
+                name = f"{split}_{example.part}"
+                if name not in streams:
+                    files[name] = directory / f"{name}.pickle"
+                    streams[name] = stack.enter_context(open(files[name], "wb"))
+                pickle.dump(example, streams[name], protocol=pickle.HIGHEST_PROTOCOL)
+                counter.add(example)
+                advance()
+    return _Spool(files, counter)
+
+
+def _read_spool(file: pathlib.Path) -> Iterator[Example]:
+    with open(file, "rb") as stream:
+        while True:
+            try:
+                yield pickle.load(stream)
+            except EOFError:
+                return
+
+
+@contextlib.contextmanager
+def _progress_bar(what: str, total: Callable[[], int | None], shown: bool) -> Iterator[Callable[[], object]]:
+    """Gives a function to call at each example; `total` is not asked unless the bar is shown."""
+    if not shown:
+        yield lambda: None
+        return
+    import tqdm
+
+    with tqdm.tqdm(total=total(), desc=what, unit=" images", file=sys.stderr, mininterval=0.5) as bar:
+        yield bar.update
+
+
+def _write_with_tfds(
+    builder: RecordsBuilder, files: Mapping[str, pathlib.Path], data_dir: pathlib.Path, advance: Callable[[], object]
+) -> pathlib.Path:
+    """Has TFDS write the spooled examples under `data_dir`; returns the version directory. Calls `advance` for each."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import writer as tfds_writer
+
+    class CanonicalWriter(tfds_writer.ExampleWriter):  # type: ignore[misc]
+        """Puts the fields of every record in one order: protobuf's own is another in each process."""
+
+        def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+            message = _example_message()
+            ordered = (
+                (key, message.FromString(record).SerializeToString(deterministic=True)) for key, record in examples
+            )
+            return super().write(path, ordered)
+
+    class SpoolBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
+        name = builder.name
+        code_path = None  # there is no package of checksums or citations beside this class for TFDS to look for
+        VERSION = tfds.core.Version(builder.VERSION)
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=schema.features(),
+                description=builder.description or None,
+                citation=builder.citation or None,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {name: self._generate_examples(file) for name, file in sorted(files.items())}
+
+        def _example_writer(self) -> Any:
+            return CanonicalWriter(file_format=self.info.file_format)
+
+        def _generate_examples(self, file: pathlib.Path) -> Iterator[tuple[str, Any]]:
+            for example in _read_spool(file):
+                yield example.id, schema.to_features(example)
+                advance()
+
+    tfds_builder = SpoolBuilder(data_dir=str(data_dir), file_format="array_record")
+    # TFDS announces a download and draws bars that say "shuffling"; ours is the progress a user needs.
+    was_shown = tfds.core.utils.tqdm_utils._active
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            tfds_builder.download_and_prepare(download_dir=str(data_dir / "downloads"))
+    finally:
+        if was_shown:
+            tfds.enable_progress_bar()
+    return pathlib.Path(tfds_builder.data_path)
+
+
+def check_example(example: Example) -> None:
+    """Raises ValueError, with the example's id, where an example breaks the promises of the schema."""
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"example {example.id!r}: {what}")
+
+    require(bool(example.id), "the id is empty")
+    require(bool(example.source), "the source is empty")
+    require(bool(example.patient) and bool(example.study), "patient or study is empty")
+    require(example.split in SPLITS, f"split {example.split!r} is not one of {', '.join(SPLITS)}")
+    require(example.image[:8] == b"\x89PNG\r\n\x1a\n" or example.image[:2] == b"\xff\xd8", "image is not PNG or JPEG")
+    require(len(example.pixels_sha256) == 64, "pixels_sha256 is missing (use finish_example)")
+    require(example.original_height > 0 and example.original_width > 0, "the original size is missing")
+    require(example.sex in ("M", "F", ""), f"sex {example.sex!r} is not M, F or empty")
+    text = example.text
+    end = 0
+    for entity in example.entities:
+        require(end <= entity.start < entity.end, f"entity {entity} overlaps or is not in order")
+        require(text[entity.start : entity.end] == entity.text, f"entity {entity} does not match the text")
+        end = entity.end
+    for box in example.boxes:
+        require(0 <= box.x_min < box.x_max <= 1 and 0 <= box.y_min < box.y_max <= 1, f"{box} is not within 0..1")
+
+
+def finish_example(
+    *,
+    id: str,
+    source: str,
+    split: str,
+    patient: str,
+    study: str,
+    image: bytes | None = None,
+    pixels: np.ndarray | None = None,
+    original_size: tuple[int, int] | None = None,
+    findings: str = "",
+    impression: str = "",
+    entities: Sequence[Entity] | None = None,
+    labels: Mapping[str, LabelState] | None = None,
+    boxes: Sequence[Box] = (),
+    view: str = "",
+    sex: str = "",
+    age: float = float("nan"),
+) -> Example:
+    """An Example with what can be derived filled in: pixel digest, original size, the report's entities.
+
+    Args:
+      id: unique in the data set.
+      source: the data set's name, which tells hospitals apart.
+      split: "train", "validation" or "test".
+      patient: all images of a patient are in one split.
+      study: images of one study share their report.
+      image: the encoded file to store, 8-bit grey PNG or JPEG; or else
+      pixels: uint8 [H, W], stored as PNG; given together with `image`, they are taken to be its decoded pixels.
+      original_size: (height, width) of the file that the image was made from; default: those of the stored image.
+      findings: section of the report; both sections "" make the image unpaired.
+      impression: section of the report.
+      entities: default: found in the report by `entities.find_entities`.
+      labels: kind -> state; kinds that are left out are unknown.
+      boxes: lesions, as fractions of the image.
+      view: e.g. "PA", or "".
+      sex: "M", "F" or "".
+      age: years, or NaN.
+
+    Raises:
+      ValueError: neither image nor pixels, or not 8-bit grey.
+    """
+    from PIL import Image
+
+    if pixels is None:
+        if image is None:
+            raise ValueError(f"example {id!r}: neither image nor pixels given")
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.mode != "L" or opened.format not in ("PNG", "JPEG"):
+                raise ValueError(
+                    f"example {id!r}: stored images are 8-bit grey PNG or JPEG, not {opened.format} {opened.mode}"
+                )
+            pixels = np.asarray(opened)
+    if pixels.dtype != np.uint8 or pixels.ndim != 2:
+        raise ValueError(f"example {id!r}: pixels are uint8 [H, W], not {pixels.dtype} {pixels.shape}")
+    if image is None:
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        image = stream.getvalue()
+    if entities is None:
+        from mmclip_jax.data.entities import find_entities
+
+        text = schema.report_text(findings, impression)
+        entities = find_entities(text) if text else ()
+    height, width = original_size or pixels.shape
+    return Example(
+        id=id,
+        image=image,
+        source=source,
+        split=split,
+        patient=patient,
+        study=study,
+        view=view,
+        sex=sex,
+        age=float(age),
+        findings=findings.strip(),
+        impression=impression.strip(),
+        entities=tuple(entities),
+        labels=dict(labels or {}),
+        boxes=tuple(boxes),
+        pixels_sha256=schema.pixels_sha256(pixels),
+        original_height=int(height),
+        original_width=int(width),
+    )
+
+
+def map_in_order(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
+    """`map(function, items)` on several threads, results in the order of `items`, few of them in memory at once.
+
+    Decoding, resizing and encoding images releases the interpreter's lock, so threads are enough.
+    """
+    threads = threads or os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque[concurrent.futures.Future[_Out]] = collections.deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Facts
+
+
+class FactsCounter:
+    """Counts over examples what `facts.json` says of a data set."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, _PartCounter] = collections.defaultdict(_PartCounter)
+        self._patients: set[tuple[str, str]] = set()
+        self._studies: set[tuple[str, str]] = set()
+        self._digests: list[bytes] = []
+
+    def add(self, example: Example) -> None:
+        """Counts one more example."""
+        self._parts[f"{example.split}_{example.part}"].add(example)
+        self._patients.add((example.source, example.patient))
+        self._studies.add((example.source, example.study))
+        self._digests.append(_content_digest(example))
+
+    def result(self) -> dict[str, Any]:
+        """The facts, see `dataset_facts`."""
+        order = [f"{split}_{part}" for split in SPLITS for part in PARTS]
+        splits = {name: self._parts[name].result() for name in order if name in self._parts}
+        labels: dict[str, collections.Counter[str]] = {}
+        sources: dict[str, dict[str, int]] = {}
+        for name, part in splits.items():
+            for kind, states in part["labels"].items():
+                labels.setdefault(kind, collections.Counter({"present": 0, "absent": 0, "uncertain": 0})).update(states)
+            for source, entry in part["sources"].items():
+                counts = sources.setdefault(source, {"paired": 0, "unpaired": 0})
+                counts[name.rpartition("_")[2]] += entry["examples"]
+        return {
+            "examples": len(self._digests),
+            "patients": len(self._patients),
+            "studies": len(self._studies),
+            "sources": sources,
+            "splits": splits,
+            "labels": {kind: dict(labels[kind]) for kind in sorted(labels)},
+            "fingerprint": hashlib.sha256(b"".join(sorted(self._digests))).hexdigest(),
+        }
+
+
+class _PartCounter:
+    """The counts of one split and part, e.g. "train_paired"."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.image_bytes = 0
+        self.patients: set[tuple[str, str]] = set()
+        self.studies: set[tuple[str, str]] = set()
+        self.views: collections.Counter[str] = collections.Counter()
+        self.sexes: collections.Counter[str] = collections.Counter()
+        self.ages: collections.Counter[float] = collections.Counter()
+        self.labels: dict[str, collections.Counter[str]] = {}
+        self.boxes: collections.Counter[str] = collections.Counter()
+        self.words: collections.Counter[int] = collections.Counter()
+        self.entities: collections.Counter[int] = collections.Counter()
+        self.entity_labels: collections.Counter[str] = collections.Counter()
+        self.findings: collections.Counter[bool] = collections.Counter()
+        self.affirmed: collections.Counter[str] = collections.Counter()
+        self.negated: collections.Counter[str] = collections.Counter()
+        self.sources: collections.Counter[str] = collections.Counter()
+        self.label_kinds: dict[str, set[str]] = collections.defaultdict(set)
+        self.report_kinds: dict[str, set[str]] = collections.defaultdict(set)
+
+    def add(self, example: Example) -> None:
+        self.examples += 1
+        self.image_bytes += len(example.image)
+        self.patients.add((example.source, example.patient))
+        self.studies.add((example.source, example.study))
+        self.views[example.view or "unknown"] += 1
+        self.sexes[example.sex or "unknown"] += 1
+        if not np.isnan(example.age):
+            self.ages[example.age] += 1
+        self.sources[example.source] += 1
+        for kind, state in example.labels.items():
+            if state != LabelState.UNKNOWN:
+                counts = self.labels.setdefault(kind, collections.Counter({"present": 0, "absent": 0, "uncertain": 0}))
+                counts[LabelState(state).name.lower()] += 1
+            if state in (LabelState.PRESENT, LabelState.ABSENT):
+                self.label_kinds[example.source].add(kind)
+        self.boxes.update(box.kind for box in example.boxes)
+        if example.part == "paired":
+            self.words[len(example.text.split())] += 1
+            self.entities[len(example.entities)] += 1
+            for entity in example.entities:
+                self.entity_labels[entity.label] += 1
+                if entity.label in ("observation", "device"):
+                    self.findings[entity.negated] += 1
+                if entity.kind:
+                    (self.negated if entity.negated else self.affirmed)[entity.kind] += 1
+                    if not entity.negated:
+                        self.report_kinds[example.source].add(entity.kind)
+
+    def result(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "examples": self.examples,
+            "patients": len(self.patients),
+            "studies": len(self.studies),
+            "image_bytes": self.image_bytes,
+            "views": dict(sorted(self.views.items())),
+            "sexes": dict(sorted(self.sexes.items())),
+            "age": _spread(self.ages),
+            "labels": {kind: dict(self.labels[kind]) for kind in sorted(self.labels)},
+            "boxes": dict(sorted(self.boxes.items())),
+            "sources": {
+                source: {
+                    "examples": count,
+                    "label_kinds": sorted(self.label_kinds[source]),
+                    "report_kinds": sorted(self.report_kinds[source]),
+                }
+                for source, count in sorted(self.sources.items())
+            },
+        }
+        if self.words:
+            findings = sum(self.findings.values())
+            facts["reports"] = {"words": _spread(self.words)}
+            facts["entities"] = {
+                "per_report": _spread(self.entities),
+                "reports_without": self.entities[0],
+                "by_label": dict(sorted(self.entity_labels.items())),
+                "negated_share": self.findings[True] / findings if findings else None,
+                "affirmed": dict(sorted(self.affirmed.items())),
+                "negated": dict(sorted(self.negated.items())),
+            }
+        return facts
+
+
+def _spread(counts: Mapping[Any, int]) -> dict[str, float] | None:
+    """Number, minimum, median, mean and maximum of values given as value -> how often; None where there are none."""
+    number = sum(counts.values())
+    if not number:
+        return None
+    values = sorted(counts)
+    cumulative = np.cumsum([counts[value] for value in values])
+    low = values[int(np.searchsorted(cumulative, (number - 1) // 2, side="right"))]
+    high = values[int(np.searchsorted(cumulative, number // 2, side="right"))]
+    mean = sum(value * count for value, count in counts.items()) / number
+    return {"number": number, "min": values[0], "median": (low + high) / 2, "mean": mean, "max": values[-1]}
+
+
+def _content_digest(example: Example) -> bytes:
+    """Digest of all that an example says, with its pixels in place of the compressed file."""
+    content = dataclasses.asdict(dataclasses.replace(example, image=b"", labels={}))
+    content["image"] = ""
+    content["labels"] = {kind: int(state) for kind, state in example.labels.items()}
+    # Numbers are hashed as they are stored, so that what is read back has the same digest.
+    content["age"] = repr(np.float32(example.age))
+    for box in content["boxes"]:
+        box.update({name: repr(np.float32(box[name])) for name in ("x_min", "y_min", "x_max", "y_max")})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+def dataset_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a built data set holds, as written by `build`.
+
+    Keys: name, version, examples, patients, studies, fingerprint (hash of the contents, whatever their order), recipe,
+    sources {source: {"paired": n, "unpaired": n}}, labels {kind: {"present": n, "absent": n, "uncertain": n}} over
+    everything, and splits {"train_paired": {...}, ...} where each has examples, patients, studies, image_bytes, views,
+    sexes, age, labels, boxes {kind: n}, sources {source: {"examples", "label_kinds" (kinds with a present or absent
+    label), "report_kinds" (kinds affirmed in reports)}} and, for reports, "reports" {"words"} and "entities". A
+    directory without the file (records made elsewhere) is counted anew. Builders may add keys, e.g. "rejects".
+    """
+    directory = dataset_dir(path)
+    file = directory / FACTS_FILE
+    if file.exists():
+        facts: dict[str, Any] = json.loads(file.read_text())
+        return facts
+    counter = FactsCounter()
+    for name in _split_names(directory):
+        records = Records(directory, name)
+        for index in range(len(records)):
+            counter.add(records[index])
+    return counter.result() | {"name": directory.parent.name, "version": directory.name, "recipe": None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def dataset_dir(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The version directory of a built data set, from DIR/name/1.0.0, DIR/name, or a DIR that holds one data set.
+
+    Raises:
+      UserError: there is none there, or more than one; the message names what is there.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory; give the directory of a built data set")
+    for pattern in ("", "*", "*/*"):
+        found = sorted(file.parent for file in path.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(directory.relative_to(path)) for directory in found)
+            raise UserError(f"{path} holds {len(found)} data sets ({names}); give the path of one of them")
+    inside = sorted(entry.name for entry in path.iterdir())
+    shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
+    raise UserError(
+        f"{path} holds no built data set (found there: {shown or 'nothing'}); build one with mmclip data build"
+    )
+
+
+def open_records(path: str | os.PathLike[str], split: str, part: str) -> "Records":
+    """The records of one split ("train", "validation", "test") and part ("paired", "unpaired").
+
+    A split that the data set does not have gives `Records` of length 0.
+
+    Raises:
+      UserError: unknown split or part, or no data set at `path`.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
+    if part not in PARTS:
+        raise UserError(f"unknown part {part!r}: it is one of {', '.join(PARTS)}")
+    return Records(dataset_dir(path), f"{split}_{part}")
+
+
+class Records:
+    """Random access to the examples of one split and part: a source for `grain.MapDataset.source`.
+
+    Thread-safe and cheap to pickle (files are opened on first use in each process).
+    """
+
+    def __init__(self, directory: pathlib.Path, split_name: str):
+        self.path = directory
+        self.split_name = split_name
+        self._shards = _shards(directory, split_name)
+        self._source: Any = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are no examples, e.g. because the data set lacks the split."""
+        return len(self) == 0
+
+    def __len__(self) -> int:
+        return sum(length for _, length in self._shards)
+
+    def __getitem__(self, index: int) -> Example:
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in {self.split_name}")
+        return schema.from_features(_decode(self._open()[index]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Records({self.path.parent.name}/{self.path.name}, {self.split_name}, {len(self)} examples)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def _open(self) -> Any:
+        source = self._source
+        if source is None:
+            from array_record.python import array_record_data_source
+
+            instructions = [_Shard(str(file), 0, length, length) for file, length in self._shards if length]
+            # Two threads may both get here: each source works, the last one stays.
+            source = self._source = array_record_data_source.ArrayRecordDataSource(instructions)
+        return source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """What array_record wants to know of a file, so that it need not open all of them to count their records."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def _split_infos(directory: pathlib.Path) -> dict[str, Any]:
+    info = json.loads((directory / _INFO_FILE).read_text())
+    if info.get("fileFormat") != "array_record":
+        raise UserError(f"{directory} is stored as {info.get('fileFormat')!r}; only array_record can be read")
+    return {split["name"]: split | {"dataset": info["name"]} for split in info.get("splits", [])}
+
+
+def _split_names(directory: pathlib.Path) -> list[str]:
+    return list(_split_infos(directory))
+
+
+def _shards(directory: pathlib.Path, split_name: str) -> list[tuple[pathlib.Path, int]]:
+    """(file, number of examples) of each shard of a split; [] if the data set does not have the split."""
+    info = _split_infos(directory).get(split_name)
+    if info is None:
+        return []
+    lengths = [int(length) for length in info.get("shardLengths", [])]
+    template = info.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    shards = []
+    for index, length in enumerate(lengths):
+        name = template.format(
+            DATASET=info["dataset"],
+            SPLIT=split_name,
+            FILEFORMAT="array_record",
+            SHARD_X_OF_Y=f"{index:05d}-of-{len(lengths):05d}",
+            SHARD_INDEX=f"{index:05d}",
+            NUM_SHARDS=f"{len(lengths):05d}",
+        )
+        if not (directory / name).exists():
+            raise UserError(f"{directory / name} is missing: the data set is incomplete, copy or build it again")
+        shards.append((directory / name, length))
+    return shards
+
+
+@functools.cache
+def _example_message() -> Any:
+    """The protobuf class of `tf.train.Example`, described here so that neither TensorFlow nor TFDS is needed to read.
+
+    Source: tensorflow/core/example/{example,feature}.proto (field names and numbers are its wire format).
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="mmclip_example.proto", package="mmclip", syntax="proto3")
+
+    def message(parent: Any, name: str, *fields: tuple[str, int, int, int, str]) -> Any:
+        added = parent.add(name=name)
+        for field_name, number, label, kind, type_name in fields:
+            added.field.add(name=field_name, number=number, label=label, type=kind, type_name=type_name or None)
+        return added
+
+    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+    message(file.message_type, "BytesList", ("value", 1, many, field.TYPE_BYTES, ""))
+    message(file.message_type, "FloatList", ("value", 1, many, field.TYPE_FLOAT, ""))
+    message(file.message_type, "Int64List", ("value", 1, many, field.TYPE_INT64, ""))
+    feature = message(
+        file.message_type,
+        "Feature",
+        ("bytes_list", 1, one, field.TYPE_MESSAGE, ".mmclip.BytesList"),
+        ("float_list", 2, one, field.TYPE_MESSAGE, ".mmclip.FloatList"),
+        ("int64_list", 3, one, field.TYPE_MESSAGE, ".mmclip.Int64List"),
+    )
+    feature.oneof_decl.add(name="kind")
+    for choice in feature.field:
+        choice.oneof_index = 0
+    entry_name = ".mmclip.Features.FeatureEntry"
+    features = message(file.message_type, "Features", ("feature", 1, many, field.TYPE_MESSAGE, entry_name))
+    entry = message(
+        features.nested_type,
+        "FeatureEntry",
+        ("key", 1, one, field.TYPE_STRING, ""),
+        ("value", 2, one, field.TYPE_MESSAGE, ".mmclip.Feature"),
+    )
+    entry.options.map_entry = True
+    message(file.message_type, "Example", ("features", 1, one, field.TYPE_MESSAGE, ".mmclip.Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("mmclip.Example"))
+
+
+_SEQUENCES = {
+    "entities": ("start", "end", "label", "negated", "kind"),
+    "labels": ("kind", "state"),
+    "boxes": ("kind", "x_min", "y_min", "x_max", "y_max"),
+}
+
+
+def _decode(record: bytes) -> dict[str, Any]:
+    """One serialised example as the nested dictionary that `schema.from_features` takes."""
+    values: dict[str, Sequence[Any]] = {}
+    for key, feature in _example_message().FromString(record).features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values[key] = getattr(feature, kind).value if kind else ()
+    decoded: dict[str, Any] = {
+        name: {key: values.get(f"{name}/{key}", ()) for key in keys} for name, keys in _SEQUENCES.items()
+    }
+    for key, value in values.items():
+        if "/" not in key:
+            decoded[key] = value[0]
+    return decoded

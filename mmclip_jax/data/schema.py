@@ -1,0 +1,180 @@
+"""The canonical example: what one image of any source looks like on disk and in memory.
+
+Every builder yields `Example`s, every reader gets them back. On disk an example is one record of an ArrayRecord file
+written by TensorFlow Datasets; `features`, `to_features` and `from_features` are the only code that knows that form.
+"""
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+PARTS = ("paired", "unpaired")
+
+
+class LabelState(enum.IntEnum):
+    """What a source says of one disease kind in one image. A kind that is not listed is UNKNOWN."""
+
+    UNKNOWN = -1
+    ABSENT = 0
+    PRESENT = 1
+    UNCERTAIN = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Entity:
+    """A medical term in a report: `text == report[start:end]`.
+
+    label: "observation", "anatomy", "device" or "modifier"; negated: the report denies it ("no effusion");
+    kind: the disease kind (a name in the vocabulary, e.g. "pleural_effusion") the term stands for, or "" for none.
+    """
+
+    start: int
+    end: int
+    text: str
+    label: str
+    negated: bool
+    kind: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A lesion's box as fractions of the stored image: x to the right, y down, 0 <= min < max <= 1."""
+
+    kind: str
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One image with everything its source knows of it.
+
+    image: the encoded file (PNG or JPEG, 8-bit grey) as stored. `text` is the report that entity offsets refer to.
+    age in years, NaN where unknown; sex "M", "F" or ""; view e.g. "PA", "AP", "" where unknown.
+    original_height, original_width: pixels of the file that the stored image was made from.
+    """
+
+    id: str
+    image: bytes
+    source: str
+    split: str
+    patient: str
+    study: str
+    view: str = ""
+    sex: str = ""
+    age: float = float("nan")
+    findings: str = ""
+    impression: str = ""
+    entities: tuple[Entity, ...] = ()
+    labels: Mapping[str, LabelState] = dataclasses.field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
+    pixels_sha256: str = ""
+    original_height: int = 0
+    original_width: int = 0
+
+    @property
+    def text(self) -> str:
+        """The report: findings, then impression, on lines of their own; "" for an unpaired image."""
+        return report_text(self.findings, self.impression)
+
+    @property
+    def part(self) -> str:
+        """"paired" where there is a report, else "unpaired"."""
+        return "paired" if self.text else "unpaired"
+
+
+def report_text(findings: str, impression: str) -> str:
+    """Joins the sections of a report as `Example.text` does (entity offsets refer to this string)."""
+    return "\n".join(section for section in (findings.strip(), impression.strip()) if section)
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+    """Digest of the decoded pixels [H, W] uint8, independent of how the file was compressed."""
+    header = f"{pixels.shape[0]}x{pixels.shape[1]}:{pixels.dtype}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+_TEXT_FIELDS = (
+    "id", "source", "split", "patient", "study", "view", "sex", "findings", "impression", "pixels_sha256",
+)  # fmt: skip
+
+
+def features() -> Any:
+    """The TFDS feature structure of an example."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text
+    return tfds.features.FeaturesDict(
+        {name: text() for name in _TEXT_FIELDS}
+        | {
+            "image": tfds.features.Image(shape=(None, None, 1)),
+            "age": np.float32,
+            "original_height": np.int32,
+            "original_width": np.int32,
+            "entities": tfds.features.Sequence(
+                {"start": np.int32, "end": np.int32, "label": text(), "negated": np.bool_, "kind": text()}
+            ),
+            "labels": tfds.features.Sequence({"kind": text(), "state": np.int32}),
+            "boxes": tfds.features.Sequence(
+                {"kind": text(), "x_min": np.float32, "y_min": np.float32, "x_max": np.float32, "y_max": np.float32}
+            ),
+        }
+    )
+
+
+def to_features(example: Example) -> dict[str, Any]:
+    """The dictionary that a TFDS builder yields for `example`."""
+    return {name: getattr(example, name) for name in _TEXT_FIELDS} | {
+        "image": example.image,
+        "age": example.age,
+        "original_height": example.original_height,
+        "original_width": example.original_width,
+        "entities": [
+            {"start": e.start, "end": e.end, "label": e.label, "negated": e.negated, "kind": e.kind}
+            for e in example.entities
+        ],
+        "labels": [{"kind": kind, "state": int(state)} for kind, state in sorted(example.labels.items())],
+        "boxes": [dataclasses.asdict(box) for box in example.boxes],
+    }
+
+
+def from_features(features: Mapping[str, Any]) -> Example:
+    """Reads back what `to_features` wrote, as a TFDS data source returns it (image undecoded, text as bytes)."""
+    texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS}
+    report = report_text(texts["findings"], texts["impression"])
+    entities, labels, boxes = features["entities"], features["labels"], features["boxes"]
+    return Example(
+        **texts,
+        image=bytes(features["image"]),
+        age=float(features["age"]),
+        original_height=int(features["original_height"]),
+        original_width=int(features["original_width"]),
+        entities=tuple(
+            Entity(int(start), int(end), report[int(start) : int(end)], label.decode(), bool(negated), kind.decode())
+            for start, end, label, negated, kind in zip(
+                entities["start"],
+                entities["end"],
+                entities["label"],
+                entities["negated"],
+                entities["kind"],
+                strict=True,
+            )
+        ),
+        labels={
+            kind.decode(): LabelState(int(state))
+            for kind, state in zip(labels["kind"], labels["state"], strict=True)
+        },
+        boxes=tuple(
+            Box(kind.decode(), *(float(v) for v in corners))
+            for kind, *corners in zip(
+                boxes["kind"], boxes["x_min"], boxes["y_min"], boxes["x_max"], boxes["y_max"], strict=True
+            )
+        ),
+    )

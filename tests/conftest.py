@@ -1,0 +1,42 @@
+"""Shared fixtures. Eight CPU devices stand in for a pod; implicit rank promotion is an error."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A small phantom data set, built once a test process."""
+    from mmclip_jax.data.builders.phantom import small_phantom
+    from mmclip_jax.data.records import build
+
+    return build(small_phantom(tmp_path_factory.mktemp("phantom")))
+
+
+@pytest.fixture(scope="session")
+def wheel_dir() -> pathlib.Path:
+    """torchxrayvision/data out of the wheel torchxrayvision==1.5.7 (`make wheel-data` unpacks it)."""
+    folder = pathlib.Path(os.environ.get("MMCLIP_TXRV_WHEEL_DIR", ROOT / "data" / "wheels" / "torchxrayvision" / "data"))
+    if not (folder / "NLMCXR_reports.tgz").exists():
+        pytest.skip(f"the real tables are not there ({folder}); `make wheel-data` fetches them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+    """The folder of real images named by MMCLIP_REAL_DATA."""
+    folder = pathlib.Path(os.environ.get("MMCLIP_REAL_DATA", ROOT.parent / "shared" / "data" / "real"))
+    if not folder.exists():
+        pytest.skip(f"no folder of real images at {folder}; MMCLIP_REAL_DATA names one")
+    return folder
