@@ -59,6 +59,8 @@ def default_config() -> ConfigDict:
         {
             "train": (),  # directories of built data sets
             "evaluate": (),  # the same for evaluation while training; () means those of train, split "validation"
+            "paired_weights": (),  # share of each data set of `train` among the paired rows; () by size
+            "unpaired_weights": (),
             "batch_paired": 768,
             "batch_unpaired": 256,
             "bridge": 0.25,  # share of paired rows whose text is a prompt made from their own report

@@ -1,0 +1,307 @@
+"""The words of the package as data files that a user can edit: vocabulary, lexicon, negation cues, prompts, tokenizer.
+
+A user who wants other words copies one or more of the files into a directory of their own, edits them, and names the
+directory in the environment variable MMCLIP_RESOURCES or in the `resources=` argument of the functions that take it.
+A file that the directory lacks is read from the package.
+"""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmclip_jax.errors import UserError
+
+PACKAGED = Path(__file__).parent
+VOCABULARY, LEXICON, NEGATION, PROMPTS, TOKENIZER = (
+    "vocabulary.yaml",
+    "lexicon.yaml",
+    "negation.yaml",
+    "prompts.yaml",
+    "tokenizer.model",
+)
+ENVIRONMENT = "MMCLIP_RESOURCES"
+NO_FINDING = "no_finding"
+LABELS = ("observation", "anatomy", "device", "modifier")
+CUES = ("before", "after", "normal", "pseudo", "terminator", "conjunction", "affirming", "verb")
+
+_KIND_FIELDS = {"display", "category", "count", "is_a", "phrases", "terms", "labels"}
+_UNCOUNTED = re.compile(r"(?:ed|(?<!thicken)ing|al|[a-z]{3}ar|ic|ous|ary|ive|oid|nent|ae|mata|(?<![sui])s|[^a-z])$")
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One disease kind of the vocabulary; the fields are described at the head of vocabulary.yaml."""
+
+    name: str
+    display: str
+    category: str
+    count: bool
+    is_a: tuple[str, ...]
+    phrases: tuple[str, ...]
+    terms: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A term of the lexicon: its entity label and the disease kind that it stands for, or ""."""
+
+    label: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the files say, checked.
+
+    kinds: by name, in the order of the file. terms: normalised term (see `normalise`) to what it means.
+    cues: the negation cues by role. compose: (observation, anatomy) to kind. prompts: the grammar; tokenizer: a file.
+    """
+
+    kinds: Mapping[str, Kind]
+    names: Mapping[str, str]
+    terms: Mapping[str, Term]
+    cues: Mapping[str, tuple[str, ...]]
+    compose: Mapping[tuple[str, str], str]
+    prompts: Mapping[str, Any]
+    tokenizer: Path
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def normalise(term: str) -> str:
+    """Lower case with runs of white space and hyphens as one space: the key of `Resources.terms`."""
+    return " ".join(term.lower().replace("-", " ").split())
+
+
+def squeeze(name: str) -> str:
+    """Letters and digits alone, lower case: the key of `Resources.names`."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def plural(term: str) -> str:
+    """The regular English plural of the term's last word; the term itself if that is an adjective, plural or number."""
+    if _UNCOUNTED.search(term):
+        return term
+    if re.search(r"[^aeiou]y$", term):
+        return term[:-1] + "ies"
+    if term.endswith("sis"):
+        return term[:-2] + "es"
+    return term + ("es" if re.search(r"(s|x|z|ch|sh)$", term) else "s")
+
+
+def default() -> Resources:
+    """The resources of the directory that MMCLIP_RESOURCES names, else those of the package."""
+    return _default(os.environ.get(ENVIRONMENT) or None)
+
+
+def load(directory: str | os.PathLike[str] | None = None) -> Resources:
+    """Reads and checks the resource files (once per directory and process).
+
+    Args:
+        directory: where edited files lie; None for the package's own. Files that it lacks come from the package.
+
+    Raises:
+        UserError: no such directory, none of the files in it, or a mistake in one of them.
+    """
+    return _load(Path(directory).resolve() if directory is not None else PACKAGED)
+
+
+@functools.lru_cache(maxsize=16)
+def _default(directory: str | None) -> Resources:
+    return load(directory)
+
+
+@functools.lru_cache(maxsize=16)
+def _load(directory: Path) -> Resources:
+    files = {name: directory / name for name in (VOCABULARY, LEXICON, NEGATION, PROMPTS, TOKENIZER)}
+    if not any(file.is_file() for file in files.values()):
+        raise UserError(f"{directory}: no resource file here; it may hold copies of {', '.join(files)}")
+    files = {name: file if file.is_file() else PACKAGED / name for name, file in files.items()}
+    kinds = _read_kinds(files[VOCABULARY])
+    terms, compose = _read_lexicon(files[LEXICON], files[VOCABULARY], kinds)
+    return Resources(
+        kinds=kinds,
+        names=_read_names(files[VOCABULARY], kinds),
+        terms=terms,
+        cues=_read_cues(files[NEGATION], terms),
+        compose=compose,
+        prompts=_read_prompts(files[PROMPTS]),
+        tokenizer=files[TOKENIZER],
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a mapping at the top level")
+    return content
+
+
+def _strings(file: Path, where: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+        raise UserError(f"{file}: {where} must be a list of words; put quotes around no, yes, on, off and numbers")
+    return tuple(value)
+
+
+def _read_kinds(file: Path) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {}
+    for name, entry in _read(file).items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UserError(f"{file}: kind {name!r} must be lower case words joined by underscores")
+        if not isinstance(entry, dict) or not isinstance(entry.get("display"), str):
+            raise UserError(f"{file}: kind {name} needs a display name")
+        if unknown := set(entry) - _KIND_FIELDS:
+            raise UserError(f"{file}: kind {name} has unknown fields {sorted(map(str, unknown))}")
+        if entry.get("category", "observation") not in ("observation", "device"):
+            raise UserError(f"{file}: the category of kind {name} must be observation or device")
+        lists = {
+            field: _strings(file, f"{field} of {name}", entry.get(field, []))
+            for field in ("is_a", "phrases", "terms", "labels")
+        }
+        kind = Kind(
+            name=name,
+            display=entry["display"],
+            category=entry.get("category", "observation"),
+            count=bool(entry.get("count", False)),
+            **lists,
+        )
+        if name != NO_FINDING:
+            own = {normalise(term) for term in kind.terms}
+            if missing := [phrase for phrase in (kind.display, *kind.phrases) if normalise(phrase) not in own]:
+                raise UserError(f"{file}: {missing[0]!r} must be among the terms of kind {name}, which prompts call so")
+        kinds[name] = kind
+    if NO_FINDING not in kinds:
+        raise UserError(f"{file}: the kind {NO_FINDING} is missing")
+    for kind in kinds.values():
+        if unknown := set(kind.is_a) - set(kinds):
+            raise UserError(f"{file}: kind {kind.name} is_a {sorted(unknown)[0]}, which is no kind of this file")
+    for name in kinds:
+        if name in ancestors(kinds, name):
+            raise UserError(f"{file}: is_a leads from {name} back to itself")
+    return kinds
+
+
+def ancestors(kinds: Mapping[str, Kind], name: str) -> tuple[str, ...]:
+    """All broader kinds that `name` implies, nearest first, without repeats."""
+    found: list[str] = []
+    queue = list(kinds[name].is_a)
+    while queue:
+        parent = queue.pop(0)
+        if parent not in found:
+            found.append(parent)
+            queue.extend(kinds[parent].is_a)
+    return tuple(found)
+
+
+def _read_names(file: Path, kinds: Mapping[str, Kind]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for kind in kinds.values():
+        for name in (kind.name, kind.display, *kind.phrases, *kind.terms, *kind.labels):
+            if names.setdefault(squeeze(name), kind.name) != kind.name:
+                raise UserError(f"{file}: {name!r} belongs to both {names[squeeze(name)]} and {kind.name}")
+    for name, kind_name in list(names.items()):
+        names.setdefault(squeeze(plural(name)), kind_name)
+    return names
+
+
+def _read_lexicon(
+    file: Path, vocabulary: Path, kinds: Mapping[str, Kind]
+) -> tuple[dict[str, Term], dict[tuple[str, str], str]]:
+    content = _read(file)
+    if unknown := set(content) - {*LABELS, "compose"}:
+        raise UserError(f"{file}: unknown parts {sorted(map(str, unknown))}; known are {', '.join(LABELS)}, compose")
+    terms: dict[str, Term] = {}
+
+    def add(words: Sequence[str], meaning: Term, where: Path) -> None:
+        for word in words:
+            if not re.fullmatch(r"\w+(\W\w+)*", normalise(word)):
+                raise UserError(f"{where}: the term {word!r} must be words separated by single characters")
+            known = terms.setdefault(normalise(word), meaning)
+            if known != meaning:
+                raise UserError(f"{where}: the term {word!r} is both {_say(known)} and {_say(meaning)}")
+
+    for kind in kinds.values():
+        add(kind.terms, Term(kind.category, kind.name), vocabulary)
+    for label in LABELS:
+        add(_strings(file, label, content.get(label, [])), Term(label, ""), file)
+    for word, meaning in list(terms.items()):
+        if meaning.label != "modifier":
+            terms.setdefault(plural(word), meaning)
+
+    compose: dict[tuple[str, str], str] = {}
+    for rule in content.get("compose", []):
+        if not isinstance(rule, dict) or set(rule) != {"kind", "observation", "anatomy"}:
+            raise UserError(f"{file}: a rule of compose needs kind, observation and anatomy")
+        if rule["kind"] not in kinds:
+            raise UserError(f"{file}: compose names {rule['kind']}, which is no kind of the vocabulary")
+        for observation in _strings(file, "observation of compose", rule["observation"]):
+            for anatomy in _strings(file, "anatomy of compose", rule["anatomy"]):
+                for word in (observation, anatomy):
+                    if normalise(word) not in terms:
+                        raise UserError(f"{file}: compose uses {word!r}, which is no term of the lexicon")
+                for left in (observation, plural(observation)):
+                    for right in (anatomy, plural(anatomy)):
+                        compose.setdefault((normalise(left), normalise(right)), rule["kind"])
+    return terms, compose
+
+
+def _say(term: Term) -> str:
+    return f"{term.label} of kind {term.kind}" if term.kind else term.label
+
+
+def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ...]]:
+    content = _read(file)
+    if set(content) != set(CUES):
+        raise UserError(f"{file}: expected exactly the lists {', '.join(CUES)}")
+    cues = {role: tuple(map(normalise, _strings(file, role, content[role]))) for role in CUES}
+    for role, lists in cues.items():
+        for cue in lists:
+            words = cue.split()
+            runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+            held = sorted(runs & set(terms))
+            if role == "affirming" and cue not in terms:
+                raise UserError(f"{file}: {cue!r} of affirming must be a term of the lexicon")
+            if role != "affirming" and held:
+                raise UserError(f"{file}: the cue {cue!r} of {role} would hide the term {held[0]!r}; leave it out")
+    return cues
+
+
+def _read_prompts(file: Path) -> dict[str, Any]:
+    content = _read(file)
+
+    def check(where: str, value: Any, slots: set[str]) -> None:
+        for template in _strings(file, where, value):
+            if set(re.findall(r"\{(?:a )?(\w*)\}", template)) != slots or template.count("{") != len(slots):
+                wanted = " and ".join(f"{{{slot}}}" for slot in sorted(slots)) or "no slot"
+                raise UserError(f"{file}: the template {template!r} of {where} must hold {wanted}")
+
+    try:
+        for part in (content, content["zero_shot"]):
+            where = "" if part is content else "zero_shot "
+            check(f"{where}present", part["present"], {"present"})
+            check(f"{where}absent", part["absent"], {"absent"})
+            for polarity in ("present", "absent"):
+                check(f"{where}no_finding {polarity}", part["no_finding"][polarity], set())
+        check("both", content["both"], {"present", "absent"})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: a part is missing: {error}") from None
+    for where, part in (("", content), ("zero_shot ", content["zero_shot"])):
+        for polarity in ("present", "absent"):
+            if not part[polarity] or not part["no_finding"][polarity]:
+                raise UserError(f"{file}: {where}{polarity} needs at least one template")
+    return content
