@@ -16,13 +16,14 @@ def get_config(arg: str = "") -> ConfigDict:
             "image_size": 64,
             "patch_size": 8,
             "embed_dim": 128,
+            "stem": "conv",
             "dtype": "float32",
             "remat": False,
             "unroll": True,
-            "image": transformer(128, 4, 4),
-            "text": transformer(128, 3, 4, length=64, vocab_size=0),
+            "image": transformer(128, 3, 4),
+            "text": transformer(128, 2, 4, length=64, vocab_size=0),
             "image_decoder": transformer(64, 1, 4),
-            "text_decoder": transformer(128, 2, 4),
+            "text_decoder": transformer(128, 1, 4),
         }
     )
     config.objective.entmlm.slots = 24

@@ -1,7 +1,7 @@
 """Small real collections of chest X-rays on one CPU or GPU: case notes paired, labelled images through prompts.
 
-The argument is the folder of the data sets that `mmclip data build table` made (docs/data.md, "Small real collections");
-each data set in it is trained on.
+The argument is the folder of the data sets that `mmclip data build table` made (docs/data.md, "Small real
+collections").
 """
 
 import pathlib
@@ -14,7 +14,7 @@ DATA_SETS = ("covid", "nih", "kermany")
 
 
 def get_config(arg: str = "runs/real/data") -> ConfigDict:
-    """arg: the folder that holds the data sets `covid`, `nih` and `kermany`; "runlocal" shrinks model and run (tests)."""
+    """arg: the folder that holds the data sets covid, nih and kermany; "runlocal" shrinks model and run (tests)."""
     config = default_config()
     runlocal = arg == "runlocal"
     folder = pathlib.Path("runs/real/data" if runlocal or not arg else arg)
@@ -24,6 +24,7 @@ def get_config(arg: str = "runs/real/data") -> ConfigDict:
             "image_size": 128,
             "patch_size": 16,
             "embed_dim": 128,
+            "stem": "conv",
             "dtype": "float32",
             "remat": False,
             "unroll": True,

@@ -19,6 +19,7 @@ def default_config() -> ConfigDict:
             "patch_size": 16,
             "embed_dim": 512,
             "pool": "mean",  # mean | cls | map
+            "stem": "patch",  # patch | conv (convolutions in place of one linear map: for small data)
             "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
             "remat": True,
             "unroll": False,

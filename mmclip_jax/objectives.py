@@ -19,8 +19,7 @@ def _same_text(row_id: jax.Array, column_id: jax.Array) -> jax.Array:
 def _kind_agreement(row_stated: jax.Array, column_stated: jax.Array) -> jax.Array:
     """float32 [R,C] in [0,1]: kinds stated alike over kinds that either states; 0 where a polarity conflicts."""
     rows, columns = (
-        jnp.concatenate([stated > 0, stated < 0], axis=-1).astype(jnp.float32)
-        for stated in (row_stated, column_stated)
+        jnp.concatenate([stated > 0, stated < 0], axis=-1).astype(jnp.float32) for stated in (row_stated, column_stated)
     )
     opposite = jnp.concatenate([column_stated < 0, column_stated > 0], axis=-1).astype(jnp.float32)
     alike = jnp.einsum("rk,ck->rc", rows, columns, precision="highest")
@@ -70,19 +69,19 @@ def contrastive_loss(
         raise ValueError(f"contrastive.loss {loss!r} is not one of {', '.join(CONTRASTIVE_LOSSES)}")
     if targets not in CONTRASTIVE_TARGETS:
         raise ValueError(f"contrastive.targets {targets!r} is not one of {', '.join(CONTRASTIVE_TARGETS)}")
-    if targets == "kinds" and stated is None:
-        raise ValueError('contrastive.targets "kinds" needs `stated`')
-    if not across_sources and source is None:
-        raise ValueError("across_sources=False needs `source`")
     # Rows of the logits stay on their device; the columns are gathered: [B,E] embeddings and ids, nothing larger.
     text_id = text_id[:, None] if text_id.ndim == 1 else text_id
     positive = _same_text(text_id, sharding.replicate(text_id))
     strength = positive.astype(jnp.float32)
     if targets == "kinds":
+        if stated is None:
+            raise ValueError('contrastive.targets "kinds" needs `stated`')
         strength = jnp.maximum(strength, _kind_agreement(stated, sharding.replicate(stated)))
     weight = jnp.ones(len(image_embed)) if weight is None else weight.astype(jnp.float32)
     included = jnp.broadcast_to(sharding.replicate(weight)[None, :] > 0, positive.shape)
     if not across_sources:
+        if source is None:
+            raise ValueError("across_sources=False needs `source`")
         included = included & (source[:, None] == sharding.replicate(source)[None, :])
     strength = jnp.where(included, strength, 0.0)
     target = strength / jnp.maximum(strength.sum(axis=1, keepdims=True), 1e-12)

@@ -79,6 +79,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
     ):
         if value not in choices:
             raise UserError(f"objective.{name}={value!r} is not one of {', '.join(choices)}")
+    if objective.attmim.weight and objective.attmim.mask_at == "input" and config.model.stem == "conv":
+        raise UserError("objective.attmim.mask_at='input' needs model.stem='patch': convolutions see hidden neighbours")
     chunk = devices * config.optimizer.accumulate
     for name in ("batch_paired", "batch_unpaired"):
         if config.data[name] % chunk:
@@ -186,7 +188,12 @@ def entmlm_rows(
 
 
 def local_rows(
-    model: MMCLIP, variables: Any, patches: jax.Array, features: jax.Array, rows: dict[str, jax.Array], config: ConfigDict
+    model: MMCLIP,
+    variables: Any,
+    patches: jax.Array,
+    features: jax.Array,
+    rows: dict[str, jax.Array],
+    config: ConfigDict,
 ) -> dict[str, jax.Array]:
     """For one affirmed entity token a row, drawn at random: its embedding and that of the patches it attends to.
 
@@ -214,9 +221,7 @@ def _forward_chunk(
     """Everything of the step that concerns single rows: embeddings [B,E] and per-row sums of the masked objectives."""
     objective = config.objective
     sizes = [len(rows["tokens"]) for rows in batch.values()]
-    rows = {
-        name: sharding.join_rows(*(part[name] for part in batch.values())) for name in next(iter(batch.values()))
-    }
+    rows = {name: sharding.join_rows(*(part[name] for part in batch.values())) for name in next(iter(batch.values()))}
     images = pixels(rows["image"])
     patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
     features = model.apply(variables, rows["tokens"], method="encode_text")
@@ -246,8 +251,7 @@ def compute_loss(
     objective = config.objective
     variables = {"params": params}
     parts = {
-        part: rows | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
-        for part, rows in batch.items()
+        part: rows | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))} for part, rows in batch.items()
     }
     use_random = step < round(objective.attmim.random_share * config.train.steps)
 
@@ -279,7 +283,9 @@ def compute_loss(
         metrics["attmim/loss"] = out["attmim"].mean()
         total = total + objective.attmim.weight * metrics["attmim/loss"]
     if "entmlm_loss" in out:
-        sums = {name: out[f"entmlm_{name}"].sum() for name in ("loss", "correct", "count", "entity", "valid", "dropped")}
+        sums = {
+            name: out[f"entmlm_{name}"].sum() for name in ("loss", "correct", "count", "entity", "valid", "dropped")
+        }
         count = jnp.maximum(sums["count"], 1.0)
         metrics |= {
             "entmlm/loss": sums["loss"] / count,
@@ -331,7 +337,9 @@ def make_train_step(
             decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
         kept = (state.params, state.opt_state, state.ema)
-        params, opt_state, ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), kept)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), kept
+        )
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),

@@ -27,7 +27,9 @@ def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def wheel_dir() -> pathlib.Path:
     """torchxrayvision/data out of the wheel torchxrayvision==1.5.7 (`make wheel-data` unpacks it)."""
-    folder = pathlib.Path(os.environ.get("MMCLIP_TXRV_WHEEL_DIR", ROOT / "data" / "wheels" / "torchxrayvision" / "data"))
+    folder = pathlib.Path(
+        os.environ.get("MMCLIP_TXRV_WHEEL_DIR", ROOT / "data" / "wheels" / "torchxrayvision" / "data")
+    )
     if not (folder / "NLMCXR_reports.tgz").exists():
         pytest.skip(f"the real tables are not there ({folder}); `make wheel-data` fetches them")
     return folder

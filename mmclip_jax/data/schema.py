@@ -86,7 +86,7 @@ class Example:
 
     @property
     def part(self) -> str:
-        """"paired" where there is a report, else "unpaired"."""
+        """ "paired" where there is a report, else "unpaired"."""
         return "paired" if self.text else "unpaired"
 
 
@@ -168,8 +168,7 @@ def from_features(features: Mapping[str, Any]) -> Example:
             )
         ),
         labels={
-            kind.decode(): LabelState(int(state))
-            for kind, state in zip(labels["kind"], labels["state"], strict=True)
+            kind.decode(): LabelState(int(state)) for kind, state in zip(labels["kind"], labels["state"], strict=True)
         },
         boxes=tuple(
             Box(kind.decode(), *(float(v) for v in corners))

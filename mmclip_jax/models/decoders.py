@@ -51,7 +51,7 @@ class ImageDecoder(nn.Module):
         x = x + nn.Dense(self.width, dtype=self.dtype, name="attended_text")(attended_text)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         x = jnp.where(hidden[:, :, None], mask_token.astype(x.dtype), x)
-        side = int(round(count**0.5))
+        side = round(count**0.5)
         position = self.param("position", lambda _: jnp.asarray(sincos_positions(side, self.width)))
         x = x + position.astype(x.dtype)[None]
         context = nn.Dense(self.width, dtype=self.dtype, name="context")(tokens)

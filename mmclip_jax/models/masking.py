@@ -212,4 +212,3 @@ def token_weights(affirmed: jax.Array, valid: jax.Array) -> jax.Array:
     affirmed = affirmed & valid
     chosen = jnp.where(affirmed.any(axis=1, keepdims=True), affirmed, valid)
     return chosen.astype(jnp.float32) / jnp.maximum(chosen.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
-

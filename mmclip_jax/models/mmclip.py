@@ -18,6 +18,7 @@ from mmclip_jax.models.vit import ImageEncoder
 INITIAL_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = 100.0
 POOLS = ("mean", "cls", "map")
+STEMS = ("patch", "conv")
 RESPONSES = ("similarity", "cross_attention")
 PAD_ID = 0
 
@@ -28,6 +29,7 @@ class MMCLIP(nn.Module):
     patch_size: int
     embed_dim: int
     pool: str
+    stem: str
     image: dict
     text: dict
     image_decoder: dict
@@ -39,7 +41,7 @@ class MMCLIP(nn.Module):
     def setup(self) -> None:
         compute = {"dtype": self.dtype, "remat": self.remat, "unroll": self.unroll}
         self.image_encoder = ImageEncoder(
-            patch_size=self.patch_size, class_token=self.pool == "cls", **self.image, **compute
+            patch_size=self.patch_size, stem=self.stem, class_token=self.pool == "cls", **self.image, **compute
         )
         self.text_encoder = TextEncoder(**self.text, **compute)
         self.decode_patches = ImageDecoder(patch_pixels=self.patch_size**2, **self.image_decoder, **compute)
@@ -158,6 +160,10 @@ def build_model(config: ConfigDict) -> MMCLIP:
     """
     if config.pool not in POOLS:
         raise UserError(f"model.pool={config.pool!r} is not one of {', '.join(POOLS)}")
+    if config.stem not in STEMS:
+        raise UserError(f"model.stem={config.stem!r} is not one of {', '.join(STEMS)}")
+    if config.stem == "conv" and config.patch_size & (config.patch_size - 1):
+        raise UserError(f"model.stem='conv' halves the image: patch_size={config.patch_size} must be a power of 2")
     if config.image_size % config.patch_size:
         raise UserError(f"model.image_size={config.image_size} is no multiple of patch_size={config.patch_size}")
     for name in ("image", "text", "image_decoder", "text_decoder"):
@@ -170,6 +176,7 @@ def build_model(config: ConfigDict) -> MMCLIP:
         patch_size=config.patch_size,
         embed_dim=config.embed_dim,
         pool=config.pool,
+        stem=config.stem,
         image=dict(config.image),
         text=dict(config.text),
         image_decoder=dict(config.image_decoder),

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmclip_jax.models.transformer import Dtype, Transformer
+from mmclip_jax.models.transformer import Dtype, Transformer, layer_norm
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -21,7 +21,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 def unpatchify(patches: jax.Array, patch_size: int, channels: int = 1) -> jax.Array:
     """Undoes `patchify` for square images: [B,N,P*P*C] -> [B,S,S,C]."""
     batch, count, _ = patches.shape
-    side = int(round(count**0.5))
+    side = round(count**0.5)
     x = patches.reshape(batch, side, side, patch_size, patch_size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * patch_size, side * patch_size, channels)
 
@@ -36,11 +36,34 @@ def sincos_positions(side: int, width: int) -> np.ndarray:
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1).astype(np.float32)
 
 
+class ConvStem(nn.Module):
+    """Images [B,S,S,1] -> patch tokens [B,N,D] by 3x3 convolutions of stride 2, one for each halving down to a patch.
+
+    Learns from far fewer images than one linear map of a patch (Xiao et al. 2021, "Early convolutions help transformers
+    see better"). A token sees some pixels of its neighbours' patches.
+    """
+
+    patch_size: int
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        stages = int(np.log2(self.patch_size))
+        x = images.astype(self.dtype)
+        for stage in range(stages):
+            channels = self.width >> (stages - 1 - stage)
+            x = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, name=f"conv_{stage}")(x)
+            x = nn.gelu(layer_norm(x, f"norm_{stage}"))
+        x = x.reshape(len(x), -1, self.width)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(x)
+
+
 class ImageEncoder(nn.Module):
     """V = IE(x): images [B,S,S,1] -> (patch features [B,N,D], class token [B,D] or None, attention or None).
 
-    The position embedding is learnt and starts at the sine-cosine code. With `class_token` one more token runs along;
-    it is never one of the N patches.
+    stem: "patch", one linear map of each patch's pixels, or "conv" (`ConvStem`). The position embedding is learnt and
+    starts at the sine-cosine code. With `class_token` one more token runs along; it is never one of the N patches.
     """
 
     patch_size: int
@@ -48,6 +71,7 @@ class ImageEncoder(nn.Module):
     depth: int
     heads: int
     mlp_dim: int
+    stem: str = "patch"
     class_token: bool = False
     dtype: Dtype = jnp.float32
     remat: bool = False
@@ -59,9 +83,12 @@ class ImageEncoder(nn.Module):
         self, images: jax.Array, visible: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         """visible: int [B,M], the patches to encode (gathered before the first layer); None encodes all N."""
-        patches = patchify(images, self.patch_size).astype(self.dtype)
         side = images.shape[1] // self.patch_size
-        x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch")(patches)
+        if self.stem == "conv":
+            x = ConvStem(self.patch_size, self.width, self.dtype, name="stem")(images)
+        else:
+            x = patchify(images, self.patch_size).astype(self.dtype)
+            x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch")(x)
         position = self.param("position", lambda _: jnp.asarray(sincos_positions(side, self.width)))
         x = x + position.astype(self.dtype)[None]
         if visible is not None:

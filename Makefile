@@ -1,0 +1,50 @@
+# Thin: every target sets up .venv when it is missing or out of date, then calls one command.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+FAST := not slow and not browser and not wheel and not shared
+
+.PHONY: demo test test-fast lint bench wheel-data clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mmclip demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(FAST)"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/step.py
+
+# Real reports for some tests: they come inside a public package, which is unpacked and not installed.
+wheel-data: data/wheels
+
+data/wheels: | $(VENV)/bin/python
+	rm -rf $@.part
+	$(BIN)/pip download -q --disable-pip-version-check --no-deps -d $@.part torchxrayvision==1.5.7
+	$(BIN)/python -m zipfile -e $@.part/torchxrayvision-1.5.7-*.whl $@.part
+	mv $@.part $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing into $(VENV) (about 1.3 GB, one to two minutes)"
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

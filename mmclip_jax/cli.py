@@ -1,0 +1,537 @@
+"""The `mmclip` command: reads arguments, calls the function that does the work, prints what it returns.
+
+What a user got wrong (UserError, a mistyped option, a missing file, a wrong config key) is one line on stderr and exit
+status 2; training that cannot go on is one line and 1; an interrupt is 130. Everything else is a bug and keeps its
+traceback. Whatever takes long to import is imported by the command that needs it.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import json
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmclip_jax
+from mmclip_jax.errors import TrainingError, UserError
+
+if typing.TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Command = Callable[[argparse.Namespace], None]
+
+_CONFIGS = Path(mmclip_jax.__file__).resolve().parents[1] / "configs"
+_FULL_OR_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
+_OVERRIDE = re.compile(r"--?(no)?config\.")
+_NUMBER = re.compile(r"-\.?\d")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands
+
+
+def _data_build_phantom(args: argparse.Namespace) -> None:
+    print(_build_phantom(args.data_dir, args.image_size, args.seed, args.scale, args.workers, args.overwrite))
+
+
+def _build_phantom(
+    data_dir: Path, image_size: int, seed: int, scale: float, workers: int | None, overwrite: bool = False
+) -> Path:
+    from mmclip_jax.data import records
+    from mmclip_jax.data.builders.phantom import Phantom
+    from mmclip_jax.data.phantom import PhantomConfig, scaled_patients
+
+    workers = os.cpu_count() or 1 if workers is None else workers
+    options = PhantomConfig(seed, image_size, scaled_patients(scale))
+    builder = Phantom(data_dir, options, workers=workers)
+    return records.build(builder, overwrite=overwrite, progress=True)
+
+
+def _data_build_table(args: argparse.Namespace) -> None:
+    from mmclip_jax.data.builders import table
+
+    names = [field.name for field in dataclasses.fields(table.TableOptions)]
+    options = table.TableOptions(**{name: getattr(args, name) for name in names})
+    print(table.build_table(options, args.data_dir, overwrite=args.overwrite, progress=True))
+
+
+def _data_info(args: argparse.Namespace) -> None:
+    from mmclip_jax.data import info
+
+    print(info.describe(args.path))
+
+
+def _tokenizer_train(args: argparse.Namespace) -> None:
+    from mmclip_jax.data import records, tokenizer
+
+    def texts() -> Iterator[str]:
+        for directory in args.data:
+            paired = records.open_records(directory, "train", "paired")
+            if not len(paired):
+                raise UserError(f"{directory} has no training reports: a tokenizer learns from those")
+            for number in range(len(paired)):
+                yield paired[number].text
+
+    trained = tokenizer.train_tokenizer(texts(), args.vocab_size, args.out)
+    print(f"{args.out}: {trained.vocab_size} pieces")
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = read_config(args.config, args.overrides)
+    _start_processes(args)
+    from mmclip_jax import train, writers
+
+    writers.configure_logging()
+    train.train(config, str(args.workdir))
+
+
+def _start_processes(args: argparse.Namespace) -> None:
+    """Joins the run's other processes; must come before anything asks for devices."""
+    told = (args.coordinator, args.processes, args.process)
+    if args.pod and any(value is not None for value in told):
+        raise UserError("--pod finds the other processes by itself: leave out --coordinator, --processes, --process")
+    if any(value is None for value in told) and any(value is not None for value in told):
+        raise UserError("--coordinator, --processes and --process belong together: give all three")
+    if args.pod or args.coordinator is not None:
+        import jax
+
+        jax.distributed.initialize(*told)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from mmclip_jax.evaluate import common
+
+    print(common.run(args.workdir, args.step, args.data, split=args.split, out=args.out, show_text=args.show_text))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from mmclip_jax.data import prompts
+    from mmclip_jax.interop import api
+
+    for finding in args.findings or ():
+        prompts.zero_shot_prompts(finding)  # refuses unknown findings before the model is loaded
+    model = api.load(args.workdir, args.step)
+    scores = model.zero_shot(args.images, args.findings or _known_findings(model.manifest))
+    rows: list[tuple[str, dict[str, float]]] = [
+        (str(image), {finding: round(float(values[n]), 4) for finding, values in scores.items()})
+        for n, image in enumerate(args.images)
+    ]
+    if args.format == "json":
+        images = [{"image": image, "findings": findings} for image, findings in rows]
+        print(json.dumps({"workdir": str(args.workdir), "step": model.step, "images": images}, indent=1))
+        return
+    for image, findings in rows:
+        print(image)
+        for finding, probability in sorted(findings.items(), key=lambda item: -item[1]):
+            print(f"  {probability:6.3f}  {finding}")
+    print("Probability of the positive against the negative prompts: a research score, not calibrated, no diagnosis.")
+
+
+def _known_findings(manifest: dict[str, Any]) -> list[str]:
+    """The kinds that the model has read or been told of, in the vocabulary's order."""
+    from mmclip_jax.data import prompts
+
+    exposure = manifest.get("exposure", {})
+    seen = {
+        kind for name in ("label_kinds", "report_kinds") for kinds in exposure.get(name, {}).values() for kind in kinds
+    }
+    return [kind for kind in prompts.KINDS if kind in seen] or list(prompts.KINDS)
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    from mmclip_jax import ablate, writers
+
+    writers.configure_logging()
+    print(ablate.run(read_config(args.config, args.overrides), args.study, args.seeds, args.workdir))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    config = read_config(str(args.config), args.overrides)  # before the minutes of work
+    data = _build_phantom(args.workdir / "data", config.model.image_size, 0, args.scale, None)
+    config.data.train = (str(data),)
+    from mmclip_jax import train, writers
+    from mmclip_jax.evaluate import common
+
+    writers.configure_logging()
+    train.train(config, str(args.workdir))
+    print(common.run(args.workdir, None, data, split="test", show_text=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configs
+
+
+def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
+    """Loads a config file and applies overrides to it, with ml_collections' own type checks.
+
+    Args:
+      spec: "FILE.py" or "FILE.py:ARGUMENT"; the argument goes to the file's get_config.
+      overrides: "--config.key=value" each; "--config.flag" and "--noconfig.flag" for booleans; a tuple is given by
+        repeating its flag or as a Python literal.
+
+    Returns:
+      The locked ConfigDict.
+
+    Raises:
+      UserError: no such file, no get_config in it, an unknown key, or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    file, _, argument = spec.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config={spec}: there is no file {file}; the repository keeps its configs in configs/")
+    get_config = _get_config_of(file)
+    config = get_config(argument) if argument else get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config returned a {type(config).__name__} instead of a ConfigDict")
+    for override in overrides:
+        _check_key(config, override)
+    values = flags.FlagValues()
+    argv = ["mmclip", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except flags.IllegalFlagValueError as error:
+        key = re.match(r"flag --config\.([\w.]+)=", str(error))
+        if key is None:
+            raise
+        default = _flat(config)[key[1]]
+        given = next(o for o in reversed(overrides) if _key_of(o) == key[1])
+        expected = _EXPECTED.get(type(default), type(default).__name__)
+        raise UserError(f"{given}: expected {expected}, such as {default!r}") from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    return values["config"].value
+
+
+def _get_config_of(file: str) -> Callable[..., Any]:
+    import runpy
+
+    try:
+        module = runpy.run_path(file)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    if "get_config" not in module:
+        raise UserError(f"{file}: a config file defines get_config(argument) -> ConfigDict, this one does not")
+    return module["get_config"]
+
+
+def _flat(config: "ConfigDict", prefix: str = "") -> dict[str, Any]:
+    from ml_collections import ConfigDict
+
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
+    return flat
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].partition("config.")[2]
+
+
+def _check_key(config: "ConfigDict", override: str) -> None:
+    """Refuses keys that the config does not have, naming the nearest."""
+    key = _key_of(override)
+    keys = _flat(config)
+    if key in keys:
+        if keys[key] is None:
+            raise UserError(f"{override}: {key} is None, which tells no type; set it in the config file")
+        return
+    group = [name for name in keys if name.startswith(f"{key}.")]
+    if group:
+        raise UserError(f"{override}: {key} is a group of settings; set one of them, such as --config.{group[0]}=…")
+    raise UserError(f"{override}: the config has no {key}{_nearest(key, keys)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+class _UsageError(Exception):
+    """A command line that cannot be understood; shown with the command's name."""
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows defaults, where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default in (None, "", False) or action.default is argparse.SUPPRESS
+        if nothing or not action.option_strings or action.help is None or "default" in action.help:
+            return action.help
+        default = ",".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {str(default).replace('%', '%%')})"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line and without abbreviated options.
+
+    Attributes:
+      takes_overrides: whether --config.key=value arguments are allowed.
+      more: adds the arguments that are costly to find out; called only if this parser's command was given.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
+        self.takes_overrides = False
+        self.more: Callable[[_Parser], None] | None = None
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raises the error instead of printing the whole usage."""
+        raise _UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+    def commands(self) -> "dict[str, _Parser]":
+        """The subcommands by name; {} if there are none."""
+        found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return dict(found[0]) if found else {}
+
+    def options(self) -> list[str]:
+        """All option strings."""
+        return list(self._option_string_actions)
+
+
+def _nearest(word: str, candidates: Iterable[str]) -> str:
+    bare = {candidate.lstrip("-"): candidate for candidate in candidates}
+    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
+    return f"; did you mean {bare[found[0]]}?" if found else ""
+
+
+def _path(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is an address, not a directory; mount the bucket, e.g. with gcsfuse")
+    return Path(text).expanduser()
+
+
+def _existing(text: str) -> Path:
+    path = _path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0,1,2") from None
+
+
+def _add(commands: Any, name: str, help: str, run: Command | None = None) -> _Parser:
+    parser: _Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_commands(parser: _Parser) -> Any:
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _add_config(parser: _Parser, default: Path | None = None) -> None:
+    parser.add_argument(
+        "--config", required=default is None, default=default, metavar="FILE.py[:ARGUMENT]", help="a file of configs/"
+    )
+    parser.takes_overrides = True
+    parser.epilog = (
+        "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
+        "a boolean; repeat the flag for the elements of a tuple. mmclip_jax/config.py lists the settings."
+    )
+
+
+def _add_run(parser: _Parser) -> None:
+    parser.add_argument("--workdir", required=True, type=_existing, help="directory of a training run")
+    parser.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
+
+
+def _add_build(parser: _Parser) -> None:
+    parser.add_argument("--data-dir", required=True, type=_path, help="where the data set's directory goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set of the same name")
+
+
+def _add_table_options(parser: _Parser) -> None:
+    """A flag for every field of TableOptions, with the help that the field carries."""
+    from mmclip_jax.data.builders.table import TableOptions
+
+    kinds = typing.get_type_hints(TableOptions)
+    for field in dataclasses.fields(TableOptions):
+        flag = f"--{field.name.replace('_', '-')}"
+        help = field.metadata["help"].replace("%", "%%")
+        if field.default is dataclasses.MISSING:
+            parser.add_argument(flag, required=True, help=help)
+        elif kinds[field.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help)
+        elif isinstance(field.default, tuple):  # the options split comma-separated strings themselves
+            text = ",".join(map(str, field.default))
+            parser.add_argument(flag, default=text, metavar="A,B,…", help=help)
+        else:
+            parser.add_argument(flag, type=kinds[field.name], default=field.default, help=help)
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(prog="mmclip", description="Chest X-ray language-image pre-training with masked modelling.")
+    parser.add_argument("--version", action="version", version=f"mmclip-jax {mmclip_jax.__version__}")
+    top = _add_commands(parser)
+
+    data = _add_commands(_add(top, "data", "build data sets and look at them"))
+    build = _add_commands(_add(data, "build", "write a data set"))
+    phantom = _add(build, "phantom", "write procedural chest X-rays with reports", _data_build_phantom)
+    _add_build(phantom)
+    phantom.add_argument("--seed", type=int, default=0, help="another seed, other patients")
+    phantom.add_argument("--image-size", type=int, default=64, help="pixels a side")
+    phantom.add_argument("--scale", type=float, default=1.0, help="factor on the number of patients")
+    phantom.add_argument("--workers", type=int, help="processes that draw; default: one a core")
+    table = _add(build, "table", "read your own table and images", _data_build_table)
+    _add_build(table)
+    table.more = _add_table_options
+    info = _add(data, "info", "show what a data set holds", _data_info)
+    info.add_argument("path", metavar="PATH", type=_existing, help="directory of a built data set")
+
+    tokenizer = _add_commands(_add(top, "tokenizer", "train a tokenizer"))
+    learn = _add(
+        tokenizer, "train", "train a SentencePiece model on the training reports of data sets", _tokenizer_train
+    )
+    learn.add_argument("--data", required=True, nargs="+", type=_existing, metavar="DIR", help="built data sets")
+    learn.add_argument("--vocab-size", type=int, default=4096, help="number of pieces")
+    learn.add_argument("--out", required=True, type=_path, metavar="FILE", help="the model file to write")
+
+    train = _add(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
+    _add_config(train)
+    train.add_argument("--workdir", required=True, type=_path, help="directory of checkpoints, metrics and manifest")
+    train.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
+    train.add_argument("--processes", type=int, metavar="N", help="how many processes the run has")
+    train.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
+
+    evaluate = _add(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
+    _add_run(evaluate)
+    evaluate.add_argument(
+        "--data", nargs="+", type=_existing, metavar="DIR", help="built data sets; default: the run's"
+    )
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="the part to score")
+    evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
+    evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
+
+    predict = _add(top, "predict", "score single images by prompts", _predict)
+    predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG or PNG files")
+    _add_run(predict)
+    predict.add_argument("--findings", type=_words, metavar="A,B,…", help="default: all that the model was trained on")
+    predict.add_argument("--format", default="table", choices=("table", "json"), help="how to print the scores")
+
+    ablate = _add(top, "ablate", "run a named grid of variants and compare them", _ablate)
+    _add_config(ablate)
+    ablate.add_argument("--study", required=True, help="name of the grid")
+    ablate.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="0,1,2", help="one run a variant and seed")
+    ablate.add_argument("--workdir", required=True, type=_path, help="directory of the runs and their table")
+
+    demo = _add(top, "demo", "build the phantom, train on it for minutes, evaluate, write report.html", _demo)
+    _add_config(demo, default=_CONFIGS / "demo.py")
+    demo.add_argument("--workdir", type=_path, default=Path("runs/demo"), help="where everything goes")
+    demo.add_argument("--scale", type=float, default=1.0, help="factor on the number of the phantom's patients")
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; `run` is the command's function, `overrides` its --config.key=value arguments.
+
+    Raises:
+      _UsageError: it cannot be understood.
+    """
+    parser = _make_parser()
+    chosen, depth = parser, 0
+    while commands := chosen.commands():
+        word = argv[depth] if depth < len(argv) else None
+        if word in ("-h", "--help", "--version"):
+            break
+        if word is None:
+            raise _UsageError(f"{chosen.prog}: which command? {', '.join(commands)} (see {chosen.prog} --help)")
+        if word not in commands:
+            raise _UsageError(f"{chosen.prog}: there is no command {word!r}{_nearest(word, commands)}")
+        chosen, depth = commands[word], depth + 1
+    if chosen.more is not None:
+        chosen.more(chosen)
+    rest, overrides = _split_overrides(argv) if chosen.takes_overrides else (list(argv), [])
+    known = chosen.options()
+    for word in rest[depth:]:
+        if word == "--":
+            break
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in known and not _NUMBER.match(word) and name != "-":
+            raise _UsageError(f"{chosen.prog}: there is no option {name}{_nearest(name, known)}")
+    args = parser.parse_args(rest)
+    args.overrides = overrides
+    return args
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates "--config.key=value" and "--config.key value" (made one word) from the other arguments."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not _OVERRIDE.match(word):
+            rest.append(word)
+        elif "=" not in word and words and (not words[0].startswith("-") or _NUMBER.match(words[0])):
+            overrides.append(f"{word}={words.pop(0)}")
+        else:
+            overrides.append(word)
+    return rest, overrides
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    try:
+        args = _parse(sys.argv[1:] if argv is None else argv)
+    except _UsageError as error:
+        print(_one_line(error), file=sys.stderr)
+        return 2
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    try:
+        _set_up()
+        args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mmclip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _FULL_OR_FORBIDDEN:
+            raise
+        print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _set_up() -> None:
+    """Marks absl's flags as parsed, which Grain's worker processes ask for."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

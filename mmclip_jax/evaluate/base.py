@@ -1,0 +1,235 @@
+"""What every evaluation starts from: the model as a protocol, and the rows of a split.
+
+Nothing here knows how a model was trained: anything with these methods can be evaluated.
+"""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmclip_jax.data import prompts
+from mmclip_jax.data import records as record_files
+from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
+from mmclip_jax.data.transforms import decode_image
+from mmclip_jax.errors import UserError
+
+RESPONSES = ("similarity", "cross_attention")
+# Rows handed to the model at a time; the model cuts them into batches of its own size.
+CHUNK = 256
+
+Pixels = np.ndarray
+"""One image as stored: uint8 [H, W], any size; the model pads it to a square and resizes it."""
+
+
+class Model(Protocol):
+    """A trained model as evaluation sees it; S pixels a side, a grid of gh x gw patches, embeddings of size E."""
+
+    @property
+    def config(self) -> Any:
+        """The settings that it was trained with (`config.model.text.length`, `config.objective.attmim.response`)."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A `data.tokenizer.Tokenizer`."""
+
+    @property
+    def step(self) -> int:
+        """The training step of the checkpoint."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The run's record; `manifest["exposure"]` says which labels and reports were seen in training."""
+
+    @property
+    def logit_scale(self) -> float:
+        """What similarities are multiplied by to give logits."""
+
+    def encode_image(self, images: Sequence[Pixels]) -> np.ndarray:
+        """float32 [n, E], L2-normalised."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, E], L2-normalised."""
+
+    def response_maps(self, images: Sequence[Pixels], texts: Sequence[str], response: str = "similarity") -> np.ndarray:
+        """float32 [n, gh, gw]: how much each patch of image i responds to text i, over the padded square."""
+
+    def attmim(self, images: Sequence[Pixels], texts: Sequence[str], seed: int = 0) -> Mapping[str, np.ndarray]:
+        """AttMIM of each pair.
+
+        response float32 [n, gh, gw]; masked bool [n, gh, gw]; reconstruction [n, S, S] in 0..255 (masked patches as
+        predicted, the others as they are); image uint8 [n, S, S], the padded square itself.
+        """
+
+    def restore(
+        self, images: Sequence[Pixels], texts: Sequence[str], masked_entities: Sequence[Sequence[int]]
+    ) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """EntMLM: for each pair the (true, restored) token ids at the masked places, in order of their position.
+
+        masked_entities: of each text the numbers (from 0) of the entities in `find_entities(text)` to mask.
+        """
+
+
+@dataclasses.dataclass
+class Split:
+    """The rows of a split, without their pixels, which are decoded when asked for.
+
+    name: "train", "validation" or "test"; examples: image bytes left out; shapes: (height, width) of each stored image;
+    sets: what is known of each data set (name, version, fingerprint, rows).
+    """
+
+    name: str
+    examples: list[Example]
+    shapes: list[tuple[int, int]]
+    sets: list[dict[str, Any]]
+    _sources: list[Any]
+    _places: list[tuple[int, int]]
+
+    @classmethod
+    def load(cls, directories: Iterable[Any], split: str) -> "Split":
+        """Reads one split of built data sets, paired rows and unpaired ones.
+
+        Raises:
+          UserError: no data set there, or none of them has a row in this split.
+        """
+        sources, sets = [], []
+        for directory in directories:
+            facts = record_files.dataset_facts(directory)
+            parts = [record_files.open_records(directory, split, part) for part in PARTS]
+            sources += parts
+            sets.append(
+                {
+                    "name": facts["name"],
+                    "version": facts["version"],
+                    "fingerprint": facts["fingerprint"],
+                    "rows": sum(len(part) for part in parts),
+                    "splits": {
+                        name: sum(facts["splits"].get(f"{name}_{part}", {}).get("examples", 0) for part in PARTS)
+                        for name in SPLITS
+                    },
+                }
+            )
+        loaded = cls._read(split, sources, sets)
+        if not len(loaded):
+            there = "; ".join(
+                f"{s['name']}: " + ", ".join(f"{name} {n}" for name, n in s["splits"].items() if n) for s in sets
+            )
+            raise UserError(f"there are no rows in split {split!r} ({there or 'no data set given'}); choose another")
+        return loaded
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], name: str = "validation") -> "Split":
+        """The split that holds just these examples, which stay in memory."""
+        return cls._read(name, [examples], [])
+
+    @classmethod
+    def _read(cls, name: str, sources: list[Any], sets: list[dict[str, Any]]) -> "Split":
+        from PIL import Image
+
+        examples, shapes, places = [], [], []
+        for s, source in enumerate(sources):
+            for i in range(len(source)):
+                example = source[i]
+                try:
+                    with Image.open(io.BytesIO(example.image)) as image:  # reads the header only
+                        width, height = image.size
+                except OSError as error:
+                    raise UserError(f"row {i} of {source!r}: the image cannot be read ({error})") from error
+                examples.append(dataclasses.replace(example, image=b""))
+                shapes.append((height, width))
+                places.append((s, i))
+        return cls(name, examples, shapes, sets, sources, places)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def pixels(self, rows: Iterable[int]) -> list[Pixels]:
+        """The stored images [H, W] uint8 of these rows."""
+        return [decode_image(self._sources[s][i].image) for s, i in (self._places[row] for row in rows)]
+
+    @property
+    def patients(self) -> list[str]:
+        """Who each row is of; patients of different sources are different."""
+        return [f"{example.source}\0{example.patient}" for example in self.examples]
+
+    def rows_of(self, source: str) -> np.ndarray:
+        """The rows of a source: int [m]."""
+        return np.array([i for i, example in enumerate(self.examples) if example.source == source], np.int64)
+
+    @property
+    def source_counts(self) -> dict[str, dict[str, int]]:
+        """{source: {"paired": n, "unpaired": n}}, in order of appearance."""
+        counts: dict[str, dict[str, int]] = {}
+        for example in self.examples:
+            counts.setdefault(example.source, dict.fromkeys(PARTS, 0))[example.part] += 1
+        return counts
+
+
+def embed_images(model: Model, split: Split, progress: "Progress | None" = None) -> np.ndarray:
+    """float32 [n, E] of all rows of a split.
+
+    Raises:
+      UserError: an embedding is not finite (the checkpoint is broken).
+    """
+    chunks = []
+    for rows in chunked(range(len(split)), progress, "embedding images"):
+        chunks.append(np.asarray(model.encode_image(split.pixels(rows)), np.float32))
+    embedded = np.concatenate(chunks)
+    if not np.isfinite(embedded).all():
+        raise UserError("some image embeddings are not finite: the checkpoint is broken, choose an earlier step")
+    return embedded
+
+
+def labels_of(examples: Sequence[Example], findings: Sequence[str]) -> np.ndarray:
+    """float64 [n, K]: 1 present, 0 absent, NaN for unknown and for uncertain."""
+    values = {LabelState.PRESENT: 1.0, LabelState.ABSENT: 0.0}
+    return np.array(
+        [[values.get(e.labels.get(kind, LabelState.UNKNOWN), np.nan) for kind in findings] for e in examples],
+        np.float64,
+    ).reshape(len(examples), len(findings))
+
+
+def with_ancestors(kinds: Iterable[str]) -> set[str]:
+    """The kinds and all broader kinds that they imply."""
+    found = set(kinds)
+    return found.union(*(prompts.ancestors(kind) for kind in found if kind in prompts.KINDS))
+
+
+class Progress:
+    """Bars on stderr, or nothing at all."""
+
+    def __init__(self, shown: bool = True):
+        self._shown = shown
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], object]]:
+        """A bar of `total` rows; call what it gives with the number of rows done."""
+        if not self._shown:
+            yield lambda count: None
+            return
+        import tqdm
+
+        with tqdm.tqdm(
+            total=total, desc=label, unit=" rows", file=sys.stderr, mininterval=0.5, leave=sys.stderr.isatty()
+        ) as bar:
+            yield bar.update
+
+
+def chunked(rows: Sequence[int], progress: Progress | None, label: str, size: int = CHUNK) -> Iterator[list[int]]:
+    """Cuts rows into lists of at most `size`, with a progress bar."""
+    with (progress or Progress(False)).bar(label, len(rows)) as advance:
+        for start in range(0, len(rows), size):
+            part = list(rows[start : start + size])
+            yield part
+            advance(len(part))
+
+
+def thinned(rows: Sequence[Any], limit: int) -> list[Any]:
+    """At most `limit` of the rows, evenly spread and the same at every call."""
+    if len(rows) <= limit:
+        return list(rows)
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).round().astype(int)]

@@ -1,0 +1,273 @@
+"""The whole evaluation of a checkpoint, and the quick one while training.
+
+`run` is what `mmclip evaluate` does; `evaluate_checkpoint` takes any model that has the methods of `Model`;
+`quick_metrics` gives a trainer a handful of numbers in seconds.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import mmclip_jax
+from mmclip_jax.data.schema import Example
+from mmclip_jax.evaluate import cases as case_lib
+from mmclip_jax.evaluate import entmlm, grounding, metrics, report, retrieval, source_probe, zeroshot
+from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
+
+__all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
+
+METRICS_FILE = "metrics.jsonl"
+SCHEMA = 1
+# The one data set whose texts are nobody's: its reports are always shown.
+_OWN_DATA = "phantom"
+
+Directories = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def run(
+    workdir: str | os.PathLike[str],
+    step: int | None = None,
+    data: Directories | None = None,
+    *,
+    split: str = "test",
+    out: str | os.PathLike[str] | None = None,
+    show_text: bool = False,
+    resamples: int = 1000,
+    progress: bool = True,
+) -> str:
+    """Loads a checkpoint, evaluates it and writes the report; returns what a terminal should show.
+
+    Args:
+      workdir: of a training run (or one of its checkpoints).
+      step: of the checkpoint; None for the newest.
+      data: one or more built data sets; None for those that the run evaluates or, failing that, trains on.
+      split: "test", "validation" or "train".
+      out: where to write; None for WORKDIR/evaluation/STEP.
+      show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
+      resamples: of the bootstrap intervals.
+      progress: bars on stderr.
+
+    Raises:
+      UserError: no checkpoint, no data set, or no rows in the split.
+    """
+    model = mmclip_jax.load(workdir, step)
+    workdir = pathlib.Path(workdir)
+    if data is None:
+        data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
+    out_dir = pathlib.Path(out) if out is not None else workdir / "evaluation" / str(model.step)
+    results = evaluate_checkpoint(
+        model,
+        data,
+        split,
+        out_dir,
+        run_name=workdir.resolve().name,
+        curves=read_curves(workdir / METRICS_FILE),
+        show_text=show_text,
+        resamples=resamples,
+        progress=progress,
+    )
+    return "\n".join(
+        [
+            f"Step {model.step:,}, {split} split, {_extent(results)}",
+            report.headline_text(results),
+            f"Report: {out_dir / report.REPORT_FILE}",
+        ]
+    )
+
+
+def evaluate_checkpoint(
+    model: Model,
+    data_dir: Directories,
+    split: str = "test",
+    out_dir: str | os.PathLike[str] | None = None,
+    *,
+    run_name: str = "",
+    curves: Sequence[dict[str, Any]] = (),
+    show_text: bool = False,
+    resamples: int = 1000,
+    level: float = 0.95,
+    cases: int = case_lib.CASES,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Runs every evaluation on one split and, given `out_dir`, writes report.html, results.json and scores.csv there.
+
+    Args:
+      model: anything with the methods of `Model`.
+      data_dir: one or more directories of built data sets.
+      split: "test", "validation" or "train".
+      out_dir: None to write nothing.
+      run_name: what to call the run in the report.
+      curves: the records of the run's metrics.jsonl.
+      show_text: shows texts and ids of other data than the phantom.
+      resamples: of the bootstrap intervals.
+      level: of the same.
+      cases: how many to show.
+      seed: of everything that is drawn.
+      progress: bars on stderr.
+
+    Returns:
+      The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
+      "zero_shot", "grounding", "entmlm" and "source_probe" (None where the data does not allow them), "contrastive",
+      "headline" and "seconds".
+    """
+    directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
+    seconds: dict[str, float] = {}
+    bars = Progress(progress)
+    draws: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
+
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - start, 2)
+
+    with timed("total"):
+        with timed("reading"):
+            rows = Split.load(directories, split)
+        with timed("embedding"):
+            embedded = embed_images(model, rows, bars)
+        with timed("zero_shot"):
+            scored = zeroshot.evaluate(model, rows, embedded, progress=bars, **draws)
+        with timed("contrastive"):
+            contrastive = retrieval.evaluate(model, rows, embedded, progress=bars)
+        with timed("source_probe"):
+            probe = source_probe.evaluate(
+                embedded, [example.source for example in rows.examples], rows.patients, **draws
+            )
+        with timed("grounding"):
+            pointing = grounding.evaluate(model, rows, progress=bars, **draws)
+        with timed("entmlm"):
+            restored = entmlm.evaluate(model, rows, progress=bars, **draws)
+        results: dict[str, Any] = {
+            "schema": SCHEMA,
+            "software": {"mmclip_jax": mmclip_jax.__version__},
+            "checkpoint": {
+                "run": run_name,
+                "step": int(model.step),
+                "response": model.config.objective.attmim.response,
+                "model": _describe(model),
+            },
+            "data": {
+                "sets": rows.sets,
+                "split": split,
+                "rows": len(rows),
+                "patients": len(set(rows.patients)),
+                "sources": rows.source_counts,
+            },
+            "exposure": model.manifest.get("exposure"),
+            "zero_shot": scored.summary,
+            "grounding": pointing,
+            "entmlm": restored,
+            "source_probe": probe,
+            "contrastive": contrastive,
+            "seconds": seconds,
+        }
+        results["headline"] = _headline(results)
+        if out_dir is not None:
+            with timed("cases"):
+                shown = case_lib.build_cases(model, rows, scored, cases, seed)
+    if out_dir is not None:
+        report.write_report(
+            out_dir,
+            results,
+            examples=rows.examples,
+            scored=scored,
+            cases=shown,
+            curves=curves,
+            show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
+        )
+    return results
+
+
+def quick_metrics(model: Model, examples: Sequence[Example], *, block: int = retrieval.BLOCK) -> dict[str, float]:
+    """A few numbers of a few hundred held-out examples, for the curves of a training run.
+
+    Returns:
+      "macro_auroc" (by prompts, the headline's source) and "macro_auroc/SOURCE"; for each source and part with at least
+      one block of rows "contrastive_loss/SOURCE/PART", "image_to_text/SOURCE/PART" and "text_to_image/SOURCE/PART"
+      (within the source, in blocks); "source_probe_accuracy" and "source_probe_auroc" where there are two sources. What
+      the examples do not allow is left out.
+    """
+    split = Split.of(examples)
+    embedded = embed_images(model, split)
+    values: dict[str, float] = {}
+    findings = zeroshot.findings_of(split)
+    if findings:
+        scores = zeroshot.score_images(embedded, *zeroshot.prompt_embeddings(model, findings))["difference"]
+        labels = labels_of(split.examples, findings)
+        counts = split.source_counts
+        # As in the full evaluation: a source with reports, then the larger one, gives the headline.
+        for source in sorted(counts, key=lambda name: (counts[name]["paired"], sum(counts[name].values()))):
+            rows = split.rows_of(source)
+            areas = np.array([metrics.auroc(labels[rows, k], scores[rows, k]) for k in range(len(findings))])
+            if not np.isnan(areas).all():
+                values[f"macro_auroc/{source}"] = values["macro_auroc"] = float(np.nanmean(areas))
+    for part in retrieval.evaluate(model, split, embedded, block=block)["parts"]:
+        name = f"{part['source']}/{part['part']}"
+        values |= {
+            f"contrastive_loss/{name}": part["loss"],
+            f"image_to_text/{name}": part["image_to_text"],
+            f"text_to_image/{name}": part["text_to_image"],
+        }
+    probe = source_probe.evaluate(
+        embedded, [example.source for example in split.examples], split.patients, folds=3, resamples=0
+    )
+    if probe is not None:
+        values |= {"source_probe_accuracy": probe["accuracy"], "source_probe_auroc": probe["auroc"]}
+    return values
+
+
+def read_curves(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; [] where there is none. A last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for i, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if i < len(lines) - 1:
+                raise ValueError(f"{path}, line {i + 1}: not JSON") from None
+    return records
+
+
+def _extent(results: dict[str, Any]) -> str:
+    """How much was evaluated, for a line."""
+    data = results["data"]
+    return f"{data['rows']:,} images of {data['patients']:,} patients, {results['seconds']['total']:.0f} s"
+
+
+def _headline(results: dict[str, Any]) -> dict[str, Any]:
+    """The few numbers that a script wants first."""
+    macro = report.primary_macro(results)
+    pointing, restored, probe = results["grounding"], results["entmlm"], results["source_probe"]
+    used = results["checkpoint"]["response"]
+    return {
+        "macro_auroc": macro and macro["all"]["auroc"],
+        "macro_auroc_interval": macro and macro["all"]["auroc_interval"],
+        "macro_auroc_called": macro and macro["all"]["called"],
+        "pointing": pointing and pointing["overall"][used]["rate"],
+        "pointing_random": pointing and pointing["overall"]["random"],
+        "pointing_lift": pointing and pointing["overall"][used]["lift"],
+        "entmlm_own": restored and restored["overall"]["own"]["tokens"],
+        "entmlm_swapped": restored and restored["overall"]["swapped"]["tokens"],
+        "entmlm_drop": restored and restored["overall"]["drop"]["tokens"],
+        "source_probe_auroc": probe and probe["auroc"],
+    }
+
+
+def _describe(model: Model) -> str:
+    """The model's sizes in a line."""
+    sizes = model.config.model
+    return (
+        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {sizes.image.depth} × "
+        f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
+    )

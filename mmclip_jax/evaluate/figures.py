@@ -1,0 +1,212 @@
+"""The report's pictures: PNG data URIs of images, and charts as inline SVG that takes its colours from the page.
+
+Charts are SVG elements without colours of their own (classes `axis`, `grid`, `line`, `faint`, `mark` and the page's
+text colour), so that they follow the page into the dark and print well.
+"""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmclip_jax.data.schema import Box
+
+# Shown pixels a side of the pictures that are drawn on; smaller images are enlarged by whole pixels first.
+PICTURE_SIDE = 256
+_HEAT = np.array([255.0, 150.0, 20.0])
+_BOX = (64, 200, 255)
+_POINT = (255, 255, 255)
+
+
+def png_uri(pixels: np.ndarray) -> str:
+    """uint8 [H, W] or [H, W, 3] as a data URI."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in 0..255 of any type as uint8; what lies outside is cut off, NaN is black."""
+    return np.clip(np.rint(np.nan_to_num(np.asarray(pixels, np.float64))), 0, 255).astype(np.uint8)
+
+
+def overlay(image: np.ndarray, response: np.ndarray, boxes: Sequence[Box] = ()) -> np.ndarray:
+    """The image with the response in orange over it, boxes outlined, and a ring where the response is highest.
+
+    Args:
+      image: uint8 [S, S].
+      response: [gh, gw].
+      boxes: fractions of the square.
+
+    Returns:
+      uint8 [P, P, 3].
+    """
+    from PIL import Image, ImageDraw
+
+    base = _enlarged(image)
+    side = len(base)
+    low, high = float(response.min()), float(response.max())
+    share = (response - low) / (high - low) if high > low else np.zeros_like(response)
+    heat = np.asarray(Image.fromarray(as_bytes(255 * share)).resize((side, side), Image.Resampling.NEAREST))
+    alpha = 0.7 * (heat.astype(np.float64) / 255)[:, :, np.newaxis]
+    picture = Image.fromarray(as_bytes((1 - alpha) * base[:, :, np.newaxis] + alpha * _HEAT))
+    draw = ImageDraw.Draw(picture)
+    for box in boxes:
+        corners = [side * box.x_min, side * box.y_min, side * box.x_max - 1, side * box.y_max - 1]
+        draw.rectangle(corners, outline=_BOX, width=max(2, side // 128))
+    row, column = np.unravel_index(int(np.argmax(response)), response.shape)
+    x, y = side * (column + 0.5) / response.shape[1], side * (row + 0.5) / response.shape[0]
+    radius = side / 40
+    draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=(0, 0, 0), width=4)
+    draw.ellipse([x - radius + 1, y - radius + 1, x + radius - 1, y + radius - 1], outline=_POINT, width=2)
+    return np.asarray(picture)
+
+
+def masked_image(image: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """The image uint8 [S, S] with its masked patches bool [gh, gw] flat blue-grey: uint8 [P, P, 3]."""
+    from PIL import Image
+
+    base = np.repeat(_enlarged(image)[:, :, np.newaxis], 3, axis=2)
+    side = len(base)
+    hidden = np.asarray(Image.fromarray(masked).resize((side, side), Image.Resampling.NEAREST))
+    base[hidden] = (86, 104, 124)
+    return base
+
+
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    """By a whole factor to about PICTURE_SIDE, or reduced to it: uint8 [P, P]."""
+    from PIL import Image
+
+    factor = max(1, round(PICTURE_SIDE / len(image)))
+    if factor > 1:
+        return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    if len(image) > 2 * PICTURE_SIDE:
+        return np.asarray(Image.fromarray(image).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BILINEAR))
+    return image.copy()
+
+
+def roc_chart(false_rate: np.ndarray, true_rate: np.ndarray, label: str) -> str:
+    """A small square ROC curve with its diagonal; `label` describes it to those who cannot see it."""
+    side, pad = 120.0, 4.0
+    points = _thinned_curve(false_rate, true_rate, 160)
+    path = " ".join(
+        f"{'L' if i else 'M'}{pad + side * x:.1f} {pad + side * (1 - y):.1f}" for i, (x, y) in enumerate(points)
+    )
+    area = f"{path} L{pad + side:.1f} {pad + side:.1f} Z"
+    return (
+        f'<svg class="plot roc" viewBox="0 0 {side + 2 * pad:g} {side + 2 * pad:g}" role="img" '
+        f'aria-label="{html.escape(label)}"><rect class="axis" x="{pad}" y="{pad}" width="{side}" height="{side}"/>'
+        f'<path class="area" d="{area}"/><path class="chance" d="M{pad} {pad + side} L{pad + side} {pad}"/>'
+        f'<path class="line" d="{path}"/></svg>'
+    )
+
+
+def line_chart(steps: Sequence[float], values: Sequence[float], label: str) -> str:
+    """One curve over the training steps: every value faint, a running mean over it.
+
+    Args:
+      steps: ascending, at least two.
+      values: the same length, finite.
+      label: what the curve shows, for those who cannot see it.
+    """
+    width, height, left, right, top, bottom = 320.0, 150.0, 46.0, 10.0, 8.0, 22.0
+    low, high = min(values), max(values)
+    ticks = _ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    first, last = steps[0], steps[-1]
+
+    def at(step: float, value: float) -> tuple[float, float]:
+        x = left + (width - left - right) * (step - first) / max(last - first, 1e-9)
+        y = top + (height - top - bottom) * (high - value) / (high - low)
+        return x, y
+
+    def path(numbers: Sequence[float]) -> str:
+        places = [at(step, value) for step, value in zip(steps, numbers, strict=True)]
+        return " ".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(places))
+
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}: from '
+        f'{_number(values[0])} at step {first:g} to {_number(values[-1])} at step {last:g}">'
+    ]
+    for tick in ticks:
+        _, y = at(first, tick)
+        parts.append(f'<path class="grid" d="M{left:g} {y:.1f} H{width - right:g}"/>')
+        parts.append(f'<text x="{left - 5:g}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for step, anchor in ((first, "start"), (last, "end")):
+        x, _ = at(step, low)
+        parts.append(f'<text x="{x:.1f}" y="{height - 6:g}" text-anchor="{anchor}">{_number(step)}</text>')
+    window = max(1, len(values) // 20)
+    if window > 1:
+        parts.append(f'<path class="faint" d="{path(values)}"/>')
+    parts.append(f'<path class="line" d="{path(_running_mean(values, window))}"/></svg>')
+    return "".join(parts)
+
+
+def interval_mark(value: float, low: float, high: float, span: tuple[float, float], chance: float | None = None) -> str:
+    """A dot with its interval on a scale, for a table cell whose numbers are written beside it."""
+    width, height = 120.0, 16.0
+    start, stop = span
+
+    def at(number: float) -> float:
+        return 4 + (width - 8) * (min(max(number, start), stop) - start) / (stop - start)
+
+    parts = [f'<svg class="plot interval" viewBox="0 0 {width:g} {height:g}" aria-hidden="true">']
+    parts.append(f'<path class="axis" d="M4 {height / 2} H{width - 4:g}"/>')
+    if chance is not None:
+        parts.append(f'<path class="chance" d="M{at(chance):.1f} 2 V{height - 2:g}"/>')
+    if math.isfinite(low) and math.isfinite(high):
+        parts.append(f'<path class="whisker" d="M{at(low):.1f} {height / 2} H{at(high):.1f}"/>')
+    parts.append(f'<circle class="mark" cx="{at(value):.1f}" cy="{height / 2}" r="3.6"/></svg>')
+    return "".join(parts)
+
+
+def curves_of(records: Sequence[Mapping[str, object]]) -> dict[str, tuple[list[float], list[float]]]:
+    """{name: (steps, values)} of the logged numbers; of a step that was logged twice the later record counts."""
+    by_name: dict[str, dict[float, float]] = {}
+    for record in records:
+        step = record.get("step")
+        if not isinstance(step, int | float):
+            continue
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                by_name.setdefault(name, {})[float(step)] = float(value)
+    ordered = {name: sorted(points.items()) for name, points in by_name.items()}
+    return {name: ([s for s, _ in p], [v for _, v in p]) for name, p in ordered.items() if len(p) > 1}
+
+
+def _thinned_curve(x: np.ndarray, y: np.ndarray, count: int) -> list[tuple[float, float]]:
+    if len(x) > count:
+        keep = np.unique(np.linspace(0, len(x) - 1, count).round().astype(int))
+        x, y = x[keep], y[keep]
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Centred, over fewer values at the ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    start, stop = np.maximum(index - window // 2, 0), np.minimum(index + window // 2 + 1, len(values))
+    return ((total[stop] - total[start]) / (stop - start)).tolist()
+
+
+def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round numbers that cover [low, high]."""
+    if high <= low:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / wanted
+    power = 10 ** math.floor(math.log10(rough))
+    unit = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    start, stop = math.floor(low / unit + 1e-9), math.ceil(high / unit - 1e-9)
+    return [i * unit for i in range(start, stop + 1)]
+
+
+def _number(value: float) -> str:
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.4g}"

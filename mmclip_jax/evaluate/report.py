@@ -1,0 +1,356 @@
+"""Writes what an evaluation found: report.html (one file, pictures inline), results.json and scores.csv."""
+
+import csv
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from mmclip_jax.data.schema import Example
+from mmclip_jax.evaluate import figures, metrics
+from mmclip_jax.evaluate.cases import Case
+from mmclip_jax.evaluate.grounding import inside_boxes, points_inside
+from mmclip_jax.evaluate.zeroshot import (
+    EXPOSURES,
+    OTHER_SOURCE,
+    REPORT_ONLY,
+    SAME_SOURCE,
+    UNKNOWN_EXPOSURE,
+    ZeroShot,
+)
+
+REPORT_FILE, RESULTS_FILE, SCORES_FILE = "report.html", "results.json", "scores.csv"
+
+# What to plot of metrics.jsonl, in this order: (name, title, note).
+_CURVES = (
+    ("loss", "Total loss", ""),
+    ("contrastive/loss", "Contrastive loss", "paired and unpaired rows together"),
+    ("attmim/loss", "AttMIM loss", "squared error of masked, normalised patches"),
+    ("entmlm/loss", "EntMLM loss", "cross-entropy of masked tokens"),
+    ("entmlm/accuracy", "EntMLM accuracy", "masked tokens restored"),
+    ("local/loss", "Local loss", "tokens against the patches that they attend to"),
+    ("evaluation/macro_auroc", "Macro AUROC", "by prompts, validation"),
+    ("evaluation/source_probe_accuracy", "Source probe", "accuracy, validation"),
+    ("logit_scale", "Logit scale", "1 / temperature"),
+    ("gradient_norm", "Gradient norm", "before clipping"),
+    ("learning_rate", "Learning rate", ""),
+    ("images_per_second", "Throughput", "images a second"),
+)
+_STAMP_CLASSES = {REPORT_ONLY: "report", OTHER_SOURCE: "other", SAME_SOURCE: "same"}
+# For table cells; the legend and the cell's title hold the whole stamp.
+_STAMP_SHORT = {OTHER_SOURCE: "other source's labels"}
+
+
+def write_report(
+    out_dir: str | os.PathLike[str],
+    results: Mapping[str, Any],
+    *,
+    examples: Sequence[Example],
+    scored: ZeroShot,
+    cases: Sequence[Case] = (),
+    curves: Sequence[Mapping[str, Any]] = (),
+    show_text: bool = False,
+) -> pathlib.Path:
+    """Writes the three files into `out_dir` (made if missing) and returns the path of the HTML report.
+
+    Args:
+      out_dir: the directory to write into.
+      results: of `common.evaluate_checkpoint`.
+      examples: the evaluated rows, of which scores.csv names the ids.
+      scored: their labels and scores.
+      cases: the cases to show.
+      curves: the records of metrics.jsonl.
+      show_text: whether reports and record ids appear in the HTML.
+    """
+    out = pathlib.Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULTS_FILE).write_text(json.dumps(finite(results), indent=1, ensure_ascii=False) + "\n")
+    write_scores(out / SCORES_FILE, examples, scored)
+    page = render(results, scored=scored, examples=examples, cases=cases, curves=curves, show_text=show_text)
+    (out / REPORT_FILE).write_text(page, encoding="utf-8")
+    return out / REPORT_FILE
+
+
+def write_scores(path: pathlib.Path, examples: Sequence[Example], scored: ZeroShot) -> None:
+    """One line an image: id, source, part and, for each finding, its label (empty if unknown) and both scores."""
+    header = ["id", "source", "part"]
+    header += [f"{finding}/{column}" for finding in scored.findings for column in ("label", *scored.scores)]
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for row, example in enumerate(examples):
+            line = [example.id, example.source, example.part]
+            for k in range(len(scored.findings)):
+                label = scored.labels[row, k]
+                line.append("" if np.isnan(label) else str(int(label)))
+                line += [f"{values[row, k]:.6f}" for values in scored.scores.values()]
+            writer.writerow(line)
+
+
+def render(
+    results: Mapping[str, Any],
+    *,
+    scored: ZeroShot,
+    examples: Sequence[Example],
+    cases: Sequence[Case],
+    curves: Sequence[Mapping[str, Any]],
+    show_text: bool,
+) -> str:
+    """The HTML report as a string."""
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
+    span = _span(results)
+
+    def mark(entry: Mapping[str, Any]) -> Any:
+        low, high = entry["auroc_interval"]
+        return markupsafe.Markup(figures.interval_mark(entry["auroc"], low, high, span, 0.5))
+
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "mark": mark,
+        "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
+        "stamp_short": lambda stamp: _STAMP_SHORT.get(stamp, stamp),
+    }
+    charts, more = _charts(curves)
+    for chart in (*charts, *more):
+        chart["svg"] = markupsafe.Markup(chart["svg"])
+    rocs = [roc | {"svg": markupsafe.Markup(roc["svg"])} for roc in _rocs(results, scored, examples)]
+    run = results["checkpoint"]["run"]
+    sections = [
+        ("evaluated", "What was evaluated", True),
+        ("findings", "Findings", True),
+        ("pointing", "Pointing game", results["grounding"]),
+        ("restoring", "Restoring findings", results["entmlm"]),
+        ("sources", "Sources", True),
+        ("training", "Training", charts),
+        ("cases", "Cases", cases),
+        ("honesty", "Reading the numbers", True),
+    ]
+    template = resources.files("mmclip_jax.evaluate").joinpath("resources/report.html.j2").read_text(encoding="utf-8")
+    exposures = {name: meaning for name, meaning in EXPOSURES.items() if name != UNKNOWN_EXPOSURE}
+    if not results["exposure"]:
+        exposures[UNKNOWN_EXPOSURE] = EXPOSURES[UNKNOWN_EXPOSURE]
+    return environment.from_string(template).render(
+        title=f"MMCLIP evaluation: {run}" if run else "MMCLIP evaluation",
+        r=results,
+        sections=[(name, title) for name, title, there in sections if there],
+        cards=headline_cards(results),
+        exposures=exposures,
+        span_label=f"{span[0]:g} to {span[1]:g}",
+        rocs=rocs,
+        charts=charts,
+        more_charts=more,
+        cases=[_pictures(case) for case in cases],
+        response_used=results["checkpoint"]["response"],
+        show_text=show_text,
+        honesty=_honesty(results),
+    )
+
+
+def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The numbers of the report's head: {"title", "value", "beside", "lines"} each."""
+    cards = []
+    macro = primary_macro(results)
+    if macro is None:
+        cards.append(_card("Macro AUROC", "–", "", ["No finding has both classes in this split."]))
+    else:
+        every = macro["all"]
+        lines = [f"{every['findings']} findings of {results['zero_shot']['primary']}, {every['called']}"]
+        strict = macro.get(REPORT_ONLY)
+        if strict and strict["findings"] != every["findings"]:
+            lines.append(
+                f"Zero-shot proper ({strict['findings']} of them): {number(strict['auroc'])} "
+                f"{interval(strict['auroc_interval'])}"
+            )
+        cards.append(_card("Macro AUROC by prompts", number(every["auroc"]), interval(every["auroc_interval"]), lines))
+    if results["grounding"]:
+        used, overall = results["checkpoint"]["response"], results["grounding"]["overall"]
+        pointing = overall[used]
+        lines = [f"{number(pointing['lift'], 1)} × random ({number(overall['random'])}), response {used}"]
+        if pointing["other_prompt"] is not None:
+            lines.append(f"With another finding's prompt: {number(pointing['other_prompt'])}")
+        cards.append(_card("Pointing game", number(pointing["rate"]), interval(pointing["interval"]), lines))
+    if results["entmlm"]:
+        overall = results["entmlm"]["overall"]
+        lines = [
+            f"points lost when the image is another patient's: {number(overall['own']['tokens'])} of masked tokens "
+            f"restored with the own image, {number(overall['swapped']['tokens'])} with the other"
+        ]
+        low, high = overall["drop"]["tokens_interval"]
+        cards.append(
+            _card(
+                "Masked findings: what the image gives",
+                number(100 * overall["drop"]["tokens"], 1),
+                interval([100 * low, 100 * high], 1),
+                lines,
+            )
+        )
+    if results["source_probe"]:
+        probe = results["source_probe"]
+        cards.append(
+            _card(
+                "Source probe AUROC",
+                number(probe["auroc"]),
+                interval(probe["auroc_interval"]),
+                [f"Lower is better; accuracy {number(probe['accuracy'])}, majority {number(probe['majority'])}"],
+            )
+        )
+    return cards
+
+
+def headline_text(results: Mapping[str, Any]) -> str:
+    """The same for a terminal, one line a number."""
+    lines = [
+        (card["title"], f"{card['value']} {card['beside']}".strip(), "; ".join(card["lines"]))
+        for card in headline_cards(results)
+    ]
+    first, second = (max(len(line[i]) for line in lines) for i in (0, 1))
+    return "\n".join(f"  {a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in lines)
+
+
+def primary_macro(results: Mapping[str, Any], score: str = "difference") -> dict[str, Any] | None:
+    """The macros of the headline's source, None if nothing could be scored."""
+    primary = results["zero_shot"]["primary"]
+    return None if primary is None else results["zero_shot"]["sources"][primary]["macro"][score]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; "–" where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """A pair as "(low to high)"; nothing where a bound is missing."""
+    if bounds is None or any(bound is None or not math.isfinite(bound) for bound in bounds):
+        return ""
+    return f"({number(bounds[0], digits)} to {number(bounds[1], digits)})"
+
+
+def finite(value: Any) -> Any:
+    """A copy fit for JSON: NaN and infinities become null, NumPy numbers plain ones."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return finite(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _card(title: str, value: str, beside: str, lines: list[str]) -> dict[str, Any]:
+    return {"title": title, "value": value, "beside": beside, "lines": lines}
+
+
+def _span(results: Mapping[str, Any]) -> tuple[float, float]:
+    """The scale of the interval marks: from 0.5 up, lower where something is below chance."""
+    lows = [
+        bound
+        for entry in results["zero_shot"]["sources"].values()
+        for finding in entry["findings"]
+        for bound in (finding["difference"]["auroc"], *finding["difference"]["auroc_interval"])
+        if math.isfinite(bound)
+    ]
+    return (min(0.5, math.floor(10 * min(lows)) / 10) if lows else 0.5), 1.0
+
+
+def _charts(curves: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(the charts of `_CURVES` that have data, those of everything else that was logged and varies)."""
+    found = figures.curves_of(curves)
+    named = {name for name, _, _ in _CURVES}
+    charts = [
+        {"title": title, "note": note, "svg": figures.line_chart(*found[name], title)}
+        for name, title, note in _CURVES
+        if name in found
+    ]
+    more = [
+        {"title": name, "svg": figures.line_chart(steps, values, name)}
+        for name, (steps, values) in sorted(found.items())
+        if name not in named and min(values) < max(values)
+    ]
+    return charts, more
+
+
+def _rocs(results: Mapping[str, Any], scored: ZeroShot, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    primary = results["zero_shot"]["primary"]
+    if primary is None:
+        return []
+    rows = [row for row, example in enumerate(examples) if example.source == primary]
+    rocs = []
+    for finding in results["zero_shot"]["sources"][primary]["findings"]:
+        k = scored.findings.index(finding["finding"])
+        curve = metrics.roc_curve(scored.labels[rows, k], scored.scores["difference"][rows, k])
+        area = finding["difference"]["auroc"]
+        svg = figures.roc_chart(*curve, f"ROC curve of {finding['name']}, area {number(area)}")
+        rocs.append({"name": finding["name"], "auroc": area, "svg": svg})
+    return rocs
+
+
+def _pictures(case: Case) -> dict[str, Any]:
+    """What the template shows of a case."""
+    hit = None
+    if case.boxes:
+        hit = points_inside(case.response, inside_boxes(case.boxes, (case.response.shape[0], case.response.shape[1])))
+    return {
+        "finding": case.finding,
+        "source": case.source,
+        "part": case.part,
+        "view": case.view,
+        "id": case.id,
+        "prompt": case.prompt,
+        "text": case.text,
+        "segments": case.segments,
+        "ranking": case.ranking,
+        "boxes": case.boxes,
+        "right": case.right,
+        "asked": case.asked,
+        "hit": hit,
+        "side": len(case.image),
+        # A small image keeps its true pixels; a larger one is smoothed by the browser as usual.
+        "image_class": "small" if len(case.image) <= 128 else "",
+        "image_uri": figures.png_uri(case.image),
+        "overlay_uri": figures.png_uri(figures.overlay(case.image, case.response, case.boxes)),
+        "masked_uri": figures.png_uri(figures.masked_image(case.image, case.masked)),
+        "reconstruction_uri": figures.png_uri(figures.as_bytes(case.reconstruction)),
+    }
+
+
+def _honesty(results: Mapping[str, Any]) -> list[str]:
+    """What these numbers do not say, as far as it applies here."""
+    lines = [
+        "“Zero-shot” is said only of findings whose labels were never turned into training texts. All other scores by "
+        "prompts are prompt-supervised: their labels taught the model, if in other images.",
+        "Patients of this split were not trained on as far as the data set's split says so; nothing was chosen on it "
+        "here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
+        "An interval covers the choice of patients, not that of the training seed: two runs differ by more.",
+    ]
+    primary = results["zero_shot"]["primary"]
+    if primary is not None:
+        few = [
+            finding["name"]
+            for finding in results["zero_shot"]["sources"][primary]["findings"]
+            if finding["positives"] < results["zero_shot"]["few_positives"]
+        ]
+        if few:
+            lines.append(
+                f"Fewer than {results['zero_shot']['few_positives']} positives, so hardly more than a hint: "
+                f"{', '.join(few)}."
+            )
+    if any(data["name"] == "phantom" for data in results["data"]["sets"]):
+        lines.append(
+            "The phantom is drawn by a program. Scores on it show that the method and this code work; they say nothing "
+            "about patients."
+        )
+    lines.append("Scores are similarities, not probabilities: they rank images, and no threshold was calibrated.")
+    return lines

@@ -1,0 +1,303 @@
+"""A trained model for use in Python: `mmclip_jax.load(workdir)`, then embed, score, and look inside.
+
+Every call takes single images or texts of any number, fits them to the model and runs in batches of a fixed size, so
+that nothing is compiled twice.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmclip_jax import checkpoints
+from mmclip_jax.data import entities as entities_lib
+from mmclip_jax.data import prompts, transforms
+from mmclip_jax.data.images import store_image
+from mmclip_jax.data.schema import Entity
+from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmclip_jax.errors import UserError
+from mmclip_jax.models import masking
+from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model
+from mmclip_jax.models.vit import patchify, unpatchify
+from mmclip_jax.step import init_params, pixels, standardize
+
+BATCH = 64
+_ANY_SIZE = 1 << 30
+
+
+def load(workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None) -> "Model":
+    """Loads a checkpoint: the newest of a workdir, its `step`, or a step directory itself.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    saved = checkpoints.find_checkpoint(workdir_or_checkpoint, step)
+    tokenizer = load_tokenizer(saved.tokenizer_model)
+    model = build_model(saved.config.model)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
+    abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
+    params = saved.restore_params(abstract)
+    return Model(saved.config, params, tokenizer, saved.step, saved.manifest)
+
+
+def _batches(*columns: Sequence[Any]) -> Iterator[tuple[Sequence[Any], ...]]:
+    for start in range(0, len(columns[0]), BATCH):
+        yield tuple(column[start : start + BATCH] for column in columns)
+
+
+def _pad(array: np.ndarray) -> np.ndarray:
+    """Repeats the last row up to the fixed batch size."""
+    return np.concatenate([array, np.repeat(array[-1:], BATCH - len(array), axis=0)]) if len(array) < BATCH else array
+
+
+class Model:
+    """A trained MMCLIP model. Images are paths, PIL images or uint8 arrays [H,W] or [H,W,1] of any size.
+
+    Attributes: config (ConfigDict), tokenizer, step, manifest (dict, what the run was trained on), logit_scale.
+    """
+
+    def __init__(self, config: ConfigDict, params: Any, tokenizer: Tokenizer, step: int, manifest: dict[str, Any]):
+        self.config, self.tokenizer, self.step, self.manifest = config, tokenizer, step, manifest
+        self._module: MMCLIP = build_model(config.model)
+        self._params = params
+        self.logit_scale = float(jnp.exp(params["log_logit_scale"]))
+
+    def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles function(apply, *arrays), where apply(method, ...) runs a method of the module."""
+
+        def run(params: Any, *arrays: jax.Array) -> Any:
+            def apply(method: str, *args: Any) -> Any:
+                return self._module.apply({"params": params}, *args, method=method)
+
+            return function(apply, *arrays)
+
+        return functools.partial(jax.jit(run), self._params)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Embeddings and scores
+
+    def encode_image(self, images: Sequence[Any]) -> np.ndarray:
+        """Image embeddings float32 [n,E], L2-normalised."""
+        out = [self._encode_image(_pad(self._fit(batch)))[: len(batch)] for (batch,) in _batches(images)]
+        return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Text embeddings float32 [n,E], L2-normalised."""
+        out = [self._encode_text(_pad(self._tokens(batch)[0]))[: len(batch)] for (batch,) in _batches(texts)]
+        return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
+
+    def zero_shot(self, images: Sequence[Any], findings: Sequence[str]) -> dict[str, np.ndarray]:
+        """Probability of each finding in each image by its positive against its negative prompts: {finding: [n]}.
+
+        softmax over (positive, negative) of the logit scale times the similarity; prompts of a polarity are averaged.
+
+        Raises:
+          UserError: a finding that the vocabulary does not know.
+        """
+        embeddings = self.encode_image(images)
+        scores = {}
+        for finding in findings:
+            positive, negative = (
+                _normalize(self.encode_text(texts).mean(axis=0)) for texts in prompts.zero_shot_prompts(finding)
+            )
+            margin = self.logit_scale * (embeddings @ positive - embeddings @ negative)
+            scores[finding] = (1.0 / (1.0 + np.exp(-margin.astype(np.float64)))).astype(np.float32)
+        return scores
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Looking inside
+
+    def response_map(self, image: Any, text: str, response: str = "similarity") -> np.ndarray:
+        """How much each patch of the padded square image responds to the text: float32 [rows, columns], sum 1."""
+        return self.response_maps([image], [text], response)[0]
+
+    def response_maps(self, images: Sequence[Any], texts: Sequence[str], response: str = "similarity") -> np.ndarray:
+        """`response_map` of n images with one text each: float32 [n, rows, columns].
+
+        Raises:
+          UserError: response is neither "similarity" nor "cross_attention".
+        """
+        if response not in RESPONSES:
+            raise UserError(f"response {response!r} is not one of {', '.join(RESPONSES)}")
+        compute = self._responses[response]
+        out = []
+        for batch_images, batch_texts in _batches(images, texts):
+            tokens, _, affirmed = self._tokens(batch_texts)
+            maps = compute(_pad(self._fit(batch_images)), _pad(tokens), _pad(affirmed))
+            out.append(np.asarray(maps)[: len(batch_texts)])
+        return np.concatenate(out).reshape(-1, self._side, self._side)
+
+    def attmim(self, images: Sequence[Any], texts: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
+        """What AttMIM hides of n images and how it restores it.
+
+        Returns:
+          response float32 [n,rows,columns], masked bool [n,rows,columns], reconstruction float32 [n,S,S] in 0..255 (the
+          masked patches as restored, with the brightness and contrast of the true patch, the others as they are),
+          image uint8 [n,S,S].
+        """
+        out: dict[str, list[np.ndarray]] = {"response": [], "masked": [], "reconstruction": [], "image": []}
+        for batch_images, batch_texts in _batches(images, texts):
+            tokens, _, affirmed = self._tokens(batch_texts)
+            fitted, count = self._fit(batch_images), len(batch_texts)
+            done = self._attmim(_pad(fitted), _pad(tokens), _pad(affirmed), np.int32(seed))
+            for name in ("response", "masked", "reconstruction"):
+                out[name].append(np.asarray(done[name])[:count])
+            out["image"].append(fitted[..., 0])
+        joined = {name: np.concatenate(values) for name, values in out.items()}
+        for name in ("response", "masked"):
+            joined[name] = joined[name].reshape(-1, self._side, self._side)
+        return joined
+
+    def restore(
+        self, images: Sequence[Any], texts: Sequence[str], masked_entities: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Masks entities of n texts and restores them with the images (EntMLM).
+
+        masked_entities: for each text, indices into `find_entities(text)`.
+
+        Returns:
+          For each text (true token ids, restored token ids) of its masked tokens in reading order, both int32 [m]; m is
+          0 where the entities lie beyond the model's text length.
+        """
+        results = []
+        for batch in _batches(images, texts, masked_entities):
+            batch_images, batch_texts, batch_masked = batch
+            tokens, entity, _ = self._tokens(batch_texts, labels=("observation", "device", "anatomy", "modifier"))
+            hidden = np.stack(
+                [np.isin(row, np.asarray(chosen, int) + 1) for row, chosen in zip(entity, batch_masked, strict=True)]
+            )
+            masked_tokens = np.where(hidden, self.tokenizer.mask_id, tokens).astype(np.int32)
+            restored = np.asarray(self._restore(_pad(self._fit(batch_images)), _pad(masked_tokens)))
+            for row, text_tokens in enumerate(tokens):
+                results.append((text_tokens[hidden[row]], restored[row][hidden[row]]))
+        return results
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Input
+
+    @property
+    def _side(self) -> int:
+        return self.config.model.image_size // self.config.model.patch_size
+
+    def _fit(self, images: Sequence[Any]) -> np.ndarray:
+        size = self.config.model.image_size
+        return np.stack([transforms.fit_image(_as_pixels(image), size) for image in images])
+
+    def _tokens(
+        self, texts: Sequence[str], labels: tuple[str, ...] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens int32 [n,L], entity int32 [n,L] numbering find_entities(text) from 1, affirmed bool [n,L])."""
+        rows = []
+        for text in texts:
+            found: list[Entity] = entities_lib.find_entities(text)
+            chosen = labels or tuple(self.config.data.entity_labels)
+            rows.append(self.tokenizer.tokenize(text, found, self.config.model.text.length, entity_labels=chosen))
+        return (
+            np.stack([row.tokens for row in rows]),
+            np.stack([row.entity for row in rows]),
+            np.stack([row.affirmed for row in rows]),
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Compiled functions
+
+    @functools.cached_property
+    def _encode_image(self) -> Callable[..., np.ndarray]:
+        encode = self._jit(lambda apply, images: apply("encode_image", standardize(pixels(images)))[1])
+        return lambda images: np.asarray(encode(images))
+
+    @functools.cached_property
+    def _encode_text(self) -> Callable[..., np.ndarray]:
+        encode = self._jit(lambda apply, tokens: apply("embed_text", apply("encode_text", tokens), tokens != PAD_ID))
+        return lambda tokens: np.asarray(encode(tokens))
+
+    @functools.cached_property
+    def _responses(self) -> dict[str, Callable[..., jax.Array]]:
+        def compute(apply: Any, images: jax.Array, tokens: jax.Array, affirmed: jax.Array, kind: str) -> jax.Array:
+            patches, _ = apply("encode_image", standardize(pixels(images)))
+            weights = masking.token_weights(affirmed, tokens != PAD_ID)
+            temperature = self.config.objective.attmim.temperature
+            return apply("response", patches, apply("encode_text", tokens), weights, kind, temperature)
+
+        return {kind: self._jit(functools.partial(compute, kind=kind)) for kind in RESPONSES}
+
+    @functools.cached_property
+    def _attmim(self) -> Callable[..., dict[str, jax.Array]]:
+        attmim = self.config.objective.attmim
+        patch_size = self.config.model.patch_size
+
+        def compute(
+            apply: Any, images: jax.Array, tokens: jax.Array, affirmed: jax.Array, seed: jax.Array
+        ) -> dict[str, jax.Array]:
+            valid = tokens != PAD_ID
+            unit = pixels(images)
+            patches, _ = apply("encode_image", standardize(unit))
+            features = apply("encode_text", tokens)
+            weights = masking.token_weights(affirmed, valid)
+            response = apply("response", patches, features, weights, attmim.response, attmim.temperature)
+            masked, _ = masking.select_masked_patches(
+                response, jax.random.key(seed), ratio=attmim.mask_ratio, hint=attmim.hint, strategy=attmim.strategy
+            )
+            predicted = apply("reconstruct", patches, masked, features, valid)
+            hidden = masking.hidden_patches(masked, patches.shape[1])
+            true = patchify(unit, patch_size)
+            # The decoder predicts normalised pixels: the true patch lends its mean and spread, for the eye only.
+            place = jnp.maximum(jnp.cumsum(hidden, axis=1) - 1, 0)
+            spread = jnp.take_along_axis(predicted, place[:, :, None], axis=1)
+            spread = spread * true.std(axis=-1, keepdims=True) + true.mean(axis=-1, keepdims=True)
+            restored = unpatchify(jnp.where(hidden[:, :, None], spread, true), patch_size)[..., 0]
+            return {
+                "response": response,
+                "masked": hidden,
+                "reconstruction": jnp.clip(restored, 0.0, 1.0) * 255.0,
+            }
+
+        return self._jit(compute)
+
+    @functools.cached_property
+    def _restore(self) -> Callable[..., jax.Array]:
+        def compute(apply: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
+            patches, _ = apply("encode_image", standardize(pixels(images)))
+            slots = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+            features = apply("encode_text", tokens)
+            logits = apply("restore", features, tokens != PAD_ID, patches, slots)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+        return self._jit(compute)
+
+
+def _normalize(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def _as_pixels(image: Any) -> np.ndarray:
+    """uint8 [H,W] of a path, a PIL image or an array.
+
+    Raises:
+      UserError: a file that cannot be read, an array that is not uint8 grey.
+    """
+    if isinstance(image, (str, pathlib.Path)):
+        path = pathlib.Path(image)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}") from error
+        try:
+            return store_image(data, shorter_side=_ANY_SIZE).pixels
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("L"))
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 or array.dtype != np.uint8:
+        raise UserError(f"images are uint8 [H,W] or [H,W,1], not {array.dtype} {array.shape}")
+    return array

@@ -1,0 +1,340 @@
+"""Training, from top to bottom: mesh, data, model, state, resume, loop.
+
+`python -m mmclip_jax.train --config=configs/demo.py --workdir=runs/demo` or `mmclip train` with the same flags.
+"""
+
+import contextlib
+import functools
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+import mmclip_jax
+from mmclip_jax import optim, sharding, writers
+from mmclip_jax import step as step_lib
+from mmclip_jax.checkpoints import Checkpoints, abstract_like, run_record
+from mmclip_jax.data import pipeline
+from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
+from mmclip_jax.data.schema import PARTS, Example
+from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmclip_jax.errors import TrainingError, UserError
+from mmclip_jax.models.mmclip import build_model
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+_VALIDATION_EXAMPLES = 512
+
+
+def train(config: ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains until `config.train.steps` steps are done, going on from the newest checkpoint in `workdir`.
+
+    Args:
+      config: see mmclip_jax/config.py.
+      workdir: directory of checkpoints, metrics and manifest; made if missing.
+
+    Returns:
+      The metrics of the last logging step.
+
+    Raises:
+      UserError: settings or data that do not fit; nothing was changed.
+      TrainingError: the loss is no longer finite; the last good state was saved.
+    """
+    # Mesh and settings.
+    config = config.copy_and_resolve_references()
+    mesh = _make_mesh(config)
+    step_lib.check_config(config, mesh.size)
+    primary = jax.process_index() == 0
+
+    # Data.
+    if not config.data.train:
+        raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
+    tokenizer = load_tokenizer(config.data.tokenizer or None)
+    if config.model.text.vocab_size not in (0, tokenizer.vocab_size):
+        raise UserError(
+            f"model.text.vocab_size={config.model.text.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
+            "pieces: leave it 0 to take the tokenizer's"
+        )
+    config.model.text.vocab_size = tokenizer.vocab_size
+    iterator = pipeline.make_train_iterator(
+        config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    manifest = make_manifest(config)
+
+    # Model, optimizer, state: created sharded, no full copy on one device.
+    model = build_model(config.model)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
+    schedule = optim.learning_rate(config.optimizer, config.train.steps)
+    make_state = functools.partial(step_lib.init_state, model, config, optimizer)
+    shapes = jax.eval_shape(make_state)
+    shardings = sharding.tree_shardings(shapes, mesh)
+    train_step = jax.jit(
+        step_lib.make_train_step(model, config, optimizer, schedule, tokenizer.mask_id),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+    # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    state = checkpoints.restore_latest(abstract_like(shapes, shardings), iterator)
+    if state is None:
+        with jax.set_mesh(mesh):
+            state = jax.jit(make_state, out_shardings=shardings)()
+    first = int(state.step)
+    run = run_record(config, tokenizer.model_bytes, manifest)
+    if primary:
+        _write_json(epath.Path(workdir) / "config.json", run["config"])
+        _write_json(epath.Path(workdir) / "manifest.json", manifest)
+    writer = writers.create_writer(workdir, step=first, primary=primary)
+    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    logging.info(
+        "%s parameters on %d device(s); %s", f"{parameters:,}", mesh.size,
+        f"resuming at step {first}" if first else "starting",
+    )  # fmt: skip
+
+    # Loop. The metrics of step n-1 are fetched after step n is dispatched, so that the devices never wait for them.
+    progress = Progress(config, first)
+    logged: dict[str, float] = {}
+    pending: tuple[int, Any, dict[str, np.ndarray]] | None = None
+
+    def settle() -> None:
+        """Waits for the metrics of the dispatched step, checks and logs them."""
+        nonlocal pending, logged
+        if pending is None:
+            return
+        (number, metrics, records), pending = pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        assert state is not None
+        if not values["finite"]:
+            checkpoints.save(state, iterator, run)
+            checkpoints.close()
+            raise TrainingError(_report_bad_batch(workdir, number, records, iterator))
+        progress.add(values)
+        if number % config.train.log_every == 0 or number == config.train.steps:
+            logged = progress.summary(number)
+            writer.write_scalars(number, logged)
+
+    def due(number: int, every: int) -> bool:
+        return number == config.train.steps or (every > 0 and number % every == 0)
+
+    for number in range(first + 1, config.train.steps + 1):
+        with progress.waiting_for_data():
+            batch = next(iterator)
+        records = {part: rows.pop("record") for part, rows in batch.items()}
+        with jax.set_mesh(mesh):
+            state, metrics = train_step(state, _to_devices(batch, mesh))
+        settle()
+        pending = (number, metrics, records)
+        if due(number, config.train.evaluate_every) or due(number, config.train.checkpoint_every):
+            settle()
+            with progress.paused():
+                if due(number, config.train.checkpoint_every):
+                    checkpoints.save(state, iterator, run)
+                if due(number, config.train.evaluate_every):
+                    writer.write_scalars(number, evaluate(config, state, tokenizer, manifest))
+    settle()
+    writer.flush()
+    writer.close()
+    checkpoints.close()
+    iterator.close()
+    return logged
+
+
+class Progress:
+    """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA."""
+
+    def __init__(self, config: ConfigDict, first: int):
+        self._images = config.data.batch_paired + config.data.batch_unpaired
+        self._steps, self._first = config.train.steps, first
+        self._sums: dict[str, float] = {}
+        self._count = self._done = self._compiled = 0
+        self._start = time.perf_counter()
+        self._left_out = self._waited = self._total = 0.0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Time spent inside counts as waiting."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is no training time."""
+        start = time.perf_counter()
+        yield
+        self._left_out += time.perf_counter() - start
+
+    def add(self, values: dict[str, float]) -> None:
+        """Takes in the metrics of one step."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def summary(self, number: int) -> dict[str, float]:
+        """Means since the last call, images_per_second, data_wait_share; says on the console how far the run is."""
+        seconds = max(time.perf_counter() - self._start - self._left_out, 1e-9)
+        means = {name: value / self._count for name, value in self._sums.items()}
+        means |= {
+            "images_per_second": self._count * self._images / seconds,
+            "data_wait_share": self._waited / seconds,
+        }
+        # The first interval holds the compilation: it would make the remaining time look too long.
+        if self._done:
+            self._total += seconds
+            per_step = self._total / (self._done + self._count - self._compiled)
+            remaining = f"{(self._steps - number) * per_step / 60:.1f} min left"
+        else:
+            self._compiled, remaining = self._count, "compiled"
+        logging.info(
+            "step %d/%d  loss %.3f  %.0f images/s  %s", number, self._steps, means["loss"],
+            means["images_per_second"], remaining,
+        )  # fmt: skip
+        self._done += self._count
+        self._sums, self._count = {}, 0
+        self._start, self._left_out, self._waited = time.perf_counter(), 0.0, 0.0
+        return means
+
+
+def evaluate(
+    config: ConfigDict, state: step_lib.TrainState, tokenizer: Tokenizer, manifest: dict[str, Any]
+) -> dict[str, float]:
+    """Quick numbers on the validation split: {"evaluation/...": value}; {} where there is no such split.
+
+    Every process takes part in gathering the parameters; the first one evaluates.
+    """
+    from mmclip_jax.evaluate.common import quick_metrics
+    from mmclip_jax.interop.api import Model
+
+    params = _on_host(state.params if state.ema is None else state.ema)
+    if jax.process_index() != 0:
+        return {}
+    examples = validation_examples(tuple(config.data.evaluate) or tuple(config.data.train))
+    if not examples:
+        return {}
+    model = Model(config, params, tokenizer, int(state.step), manifest)
+    return {f"evaluation/{name}": value for name, value in quick_metrics(model, examples).items()}
+
+
+@functools.lru_cache(maxsize=1)
+def validation_examples(directories: tuple[str, ...]) -> tuple[Example, ...]:
+    """Up to 512 validation examples, an equal share from every data set and part, spread evenly over each."""
+    parts = [open_records(directory, "validation", part) for directory in directories for part in PARTS]
+    parts = [records for records in parts if len(records)]
+    share = _VALIDATION_EXAMPLES // max(len(parts), 1)
+    return tuple(
+        records[int(i)] for records in parts for i in np.linspace(0, len(records) - 1, min(share, len(records))).round()
+    )
+
+
+def make_manifest(config: ConfigDict) -> dict[str, Any]:
+    """What the run is made of: versions, commit, devices, data fingerprints, and what the model is exposed to.
+
+    exposure: {"sources": {source: {"paired": n, "unpaired": n}}, "label_kinds": {source: kinds that prompts may state
+    from labels}, "report_kinds": {source: kinds that its reports affirm}}, of the training split.
+    """
+    exposure: dict[str, dict[str, Any]] = {"sources": {}, "label_kinds": {}, "report_kinds": {}}
+    data = {}
+    for directory in config.data.train:
+        facts = dataset_facts(directory)
+        data[str(dataset_dir(directory))] = {key: facts[key] for key in ("name", "version", "examples", "fingerprint")}
+        for part in PARTS:
+            if not config.data[f"batch_{part}"]:
+                continue
+            for source, said in facts["splits"].get(f"train_{part}", {}).get("sources", {}).items():
+                counts = exposure["sources"].setdefault(source, {"paired": 0, "unpaired": 0})
+                counts[part] += said["examples"]
+                # Labels of paired rows never reach the model: their text comes from the report alone.
+                seen = "label_kinds" if part == "unpaired" else "report_kinds"
+                exposure[seen][source] = sorted({*exposure[seen].get(source, ()), *said[seen]})
+    return {
+        "exposure": exposure,
+        "data": data,
+        "seed": config.seed,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "python": platform.python_version(),
+        "versions": {"mmclip_jax": mmclip_jax.__version__} | {name: metadata.version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the source tree this package lies in, "" for an installed copy."""
+    folder = epath.Path(__file__).parent
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    try:
+        return sharding.make_mesh(config.mesh.fsdp)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _to_devices(batch: pipeline.Batch, mesh: jax.sharding.Mesh) -> step_lib.Batch:
+    """This process's rows as global arrays whose rows lie over all devices."""
+    rows = sharding.batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+
+
+def _on_host(params: Any) -> Any:
+    """The whole parameters as NumPy arrays in every process."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)
+
+
+def _write_json(path: epath.Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _report_bad_batch(
+    workdir: str, number: int, records: dict[str, np.ndarray], iterator: pipeline.TrainIterator
+) -> str:
+    """Writes the ids of the batch's records beside the checkpoints; returns the message of the error."""
+    path = epath.Path(workdir) / f"not_finite_step_{number}_process_{jax.process_index()}.json"
+    _write_json(path, {"step": number, "records": {part: iterator.record_ids(ids) for part, ids in records.items()}})
+    return (
+        f"loss or gradient is not finite at step {number}: the update was left out, the state saved, and the records "
+        f"of the batch listed in {path}. Look at them; then resume with a lower optimizer.peak_lr or clip"
+    )
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file under configs/, with :argument where it takes one.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of checkpoints, metrics and manifest.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The absl entry point: flags --config, --workdir and --config.key=value."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    writers.configure_logging()
+    assert _WORKDIR.value is not None
+    try:
+        train(_CONFIG.value, _WORKDIR.value)
+    except UserError as error:
+        print(f"mmclip train: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TrainingError as error:
+        print(f"mmclip train: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,358 @@
+"""The mmclip command: its errors, its help, configs and overrides, and one small run from end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmclip_jax import cli
+from mmclip_jax.errors import TrainingError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(arg="plain"):
+    return ConfigDict({"seed": 0, "none": None, "name": arg, "train": {"steps": 7, "rate": 0.5, "remat": True},
+                       "data": {"train": ("a",), "shares": (0.5, 0.5)}})
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes are one line on stderr and exit status 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "which command? data, tokenizer, train"),
+        ("trian", "there is no command 'trian'; did you mean train?"),
+        ("data", "which command? build, info"),
+        ("data biuld", "there is no command 'biuld'; did you mean build?"),
+        ("data build tabel", "there is no command 'tabel'; did you mean table?"),
+        ("data build phantom --data-dri x", "there is no option --data-dri; did you mean --data-dir?"),
+        ("data build phantom --data-dir x --seed one", "--seed: invalid int value: 'one'"),
+        ("data build phantom", "the following arguments are required: --data-dir"),
+        ("data build table --data-dir x --report-colum findings", "did you mean --report-column?"),
+        ("data info /no/such/place", "/no/such/place does not exist"),
+        ("tokenizer train --data /no/such --out t.model", "/no/such does not exist"),
+        ("train --confg x --workdir w", "there is no option --confg; did you mean --config?"),
+        ("train --workdir w", "the following arguments are required: --config"),
+        ("train --config configs/nothing.py --workdir w", "there is no file configs/nothing.py"),
+        ("train --config {config} --workdir w more", "unrecognized arguments: more"),
+        ("train --config {config} --workdir gs://bucket/run", "gs://bucket/run is an address"),
+        ("train --config {config} --workdir w --config.train.stpes=3", "did you mean train.steps?"),
+        ("train --config {config} --workdir w --config.seeed 3", "the config has no seeed; did you mean seed?"),
+        ("train --config {config} --workdir w --config.none=3", "none is None, which tells no type"),
+        ("train --config {config} --workdir w --config.train=3", "train is a group of settings"),
+        ("train --config {config} --workdir w --config.train.steps=1.5", "expected a whole number, such as 7"),
+        ("train --config {config} --workdir w --config.train.rate fast", "expected a number, such as 0.5"),
+        ("train --config {config} --workdir w --config.train.remat=maybe", "expected true or false, such as True"),
+        ("train --config {config} --workdir w --config.train.steps", "Missing value for flag --config.train.steps"),
+        ("train --config {config} --workdir w --process 1", "--coordinator, --processes and --process belong together"),
+        ("train --config {config} --workdir w --pod --process 1", "--pod finds the other processes by itself"),
+        ("evaluate --workdir /no/such --data /", "/no/such does not exist"),
+        ("evaluate --workdir / --data / --split tset", "invalid choice: 'tset'"),
+        ("evaluate --workdir {empty} --data {empty}", "holds no checkpoints"),
+        ("predict /no/image.png --workdir /", "/no/image.png does not exist"),
+        ("predict {config} --workdir / --findings pneumonia,plague", "plague"),
+        ("predict {config} --workdir {empty}", "holds no checkpoints"),
+        ("ablate --config {config} --study masking --seeds 0,x --workdir w", "is not a list of whole numbers"),
+        ("evaluate --workdir w --config.train.steps=3", "there is no option --config.train.steps"),
+    ],
+)
+def test_mistakes(line, message, config, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert cli.main(line.format(config=config, empty=empty).split()) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("mmclip")
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x =\n", "bad.py, line 1: invalid syntax"),
+        ("x = 1", "defines get_config(argument)"),
+        ("def get_config(arg=''): return {}", "returned a dict instead of a ConfigDict"),
+        (
+            "from mmclip_jax.errors import UserError\ndef get_config(arg=''): raise UserError('no variant ' + arg)",
+            "no variant big",
+        ),
+    ],
+)
+def test_config_files_that_are_none(content, message, tmp_path, capsys):
+    file = tmp_path / "bad.py"
+    file.write_text(content)
+    assert cli.main(["train", "--config", f"{file}:big", "--workdir", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mistake_as_a_process_has_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mmclip_jax.cli", "data", "info", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("mmclip: ")
+    assert done.stderr.count("\n") == 1
+    assert "mmclip data build" in done.stderr  # the remedy
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other ways to end
+
+
+def _run_as(monkeypatch, error: BaseException | None) -> None:
+    """Makes `mmclip data info` end in this way."""
+
+    def run(args):
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(cli, "_data_info", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("two\nlines"), 2, "mmclip: two lines\n"),
+        (TrainingError("not finite"), 1, "mmclip: not finite\n"),
+        (KeyboardInterrupt(), 130, "mmclip: interrupted\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "mmclip: /x: Permission denied\n"),
+        (None, 0, ""),
+    ],
+)
+def test_exit_statuses(monkeypatch, capsys, error, status, line, tmp_path):
+    _run_as(monkeypatch, error)
+    assert cli.main(["data", "info", str(tmp_path)]) == status
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), FileNotFoundError(2, "No such file", "inside")])
+def test_bugs_keep_their_traceback(monkeypatch, bug, tmp_path):
+    _run_as(monkeypatch, bug)
+    with pytest.raises(type(bug)):
+        cli.main(["data", "info", str(tmp_path)])
+
+
+def test_interrupt_of_a_process_is_130_and_one_line(tmp_path):
+    code = """
+        import sys, time
+        from mmclip_jax import cli
+        def wait(args):
+            print("waiting", flush=True)
+            time.sleep(60)
+        cli._data_info = wait
+        sys.exit(cli.main(["data", "info", "."]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "mmclip: interrupted\n")
+
+
+def test_a_reader_that_goes_away_gives_no_traceback():
+    code = """
+        import sys
+        from mmclip_jax import cli
+        cli._data_info = lambda args: [print("x" * 1000) for _ in range(10000)]
+        sys.exit(cli.main(["data", "info", "."]))
+    """
+    script = f"{sys.executable} - <<'END' | head -n 1\n{textwrap.dedent(code)}\nEND\n"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "x" * 1000 + "\n"
+    assert done.stderr == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Help
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "data", "data build", "data build phantom", "data build table", "data info", "tokenizer", "tokenizer train",
+     "train", "evaluate", "predict", "ablate", "demo"],
+)  # fmt: skip
+def test_every_command_has_help(command, capsys):
+    assert cli.main([*command.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: mmclip {command}".rstrip())
+    assert "None" not in out
+
+
+def test_help_is_quick():
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "mmclip_jax.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+    assert time.perf_counter() - start < 1.0
+
+
+def test_version(capsys):
+    import mmclip_jax
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mmclip-jax {mmclip_jax.__version__}\n"
+
+
+def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, capsys):
+    import dataclasses
+
+    from mmclip_jax.data.builders import table
+
+    seen: dict[str, Any] = {}
+
+    def build_table(options, data_dir, *, overwrite, progress):
+        seen.update(options=options, data_dir=data_dir, overwrite=overwrite)
+        return "built"
+
+    monkeypatch.setattr(table, "build_table", build_table)
+    line = [
+        "data",
+        "build",
+        "table",
+        "--data-dir",
+        str(tmp_path),
+        "--table",
+        "t.csv",
+        "--images",
+        "i",
+        "--name",
+        "mine",
+    ]
+    assert cli.main(line) == 0
+    assert capsys.readouterr().out == "built\n"
+    assert seen["options"] == table.TableOptions(
+        table="t.csv", images="i", name="mine"
+    )  # the flags' defaults are its own
+    assert not seen["overwrite"]
+    more = ["--shares", "0.5,0.25,0.25", "--views", "PA, AP", "--no-absent-if-unlisted", "--shorter-side", "128",
+            "--max-reject-share", "0.5", "--overwrite"]  # fmt: skip
+    assert cli.main([*line, *more]) == 0
+    expected = table.TableOptions(table="t.csv", images="i", name="mine", shares=(0.5, 0.25, 0.25), views=("PA", "AP"),
+                                  absent_if_unlisted=False, shorter_side=128, max_reject_share=0.5)  # fmt: skip
+    assert seen["options"] == expected
+    assert seen["overwrite"]
+    assert cli.main(["data", "build", "table", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(table.TableOptions))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configs
+
+
+def test_config_with_argument_and_overrides(config):
+    plain = cli.read_config(config)
+    assert (plain.name, plain.train.steps, plain.is_locked) == ("plain", 7, True)
+    changed = cli.read_config(
+        f"{config}:big",
+        ["--config.train.steps=9", "--config.train.rate=2", "--noconfig.train.remat", "--config.data.train=x/y",
+         "--config.data.train=z", "--config.data.shares=(0.25, 0.75)"],
+    )  # fmt: skip
+    assert changed.name == "big"
+    assert changed.train.to_dict() == {"steps": 9, "rate": 2.0, "remat": False}
+    assert type(changed.train.rate) is float
+    assert changed.data.train == ("x/y", "z")
+    assert changed.data.shares == (0.25, 0.75)
+    assert cli.read_config(config).train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "rest", "overrides"),
+    [
+        ("--config c --config.a.b=1 --workdir w", "--config c --workdir w", ["--config.a.b=1"]),
+        ("--config.a.b 1 --workdir w", "--workdir w", ["--config.a.b=1"]),
+        ("--config.a.b -1 --workdir w", "--workdir w", ["--config.a.b=-1"]),
+        ("--config.a.b --workdir w", "--workdir w", ["--config.a.b"]),
+        ("--noconfig.a.b --config.c=", "", ["--noconfig.a.b", "--config.c="]),
+    ],
+)
+def test_overrides_are_told_from_other_arguments(words, rest, overrides):
+    assert cli._split_overrides(words.split()) == (rest.split(), overrides)
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.py")))
+def test_every_config_takes_an_override_of_every_number(file):
+    path = str(ROOT / "configs" / file)
+    keys = cli._flat(cli.read_config(path))
+    numbers = {key: value for key, value in keys.items() if type(value) in (int, float)}
+    assert numbers
+    changed = cli._flat(cli.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()]))
+    assert {key: changed[key] for key in numbers} == {key: value + 1 for key, value in numbers.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From end to end
+
+
+def _mmclip(*words: object, cwd: Path, status: int = 0) -> str:
+    """Runs the command as a user does; returns its standard output."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmclip_jax.cli", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_small_run_from_build_to_prediction(tmp_path):
+    built = Path(_mmclip("data", "build", "phantom", "--data-dir", "data", "--scale", "0.02", cwd=tmp_path).strip())
+    assert "phantom" in _mmclip("data", "info", built, cwd=tmp_path)
+    out = _mmclip("tokenizer", "train", "--data", built, "--vocab-size", 400, "--out", "t.model", cwd=tmp_path)
+    assert out == "t.model: 400 pieces\n"
+    config = f"{ROOT}/configs/demo.py:runlocal"
+    settings = {"data.train": built, "data.tokenizer": "t.model", "train.steps": 4, "train.log_every": 2}
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    _mmclip("train", "--config", config, "--workdir", "run", *overrides, cwd=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (70, 53), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    Image.fromarray(noise[:64, :41]).save(tmp_path / "b.jpg")
+    said = json.loads(_mmclip("predict", "a.png", "b.jpg", "--workdir", "run", "--findings", "pleural effusion,edema",
+                              "--format", "json", cwd=tmp_path))  # fmt: skip
+    assert said["step"] == 4
+    assert [image["image"] for image in said["images"]] == ["a.png", "b.jpg"]
+    assert all(set(image["findings"]) == {"pleural effusion", "edema"} for image in said["images"])
+    assert all(0 < p < 1 for image in said["images"] for p in image["findings"].values())
+    table = _mmclip("predict", "a.png", "--workdir", "run", cwd=tmp_path)
+    assert table.startswith("a.png\n")
+    assert "pneumothorax" in table
+    out = _mmclip("evaluate", "--workdir", "run", "--data", built, "--split", "validation", cwd=tmp_path)
+    assert "report.html" in out
+    assert (tmp_path / "run" / "evaluation" / "4" / "report.html").exists()
+    _mmclip("evaluate", "--workdir", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)

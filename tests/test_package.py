@@ -1,0 +1,139 @@
+"""What is installed: versions, pins, package data, the entry point, and what must not be imported."""
+
+import ast
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import mmclip_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", requirement)[0]).lower()
+
+
+def _pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
+    requirements = [line for line in lines if line and not line.startswith(("#", "-r"))]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in requirements), "every line is an exact pin"
+    return {_name(line): line.split("==")[1] for line in requirements}
+
+
+def test_every_dependency_is_pinned_and_the_pins_are_what_runs():
+    pins = _pins("requirements.txt")
+    assert {_name(r) for r in PROJECT["project"]["dependencies"]} <= pins.keys()
+    assert {name: metadata.version(name) for name in pins} == pins
+    assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["dev"]} <= _pins(
+        "requirements-dev.txt"
+    ).keys()
+
+
+def test_pins_are_closed_over_what_the_packages_require():
+    from packaging.requirements import Requirement
+
+    pins = _pins("requirements.txt")
+    for name, version in pins.items():
+        for text in metadata.distribution(name).requires or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                needed = _name(requirement.name)
+                assert needed in pins, f"{name} {version} needs {text}"
+                assert requirement.specifier.contains(pins[needed]), f"{name} {version} needs {text}"
+
+
+def test_no_tensorflow_and_no_torch_in_the_base():
+    assert not _pins("requirements.txt").keys() & {"tensorflow", "tensorflow-cpu", "torch", "tensorboard"}
+
+
+def test_every_import_of_the_package_is_a_declared_dependency():
+    """Third-party modules that mmclip_jax imports anywhere, against pyproject."""
+    packages = {
+        "PIL": "pillow",
+        "absl": "absl-py",
+        "ahocorasick": "pyahocorasick",
+        "google": "protobuf",
+        "orbax": "orbax-checkpoint",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+    }
+    optional = {"torch", "transformers", "safetensors", "pydicom"}
+    declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
+    for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in {name.partition(".")[0] for name in names} - optional - {"mmclip_jax"}:
+                known = module in sys.stdlib_module_names or _name(packages.get(module, module)) in declared
+                assert known, f"{file.relative_to(ROOT)} imports {module}"
+
+
+def test_one_version():
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert re.search(rf"^## {re.escape(mmclip_jax.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = ROOT / "CITATION.cff"
+    if citation.exists():
+        assert f"version: {mmclip_jax.__version__}" in citation.read_text().replace('"', "")
+
+
+def test_licence_is_apache():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+        import sys
+        from mmclip_jax import cli
+        assert cli.main(["--help"]) == 0
+        heavy = {"jax", "numpy", "flax", "absl", "ml_collections", "tensorflow_datasets", "pandas", "matplotlib"}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_module_and_data_file(tmp_path):
+    """Builds a wheel of a copy of the tree, without the network."""
+    import shutil
+    import zipfile
+
+    pytest.importorskip("setuptools", minversion="77")
+    copy = tmp_path / "tree"
+    copy.mkdir()
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "mmclip_jax", copy / "mmclip_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    subprocess.run(command, check=True, cwd=copy)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("mmclip_jax/")}
+    expected = {str(p.relative_to(copy)) for p in (copy / "mmclip_jax").rglob("*") if p.is_file()}
+    assert inside == expected
+    assert (
+        "mmclip = mmclip_jax.cli:main"
+        in zipfile.ZipFile(wheel)
+        .read(next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("entry_points.txt")))
+        .decode()
+    )
