@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.objective.entmlm.slots = 24
-    config.data.update({"batch_paired": 48, "batch_unpaired": 16, "workers": 0, "threads": 2})
+    config.data.update({"batch_paired": 48, "batch_unpaired": 16, "workers": 0, "threads": 1})
     config.data.train = ("runs/demo/data/phantom",)
     config.optimizer.update({"peak_lr": 1e-3, "b2": 0.98})
     config.train.update({"steps": 600, "log_every": 20, "evaluate_every": 200, "checkpoint_every": 200})

@@ -57,6 +57,16 @@ def _pad(array: np.ndarray) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], BATCH - len(array), axis=0)]) if len(array) < BATCH else array
 
 
+def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[np.ndarray, list[Any]]:
+    """(for each item the number of its first equal, the distinct items in order of appearance)."""
+    numbers: dict[Any, int] = {}
+    first: list[Any] = []
+    for item in items:
+        if numbers.setdefault(key(item), len(first)) == len(first):
+            first.append(item)
+    return np.array([numbers[key(item)] for item in items], int), first
+
+
 class Model:
     """A trained MMCLIP model. Images are paths, PIL images or uint8 arrays [H,W] or [H,W,1] of any size.
 
@@ -126,12 +136,27 @@ class Model:
         """
         if response not in RESPONSES:
             raise UserError(f"response {response!r} is not one of {', '.join(RESPONSES)}")
+        # The pointing game asks many texts of one image and one text of many images: each is encoded once.
+        image_index, distinct_images = _distinct(images, key=id)
+        text_index, distinct_texts = _distinct(texts, key=str)
+        patches = [self._patches(_pad(self._fit(batch)))[: len(batch)] for (batch,) in _batches(distinct_images)]
+        features, weights = [], []
+        for (batch,) in _batches(distinct_texts):
+            tokens, _, affirmed = self._tokens(batch)
+            encoded = self._features(_pad(tokens), _pad(affirmed))
+            features.append(encoded[0][: len(batch)])
+            weights.append(encoded[1][: len(batch)])
+        if not patches:
+            return np.zeros((0, self._side, self._side), np.float32)
+        columns = (
+            np.concatenate(patches)[image_index],
+            np.concatenate(features)[text_index],
+            np.concatenate(weights)[text_index],
+        )
         compute = self._responses[response]
         out = []
-        for batch_images, batch_texts in _batches(images, texts):
-            tokens, _, affirmed = self._tokens(batch_texts)
-            maps = compute(_pad(self._fit(batch_images)), _pad(tokens), _pad(affirmed))
-            out.append(np.asarray(maps)[: len(batch_texts)])
+        for batch in _batches(*columns):
+            out.append(np.asarray(compute(*(_pad(np.asarray(column)) for column in batch)))[: len(batch[0])])
         return np.concatenate(out).reshape(-1, self._side, self._side)
 
     def attmim(self, images: Sequence[Any], texts: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
@@ -219,12 +244,24 @@ class Model:
         return lambda tokens: np.asarray(encode(tokens))
 
     @functools.cached_property
+    def _patches(self) -> Callable[..., np.ndarray]:
+        encode = self._jit(lambda apply, images: apply("encode_image", standardize(pixels(images)))[0])
+        return lambda images: np.asarray(encode(images))
+
+    @functools.cached_property
+    def _features(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+        def compute(apply: Any, tokens: jax.Array, affirmed: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return apply("encode_text", tokens), masking.token_weights(affirmed, tokens != PAD_ID)
+
+        encode = self._jit(compute)
+        return lambda tokens, affirmed: tuple(map(np.asarray, encode(tokens, affirmed)))  # type: ignore[return-value]
+
+    @functools.cached_property
     def _responses(self) -> dict[str, Callable[..., jax.Array]]:
-        def compute(apply: Any, images: jax.Array, tokens: jax.Array, affirmed: jax.Array, kind: str) -> jax.Array:
-            patches, _ = apply("encode_image", standardize(pixels(images)))
-            weights = masking.token_weights(affirmed, tokens != PAD_ID)
-            temperature = self.config.objective.attmim.temperature
-            return apply("response", patches, apply("encode_text", tokens), weights, kind, temperature)
+        temperature = self.config.objective.attmim.temperature
+
+        def compute(apply: Any, *arrays: jax.Array, kind: str) -> jax.Array:
+            return apply("response", *arrays, kind, temperature)
 
         return {kind: self._jit(functools.partial(compute, kind=kind)) for kind in RESPONSES}
 

@@ -26,7 +26,7 @@ class TextEncoder(nn.Module):
     return_attention: bool = False
 
     def setup(self) -> None:
-        self.embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02))
+        self.embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.width**-0.5))
         self.position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
         self.transformer = Transformer(
             self.depth, self.heads, self.mlp_dim, self.dtype, self.remat, self.unroll, self.return_attention
@@ -35,7 +35,9 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         if tokens.shape[1] > self.length:
             raise ValueError(f"{tokens.shape[1]} tokens, but the text encoder was built for {self.length}")
-        x = sharding.shard_rows(self.embed(tokens)) + self.position[None, : tokens.shape[1]]
+        # Scaled to unit variance: beside the first block's output a smaller embedding would be noise, and the words with
+        # it. Unscaled, the same table serves as output embedding.
+        x = sharding.shard_rows(self.embed(tokens)) * self.width**0.5 + self.position[None, : tokens.shape[1]]
         return self.transformer(x.astype(self.dtype), valid)
 
     def attend_vocabulary(self, x: jax.Array) -> jax.Array:

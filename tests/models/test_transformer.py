@@ -1,0 +1,193 @@
+"""Attention and layers against a NumPy float64 transformer that is written from the formulas."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmclip_jax.models.transformer import Attention, Transformer, layer_norm
+
+Array = np.ndarray
+ROWS, QUERIES, CONTEXT, WIDTH, CONTEXT_WIDTH, HEADS, MLP, DEPTH = 2, 5, 7, 12, 10, 3, 17, 2
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def randomized(params: Any, seed: int = 1) -> Any:
+    """Parameters with nothing at zero or one."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), x.dtype), params)
+
+
+def dense(p: Any, x: Array) -> Array:
+    return x @ np.asarray(p["kernel"], np.float64) + (np.asarray(p["bias"], np.float64) if "bias" in p else 0)
+
+
+def norm(p: Any, x: Array) -> Array:
+    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+    return x * np.asarray(p["scale"], np.float64) + np.asarray(p["bias"], np.float64)
+
+
+def attention(p: Any, x: Array, y: Array, valid: Array | None, heads: int) -> tuple[Array, Array]:
+    """One row: x [Q,D], y [C,E], valid [C] -> ([Q,D], weights [heads,Q,C])."""
+    q, k, v = dense(p["query"], x), dense(p["key"], y), dense(p["value"], y)
+    size = x.shape[-1] // heads
+    out, weights = np.zeros_like(q), []
+    for head in range(heads):
+        cut = slice(head * size, (head + 1) * size)
+        logits = q[:, cut] @ k[:, cut].T / np.sqrt(size)
+        if valid is not None:
+            logits[:, ~valid] = -np.inf
+        w = np.exp(logits - logits.max(axis=1, keepdims=True))
+        weights.append(w / w.sum(axis=1, keepdims=True))
+        out[:, cut] = weights[-1] @ v[:, cut]
+    return dense(p["out"], out), np.stack(weights)
+
+
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def transformer(
+    p: Any, x: Array, valid: Array | None, y: Array | None, y_valid: Array | None, heads: int
+) -> tuple[Array, list[Array]]:
+    """One row through stacked pre-norm layers; the weights returned are those to the context where there is one."""
+    maps = []
+    for layer in range(p["layers"]["norm_self"]["scale"].shape[0]):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["layers"])
+        z = norm(block["norm_self"], x)
+        out, weights = attention(block["self_attention"], z, z, valid, heads)
+        x = x + out
+        if y is not None:
+            out, weights = attention(block["cross_attention"], norm(block["norm_cross"], x), y, y_valid, heads)
+            x = x + out
+        x = x + dense(block["mlp_out"], gelu(dense(block["mlp_in"], norm(block["norm_mlp"], x))))
+        maps.append(weights)
+    return norm(p["norm"], x), maps
+
+
+VALID = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 1, 0]], bool)
+CONTEXT_VALID = np.array([[1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1]], bool)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_against_numpy(masked: bool) -> None:
+    x, y = normal(ROWS, QUERIES, WIDTH), normal(ROWS, CONTEXT, CONTEXT_WIDTH, seed=1)
+    valid = CONTEXT_VALID if masked else None
+    module = Attention(HEADS)
+    params = randomized(jax.eval_shape(module.init, jax.random.key(0), x, y)["params"])
+    out, weights = module.apply({"params": params}, x, y, valid)
+    assert weights.shape == (ROWS, HEADS, QUERIES, CONTEXT)
+    assert weights.dtype == jnp.float32
+    for row in range(ROWS):
+        row_valid = None if valid is None else valid[row]
+        expected, maps = attention(params, np.float64(x[row]), np.float64(y[row]), row_valid, HEADS)
+        np.testing.assert_allclose(out[row], expected, atol=1e-5)
+        np.testing.assert_allclose(weights[row], maps, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_context", [False, True])
+def test_layers_against_numpy(with_context: bool) -> None:
+    x = normal(ROWS, QUERIES, WIDTH)
+    context = normal(ROWS, CONTEXT, CONTEXT_WIDTH, seed=1) if with_context else None
+    module = Transformer(DEPTH, HEADS, MLP, return_attention=True)
+    arguments = (x, VALID, context, CONTEXT_VALID if with_context else None)
+    params = randomized(jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"])
+    out, maps = tiny.jit(module.apply)({"params": params}, *arguments)
+    assert maps.shape == (DEPTH, ROWS, HEADS, QUERIES, CONTEXT if with_context else QUERIES)
+    for row in range(ROWS):
+        expected, expected_maps = transformer(
+            params,
+            np.float64(x[row]),
+            VALID[row],
+            None if context is None else np.float64(context[row]),
+            CONTEXT_VALID[row] if with_context else None,
+            HEADS,
+        )
+        np.testing.assert_allclose(out[row], expected, atol=3e-5)
+        np.testing.assert_allclose(maps[:, row], expected_maps, atol=1e-5)
+
+
+def test_attention_is_returned_only_when_asked_for() -> None:
+    x = normal(ROWS, QUERIES, WIDTH)
+    module = Transformer(1, HEADS, MLP)
+    params = randomized(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
+    assert module.apply({"params": params}, x)[1] is None
+
+
+def test_a_fully_masked_row_is_finite_and_has_a_finite_gradient() -> None:
+    x, y = normal(ROWS, QUERIES, WIDTH), normal(ROWS, CONTEXT, CONTEXT_WIDTH, seed=1)
+    module = Attention(HEADS)
+    params = randomized(jax.eval_shape(module.init, jax.random.key(0), x, y)["params"])
+    nothing = jnp.zeros((ROWS, CONTEXT), bool)
+    value, gradient = jax.value_and_grad(lambda p: module.apply({"params": p}, x, y, nothing)[0].sum())(params)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("options", [{"unroll": True}, {"remat": True}, {"remat": True, "unroll": True}])
+def test_unrolled_and_recomputed_layers_are_the_same_function(options: dict[str, bool]) -> None:
+    x, context = normal(ROWS, QUERIES, WIDTH), normal(ROWS, CONTEXT, CONTEXT_WIDTH, seed=1)
+    plain, other = Transformer(3, HEADS, MLP), Transformer(3, HEADS, MLP, **options)
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), x, None, context)["params"]
+    assert jax.eval_shape(other.init, jax.random.key(0), x, None, context)["params"] == shapes
+    params = randomized(shapes)
+
+    def value_and_gradient(module: Transformer) -> Any:
+        return tiny.jit(
+            jax.value_and_grad(lambda p: jnp.square(module.apply({"params": p}, x, VALID, context)[0]).mean())
+        )(params)
+
+    expected, got = value_and_gradient(plain), value_and_gradient(other)
+    assert tiny.largest_difference(expected, got) < 1e-5
+
+
+def test_layers_do_not_share_their_initial_parameters() -> None:
+    module = Transformer(3, HEADS, MLP)
+    params = tiny.jit(module.init)(jax.random.key(0), normal(1, QUERIES, WIDTH))["params"]
+    kernel = params["layers"]["mlp_in"]["kernel"]
+    assert kernel.shape == (3, WIDTH, MLP)
+    assert np.abs(kernel[0] - kernel[1]).max() > 1e-3
+
+
+def test_keys_have_no_bias_and_the_others_do() -> None:
+    module = Transformer(1, HEADS, MLP)
+    arguments = (normal(1, QUERIES, WIDTH), None, normal(1, CONTEXT, CONTEXT_WIDTH))
+    layers = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]["layers"]
+    for kind in ("self_attention", "cross_attention"):
+        assert set(layers[kind]["key"]) == {"kernel"}
+        for name in ("query", "value", "out"):
+            assert set(layers[kind][name]) == {"kernel", "bias"}
+
+
+def test_bfloat16_layers_keep_float32_parameters_norms_and_softmax() -> None:
+    x = normal(ROWS, QUERIES, WIDTH).astype(jnp.bfloat16)
+    module = Transformer(DEPTH, HEADS, MLP, dtype=jnp.bfloat16, return_attention=True)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    out, maps = module.apply({"params": randomized(params)}, x)
+    assert out.dtype == jnp.bfloat16
+    assert maps.dtype == jnp.float32
+    np.testing.assert_allclose(maps.sum(axis=-1), 1.0, atol=1e-5)  # bfloat16 sums miss by 1e-2
+    # Mean 1000, spread 1: bfloat16 statistics would lose the spread entirely.
+    far = jnp.asarray([[1000.0, 1004.0, 996.0, 1000.0]], jnp.bfloat16)
+    variables = {"params": {"norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}}
+
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return layer_norm(x, "norm")
+
+    expected = (np.float64(far) - 1000) / np.sqrt(8)
+    np.testing.assert_allclose(np.float64(Norm().apply(variables, far)), expected, atol=0.01)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="13"):
+        jax.eval_shape(Attention(HEADS).init, jax.random.key(0), jnp.zeros((1, 2, 13)), jnp.zeros((1, 2, 13)))

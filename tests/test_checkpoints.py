@@ -1,0 +1,205 @@
+"""A checkpoint gives back what was saved, to the bit; damage falls back to the one before."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmclip_jax import optim, sharding, step
+from mmclip_jax.checkpoints import Checkpoints, abstract_like, find_checkpoint, run_record
+from mmclip_jax.errors import UserError
+
+TOKENIZER = bytes(range(256))
+
+
+def make_state(number: int, ema: float = 0.999, **changes: Any) -> step.TrainState:
+    """A state with other values in every leaf, as after `number` steps."""
+    config = tiny.config(optimizer__ema=ema, **changes)
+    model = tiny.build_model(config.model)
+    optimizer = optim.make_optimizer(config.optimizer, 10)
+    shapes = jax.eval_shape(lambda: step.init_state(model, config, optimizer))
+    rng = np.random.default_rng(number)
+    state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 100, x.dtype), shapes)
+    return state.replace(step=jnp.int32(number))
+
+
+def iterator(position: int = 0) -> Any:
+    out = iter(grain.MapDataset.range(100).to_iter_dataset())
+    for _ in range(position):
+        next(out)
+    return out
+
+
+def abstract(state: step.TrainState) -> Any:
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    return abstract_like(state, sharding.tree_shardings(state, mesh))
+
+
+def run() -> dict[str, Any]:
+    return run_record(tiny.config(), TOKENIZER, {"exposure": {"sources": {}}, "seed": 3})
+
+
+def save(workdir: pathlib.Path, *numbers: int, keep: int = 5, **changes: Any) -> None:
+    checkpoints = Checkpoints(workdir, keep)
+    for number in numbers:
+        checkpoints.save(make_state(number, **changes), iterator(number), run())
+    checkpoints.close()
+
+
+def damage(directory: pathlib.Path) -> None:
+    """Cuts every file of the parameters to half its size, as a full disk or a bad copy does."""
+    files = [path for path in (directory / "params").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.999])
+def test_state_and_iterator_come_back_to_the_bit(tmp_path: pathlib.Path, ema: float) -> None:
+    saved = make_state(7, ema)
+    save(tmp_path, 3, 7, ema=ema)
+    checkpoints, data = Checkpoints(tmp_path, 5), iterator()
+    restored = checkpoints.restore_latest(abstract(saved), data)
+    checkpoints.close()
+    assert restored is not None
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    for old, new in zip(jax.tree.leaves(saved), jax.tree.leaves(restored), strict=True):
+        assert old.dtype == new.dtype
+        np.testing.assert_array_equal(old, new)
+    assert (restored.ema is None) == (ema == 0)
+    assert next(data) == 7
+
+
+def test_a_state_may_move_to_another_mesh(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 4)
+    saved, mesh = make_state(4), sharding.make_mesh(2)
+    shardings = sharding.tree_shardings(saved, mesh)
+    checkpoints = Checkpoints(tmp_path, 5)
+    restored = checkpoints.restore_latest(abstract_like(saved, shardings), iterator())
+    checkpoints.close()
+    assert restored is not None
+    assert tiny.largest_difference(saved, restored) == 0
+    for leaf, place in zip(jax.tree.leaves(restored), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def test_nothing_saved_is_none(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "new", 5)
+    assert checkpoints.restore_latest(abstract(make_state(0)), iterator()) is None
+    checkpoints.close()
+
+
+def test_only_the_newest_are_kept(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 1, 2, 3, 5, keep=2)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 5]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 3, 7)
+    damage(tmp_path / "checkpoints" / "7")
+    checkpoints, data = Checkpoints(tmp_path, 5), iterator()
+    restored = checkpoints.restore_latest(abstract(make_state(0)), data)
+    assert restored is not None
+    assert int(restored.step) == 3
+    assert tiny.largest_difference(restored, make_state(3)) == 0
+    assert next(data) == 3
+    assert "checkpoint 7" in caplog.text
+    checkpoints.close()
+
+
+def test_a_run_that_fell_back_can_save_over_the_damaged_step(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3, 7)
+    damage(tmp_path / "checkpoints" / "7")
+    checkpoints = Checkpoints(tmp_path, 5)
+    assert int(checkpoints.restore_latest(abstract(make_state(0)), iterator()).step) == 3  # type: ignore[union-attr]
+    checkpoints.save(make_state(7), iterator(7), run())
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, 5)
+    restored = checkpoints.restore_latest(abstract(make_state(0)), iterator())
+    checkpoints.close()
+    assert restored is not None
+    assert int(restored.step) == 7
+    assert tiny.largest_difference(restored, make_state(7)) == 0
+
+
+def test_when_none_can_be_read_the_message_lists_them(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3, 7)
+    for number in ("3", "7"):
+        damage(tmp_path / "checkpoints" / number)
+    checkpoints = Checkpoints(tmp_path, 5)
+    with pytest.raises(UserError, match=r"3.*7|7.*3"):
+        checkpoints.restore_latest(abstract(make_state(0)), iterator())
+    checkpoints.close()
+
+
+def test_another_model_size_is_refused(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3)
+    wider = make_state(0, model__embed_dim=13)
+    checkpoints = Checkpoints(tmp_path, 5)
+    with pytest.raises(UserError, match="workdir"):
+        checkpoints.restore_latest(abstract(wider), iterator())
+    checkpoints.close()
+
+
+def test_a_write_that_was_cut_off_is_not_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3)
+    shutil.copytree(tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp")
+    assert find_checkpoint(tmp_path).step == 3
+    checkpoints = Checkpoints(tmp_path, 5)
+    restored = checkpoints.restore_latest(abstract(make_state(0)), iterator())
+    checkpoints.close()
+    assert restored is not None
+    assert int(restored.step) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding one
+
+
+def test_a_checkpoint_says_all_about_its_run(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3, 7)
+    for found, number in (
+        (find_checkpoint(tmp_path), 7),
+        (find_checkpoint(tmp_path, 3), 3),
+        (find_checkpoint(tmp_path / "checkpoints" / "3"), 3),
+        (find_checkpoint(str(tmp_path)), 7),
+    ):
+        assert found.step == number
+        assert json.loads(found.config.to_json()) == json.loads(tiny.config().to_json())
+        assert found.tokenizer_model == TOKENIZER
+        assert found.manifest == {"exposure": {"sources": {}}, "seed": 3}
+        expected = make_state(number)
+        restored = found.restore_params(abstract(expected).ema)
+        assert tiny.largest_difference(restored, expected.ema) == 0
+        assert tiny.largest_difference(restored, expected.params) > 0
+
+
+def test_a_step_directory_is_enough_wherever_it_is_copied(tmp_path: pathlib.Path) -> None:
+    save(tmp_path / "run", 7, ema=0.0)
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "7", tmp_path / "released")
+    found = find_checkpoint(tmp_path / "released")
+    expected = make_state(7, 0.0)
+    assert tiny.largest_difference(found.restore_params(abstract(expected).params), expected.params) == 0
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "no steps", "other step"])
+def test_what_is_missing_is_said(tmp_path: pathlib.Path, what: str) -> None:
+    number = None
+    if what == "missing":
+        tmp_path = tmp_path / "nowhere"
+    elif what == "no steps":
+        (tmp_path / "checkpoints").mkdir()
+    elif what == "other step":
+        save(tmp_path, 3)
+        number = 4
+    with pytest.raises(UserError, match="3" if number else str(tmp_path)):
+        find_checkpoint(tmp_path, number)

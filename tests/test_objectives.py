@@ -1,0 +1,320 @@
+"""Every loss against its formula in NumPy float64, gradients against finite differences of that formula."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmclip_jax import objectives
+
+Array = np.ndarray
+
+
+def log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def matches(ids: Array) -> Array:
+    ids = ids.reshape(len(ids), -1)
+    return np.array([[bool(np.any(a == b)) for b in ids] for a in ids])
+
+
+def soft_target_loss(v: Array, u: Array, s: float, strength: Array, allowed: Array | None = None) -> float:
+    """Mean of both directions' cross-entropies with target rows proportional to `strength`."""
+    allowed = np.ones_like(strength, bool) if allowed is None else allowed
+    losses = []
+    for logits, weight in ((s * v @ u.T, strength), (s * u @ v.T, strength.T)):
+        total = 0.0
+        for row in range(len(v)):
+            columns = np.flatnonzero(allowed[row])
+            target = weight[row, columns] / weight[row, columns].sum()
+            total -= float(target @ log_softmax(logits[row, columns][None])[0])
+        losses.append(total / len(v))
+    return sum(losses) / 2
+
+
+def unit(rng: np.random.Generator, *shape: int) -> Array:
+    x = rng.normal(size=shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def pairs(seed: int, rows: int = 11, width: int = 7) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return unit(rng, rows, width), unit(rng, rows, width)
+
+
+def call(v: Array, u: Array, s: float, ids: Array, **options: Any) -> tuple[float, dict[str, float]]:
+    loss, metrics = objectives.contrastive_loss(
+        jnp.asarray(v, jnp.float32), jnp.asarray(u, jnp.float32), jnp.float32(s), jnp.asarray(ids), **options
+    )
+    assert loss.dtype == jnp.float32
+    assert loss.shape == ()
+    return float(loss), {name: float(value) for name, value in metrics.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contrastive
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2, 3])
+def test_distinct_texts_give_the_clip_loss(columns: int) -> None:
+    v, u = pairs(columns)
+    ids = np.arange(11 * max(columns, 1), dtype=np.int32).reshape((11, columns) if columns else 11)
+    logits = 1 / 0.07 * v @ u.T
+    clip = -(np.trace(log_softmax(logits)) + np.trace(log_softmax(logits.T))) / (2 * len(v))
+    loss, metrics = call(v, u, 1 / 0.07, ids)
+    assert loss == pytest.approx(clip, abs=1e-5)
+    assert (metrics["image_to_text"] + metrics["text_to_image"]) / 2 == pytest.approx(clip, abs=1e-5)
+    assert metrics["positives"] == 1.0
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31 - 1), columns=st.integers(0, 3), texts=st.integers(1, 9), scale=st.floats(0.1, 100))
+def test_repeated_texts_share_the_target(seed: int, columns: int, texts: int, scale: float) -> None:
+    v, u = pairs(seed)
+    ids = np.random.default_rng(seed).integers(-texts, texts, (11, columns) if columns else 11).astype(np.int32)
+    strength = matches(ids).astype(float)
+    loss, metrics = call(v, u, scale, ids)
+    assert loss == pytest.approx(soft_target_loss(v, u, scale, strength), rel=2e-5, abs=2e-5)
+    assert metrics["positives"] == pytest.approx(strength.sum(axis=1).mean())
+
+
+def test_rows_match_if_any_column_is_equal_but_not_across_columns() -> None:
+    v, u = pairs(3, rows=3)
+    # Row 0 and 1 share column 1. Row 2's columns hold the others' values in the other column: no match.
+    ids = np.array([[5, 7], [6, 7], [7, 5]], np.int32)
+    strength = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]])
+    assert call(v, u, 3.0, ids)[0] == pytest.approx(soft_target_loss(v, u, 3.0, strength), abs=1e-6)
+
+
+def test_embeddings_are_not_normalised_again_and_the_scale_is_no_logarithm() -> None:
+    v, u = pairs(4)
+    ids = np.arange(11, dtype=np.int32)
+    assert call(2 * v, u, 1.5, ids)[0] == pytest.approx(call(v, u, 3.0, ids)[0], abs=1e-6)
+    assert call(v, u, 0.0, ids)[0] == pytest.approx(np.log(11), abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_gradient_is_the_finite_difference_of_the_formula(loss: str) -> None:
+    v, u = pairs(5)
+    ids = np.array([0, 1, 1, 2, 3, 4, 5, 0, 6, 6, 6], np.int32)
+    positive = matches(ids)
+
+    def formula(v: Array, u: Array, s: Array) -> float:
+        if loss == "softmax":  # the bias cancels
+            return soft_target_loss(v, u, float(s), positive.astype(float))
+        return sigmoid_loss(s * v @ u.T - 3.0, positive.astype(float))
+
+    def ours(v: jax.Array, u: jax.Array, s: jax.Array) -> jax.Array:
+        return objectives.contrastive_loss(v, u, s, jnp.asarray(ids), loss=loss, logit_bias=-3.0)[0]
+
+    point = [np.asarray(x, np.float64) for x in (v, u, 4.0)]
+    gradients = jax.grad(ours, argnums=(0, 1, 2))(*(jnp.asarray(x, jnp.float32) for x in point))
+    for which, gradient in enumerate(gradients):
+        expected = np.zeros_like(point[which])
+        for index in np.ndindex(expected.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = [x.copy() for x in point]
+                moved[which][index] += sign * 1e-5
+                sides.append(formula(*moved))
+            expected[index] = (sides[0] - sides[1]) / 2e-5
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=2e-5)
+
+
+def sigmoid_loss(logits: Array, strength: Array, allowed: Array | None = None) -> float:
+    pair = -strength * -np.logaddexp(0, -logits) - (1 - strength) * -np.logaddexp(0, logits)
+    return float(np.where(True if allowed is None else allowed, pair, 0).sum() / len(logits))
+
+
+@pytest.mark.parametrize("bias", [0.0, -10.0])
+def test_sigmoid_is_a_binary_cross_entropy_of_every_pair(bias: float) -> None:
+    v, u = pairs(6)
+    ids = np.array([0, 1, 1, 2, 3, 4, 5, 0, 6, 6, 6], np.int32)
+    expected = sigmoid_loss(10 * v @ u.T + bias, matches(ids).astype(float))
+    assert call(v, u, 10.0, ids, loss="sigmoid", logit_bias=bias)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def kind_agreement(stated: Array) -> Array:
+    """Kinds stated alike over kinds that either states, 0 where one states what the other denies."""
+    out = np.zeros((len(stated), len(stated)))
+    for i, a in enumerate(stated):
+        for j, b in enumerate(stated):
+            either = np.sum((a != 0) | (b != 0))
+            conflict = np.any(a * b < 0)
+            out[i, j] = 0 if conflict or not either else np.sum((a == b) & (a != 0)) / either
+    return out
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31 - 1), kinds=st.sampled_from([1, 2, 5]))
+def test_kinds_targets_follow_the_agreement_with_polarity(seed: int, kinds: int) -> None:
+    v, u = pairs(seed)
+    rng = np.random.default_rng(seed)
+    stated = rng.integers(-1, 2, (11, kinds)).astype(np.int8)
+    ids = rng.integers(0, 20, (11, 2)).astype(np.int32)
+    strength = np.maximum(matches(ids), kind_agreement(stated.astype(int)))
+    loss, _ = call(v, u, 9.0, ids, targets="kinds", stated=jnp.asarray(stated))
+    assert loss == pytest.approx(soft_target_loss(v, u, 9.0, strength), rel=2e-5, abs=2e-5)
+
+
+def test_with_kinds_a_normal_report_and_a_no_finding_prompt_are_not_negatives() -> None:
+    v, u = pairs(8, rows=3)
+    ids = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
+    stated = np.array([[1, 0], [1, 0], [0, 1]], np.int8)  # "no finding" twice, then another kind
+    strength = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1.0]])
+    loss, _ = call(v, u, 9.0, ids, targets="kinds", stated=jnp.asarray(stated))
+    assert loss == pytest.approx(soft_target_loss(v, u, 9.0, strength), abs=1e-5)
+    assert loss != pytest.approx(call(v, u, 9.0, ids)[0], abs=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_across_sources_false_leaves_out_pairs_of_different_sources(loss: str) -> None:
+    v, u = pairs(9)
+    ids = np.array([0, 1, 1, 2, 3, 4, 5, 0, 6, 6, 6], np.int32)
+    source = np.array([0, 0, 1, 1, 1, 0, 2, 2, 2, 0, 1], np.int32)
+    allowed = source[:, None] == source[None]
+    strength = matches(ids).astype(float)
+    got, metrics = call(v, u, 8.0, ids, loss=loss, source=jnp.asarray(source), across_sources=False)
+    if loss == "softmax":
+        expected = soft_target_loss(v, u, 8.0, strength, allowed)
+    else:
+        expected = sigmoid_loss(8.0 * v @ u.T, strength, allowed)
+    assert got == pytest.approx(expected, rel=1e-5)
+    assert metrics["positives"] == pytest.approx((strength * allowed).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_rows_of_weight_zero_are_as_if_they_were_not_there(loss: str) -> None:
+    v, u = pairs(10)
+    ids = np.array([0, 1, 1, 2, 3, 4, 5, 0, 6, 6, 6], np.int32)
+    weight = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1], np.float32)
+    kept = weight > 0
+
+    def ours(v: jax.Array) -> jax.Array:
+        return objectives.contrastive_loss(
+            v, jnp.asarray(u, jnp.float32), 5.0, jnp.asarray(ids), loss=loss, weight=jnp.asarray(weight)
+        )[0]
+
+    value, gradient = jax.value_and_grad(ours)(jnp.asarray(v, jnp.float32))
+    assert float(value) == pytest.approx(call(v[kept], u[kept], 5.0, ids[kept], loss=loss)[0], rel=1e-5)
+    assert not np.any(gradient[~kept])
+    nothing = objectives.contrastive_loss(jnp.asarray(v), jnp.asarray(u), 5.0, jnp.asarray(ids), weight=jnp.zeros(11))[
+        0
+    ]
+    assert float(nothing) == 0.0
+
+
+def test_accuracy_counts_best_matches_that_are_positives() -> None:
+    u = np.eye(5)
+    v = np.eye(5)[[0, 2, 1, 3, 4]]  # rows 1 and 2 prefer each other's text
+    ids = np.arange(5, dtype=np.int32)
+    assert call(v, u, 10.0, ids)[1]["accuracy"] == pytest.approx(0.6)
+    ids[2] = ids[1]
+    assert call(v, u, 10.0, ids)[1]["accuracy"] == pytest.approx(1.0)
+
+
+def test_bfloat16_embeddings_give_a_float32_loss() -> None:
+    v, u = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in pairs(11))
+    ids = np.arange(11, dtype=np.int32)
+    loss, _ = objectives.contrastive_loss(jnp.asarray(v, jnp.bfloat16), jnp.asarray(u, jnp.bfloat16), 20.0, ids)
+    assert loss.dtype == jnp.float32
+    assert float(loss) == pytest.approx(soft_target_loss(v, u, 20.0, np.eye(11)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"loss": "hinge"}, "hinge"),
+        ({"targets": "labels"}, "labels"),
+        ({"targets": "kinds"}, "stated"),
+        ({"across_sources": False}, "source"),
+    ],
+)
+def test_options_that_cannot_be_honoured_are_refused(options: dict[str, Any], word: str) -> None:
+    v, u = pairs(12)
+    with pytest.raises(ValueError, match=word):
+        call(v, u, 1.0, np.arange(11, dtype=np.int32), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# AttMIM
+
+
+def normalized(patches: Array) -> Array:
+    mean, variance = patches.mean(axis=-1, keepdims=True), patches.var(axis=-1, keepdims=True)
+    return (patches - mean) / np.sqrt(variance + (2 / 255) ** 2)
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**31 - 1), contrast=st.sampled_from([0.0, 0.004, 0.1, 1.0]))
+def test_pixels_are_normalised_patch_by_patch(seed: int, contrast: float) -> None:
+    patches = 0.3 + contrast * (np.random.default_rng(seed).random((3, 5, 49)) - 0.3)
+    got = objectives.normalized_pixels(jnp.asarray(patches, jnp.float32))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, normalized(patches), atol=3e-4)
+
+
+def test_noise_of_one_grey_level_is_not_blown_up_to_unit_variance() -> None:
+    flat = np.full((1, 1, 64), 200 / 255)
+    noisy = flat.copy()
+    noisy[..., ::2] += 1 / 255
+    assert np.abs(objectives.normalized_pixels(jnp.asarray(flat, jnp.float32))).max() < 1e-3
+    # Deviation half a grey level against a floor of two.
+    assert np.std(objectives.normalized_pixels(jnp.asarray(noisy, jnp.float32))) == pytest.approx(
+        0.5 / np.hypot(0.5, 2), rel=1e-3
+    )
+
+
+def test_reconstruction_error_is_the_mean_square_over_the_masked_patches() -> None:
+    rng = np.random.default_rng(0)
+    patches, predicted = rng.random((3, 13, 49)), rng.normal(size=(3, 5, 49))
+    masked = np.sort(np.stack([rng.permutation(13)[:5] for _ in range(3)]), axis=1).astype(np.int32)
+    expected = [np.mean((predicted[b] - normalized(patches[b, masked[b]])) ** 2) for b in range(3)]
+    got = objectives.reconstruction_error(
+        jnp.asarray(predicted, jnp.float32), jnp.asarray(patches, jnp.float32), jnp.asarray(masked)
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# EntMLM
+
+
+def test_restoration_sums_are_weighted_cross_entropies() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3, 5, 17))
+    tokens = rng.integers(0, 17, (3, 11)).astype(np.int32)
+    positions = np.stack([rng.permutation(11)[:5] for _ in range(3)]).astype(np.int32)
+    weights = (rng.random((3, 5)) < 0.6).astype(np.float32)
+    weights[2] = 0
+    logits[0, 1, tokens[0, positions[0, 1]]] = 9.0
+    weights[0, 1] = 1
+    expected: dict[str, list[float]] = {"loss": [], "correct": [], "count": []}
+    for b in range(3):
+        target = tokens[b, positions[b]]
+        expected["loss"].append(float(-(weights[b] * log_softmax(logits[b])[np.arange(5), target]).sum()))
+        expected["correct"].append(float((weights[b] * (logits[b].argmax(axis=1) == target)).sum()))
+        expected["count"].append(float(weights[b].sum()))
+    got = objectives.restoration_sums(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(weights)
+    )
+    assert expected["correct"][0] >= 1
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_unused_slots_have_no_gradient() -> None:
+    rng = np.random.default_rng(2)
+    logits = jnp.asarray(rng.normal(size=(2, 3, 17)), jnp.float32)
+    tokens, positions = jnp.asarray(rng.integers(0, 17, (2, 7))), jnp.asarray([[0, 2, 4], [1, 3, 5]])
+    weights = jnp.asarray([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    gradient = jax.grad(lambda x: objectives.restoration_sums(x, tokens, positions, weights)["loss"].sum())(logits)
+    assert np.abs(gradient[0, 0]).max() > 0
+    assert not np.any(gradient[0, 1])
+    assert not np.any(gradient[1])

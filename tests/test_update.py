@@ -1,0 +1,165 @@
+"""One optimizer step: projection of the logit scale, refusal of what is not finite, average, precision."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from mmclip_jax import optim, step
+from mmclip_jax.errors import UserError
+
+CHANGES = {"data__batch_paired": 8, "data__batch_unpaired": 8, "train__steps": 50, "optimizer__warmup_share": 0.0}
+
+
+def make(**changes: Any) -> tuple[Any, step.TrainState, ConfigDict]:
+    """(compiled train step, state, config)."""
+    config = tiny.config(**CHANGES | changes)
+    model, params = tiny.model_and_params(config)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
+    schedule = optim.learning_rate(config.optimizer, config.train.steps)
+    train_step = tiny.jit(step.make_train_step(model, config, optimizer, schedule, tiny.MASK_ID))
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
+    return train_step, step.TrainState(jnp.int32(0), params, optimizer.init(params), ema), config
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    return make(objective__attmim__random_share=0.1)
+
+
+def with_scale(state: step.TrainState, scale: float) -> step.TrainState:
+    return state.replace(params=state.params | {"log_logit_scale": jnp.float32(np.log(scale))})
+
+
+def test_one_executable_serves_random_and_attention_steps(plain: Any) -> None:
+    train_step, state, config = plain
+    batch, at_random = tiny.batch(config), []
+    for _ in range(8):
+        state, metrics = train_step(state, batch)
+        at_random.append(float(metrics["attmim/random"]))
+        assert float(metrics["finite"]) == 1
+    assert at_random == [1] * 5 + [0] * 3
+    assert train_step._cache_size() == 1
+    assert int(state.step) == 8
+    assert float(metrics["learning_rate"]) == pytest.approx(optim.learning_rate(config.optimizer, 50)(7))
+
+
+def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again() -> None:
+    train_step, state, config = make(optimizer__peak_lr=3e-3, optimizer__clip=100.0)
+    batch, losses = tiny.batch(config), []
+    for _ in range(30):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("scale", [99.9999, 100.0, 150.0])
+def test_the_logit_scale_is_projected_and_its_gradient_lives(plain: Any, scale: float) -> None:
+    train_step, state, config = plain
+    batch = tiny.batch(config)
+    # Texts that equal their images pull the scale up; others push it down. Either way the parameter must move on.
+    after, _ = train_step(with_scale(state, scale), batch)
+    assert float(jnp.exp(after.params["log_logit_scale"])) <= 100.0 * (1 + 1e-5)
+    model = tiny.build_model(config.model)
+
+    def loss(params: Any) -> jax.Array:
+        return step.compute_loss(model, config, tiny.MASK_ID, params, jnp.int32(0), batch)[0]
+
+    gradient = tiny.jit(jax.grad(loss))(with_scale(state, scale).params)["log_logit_scale"]
+    assert abs(float(gradient)) > 1e-3
+
+
+def test_a_scale_that_wants_to_grow_stays_at_one_hundred_and_can_come_back() -> None:
+    params = {"log_logit_scale": jnp.float32(np.log(100.0) + 0.5), "kernel": jnp.ones(3)}
+    projected = step.project_parameters(params)
+    assert float(projected["log_logit_scale"]) == pytest.approx(np.log(100.0))
+    np.testing.assert_array_equal(projected["kernel"], params["kernel"])
+    below = {"log_logit_scale": jnp.float32(-3.0)}
+    assert float(step.project_parameters(below)["log_logit_scale"]) == -3.0
+
+
+@pytest.mark.parametrize("poison", [np.inf, np.nan])
+def test_a_step_that_is_not_finite_changes_nothing(plain: Any, poison: float) -> None:
+    train_step, state, config = plain
+    batch = tiny.batch(config)
+    state, _ = train_step(state, batch)
+    bad = state.replace(params=state.params | {"log_logit_scale": jnp.float32(poison)})
+    after, metrics = train_step(bad, batch)
+    assert float(metrics["finite"]) == 0
+    for name in ("params", "opt_state", "ema"):
+        for old, new in zip(jax.tree.leaves(getattr(bad, name)), jax.tree.leaves(getattr(after, name)), strict=True):
+            np.testing.assert_array_equal(old, new)
+    good, metrics = train_step(state, batch)
+    assert float(metrics["finite"]) == 1
+    assert tiny.largest_difference(good.params, state.params) > 0
+
+
+def test_the_average_follows_the_parameters(plain: Any) -> None:
+    train_step, state, config = plain
+    expected = jax.tree.map(np.float64, state.ema)
+    for number in range(3):
+        state, _ = train_step(state, tiny.batch(config))
+        decay = min(config.optimizer.ema, (1 + number) / (10 + number))
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.float64(p), expected, state.params)
+    assert tiny.largest_difference(expected, state.ema) < 1e-6
+    assert tiny.largest_difference(state.params, state.ema) > 1e-6
+
+
+def test_a_step_depends_on_the_seed_and_the_step_alone(plain: Any) -> None:
+    train_step, state, config = plain
+    first, _ = train_step(state, tiny.batch(config))
+    again, _ = train_step(state, tiny.batch(config))
+    assert tiny.largest_difference(first.params, again.params) == 0
+
+
+def test_bfloat16_computes_float32_losses_with_float32_parameters() -> None:
+    exact, state, config = make(optimizer__ema=0.0)
+    rough, _, _ = make(optimizer__ema=0.0, model__dtype="bfloat16")
+    batch = tiny.batch(config)
+    _, expected = exact(state, batch)
+    after, metrics = rough(state, batch)
+    assert after.ema is None
+    assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype(jnp.float32)}
+    assert {value.dtype for value in metrics.values()} == {jnp.dtype(jnp.float32)}
+    assert float(metrics["loss"]) != float(expected["loss"])
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=0.05)
+    assert float(metrics["entmlm/loss"]) == pytest.approx(float(expected["entmlm/loss"]), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"model__remat": True}, {"model__unroll": True}])
+def test_recomputing_and_unrolling_give_the_same_update(plain: Any, changes: dict[str, Any]) -> None:
+    train_step, state, config = plain
+    other, _, _ = make(objective__attmim__random_share=0.1, **changes)
+    batch = tiny.batch(config)
+    _, expected = train_step(state, batch)
+    _, metrics = other(state, batch)
+    assert tiny.largest_difference(expected, metrics) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "word"),
+    [
+        ({"objective__attmim__strategy": "top"}, 1, "attmim.strategy='top'"),
+        ({"objective__attmim__response": "dot"}, 1, "attmim.response='dot'"),
+        ({"objective__attmim__mask_at": "output"}, 1, "attmim.mask_at='output'"),
+        ({"objective__entmlm__strategy": "word"}, 1, "entmlm.strategy='word'"),
+        ({"objective__contrastive__loss": "hinge"}, 1, "contrastive.loss='hinge'"),
+        ({"objective__contrastive__targets": "labels"}, 1, "contrastive.targets='labels'"),
+        ({"data__batch_paired": 12}, 8, "data.batch_paired=12"),
+        ({"optimizer__accumulate": 3}, 1, "accumulate=3"),
+        ({"data__batch_paired": 0, "data__batch_unpaired": 0}, 1, "both 0"),
+        ({"objective__entmlm__slots": 12}, 1, "slots"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused_by_name(changes: dict[str, Any], devices: int, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        step.check_config(tiny.config(**CHANGES | changes), devices)
+
+
+def test_good_settings_pass() -> None:
+    step.check_config(tiny.config(), 8)

@@ -1,0 +1,141 @@
+"""A model of a few thousand parameters and batches for it; axis sizes differ so that a swapped axis cannot pass."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmclip_jax import sharding, step
+from mmclip_jax.config import default_config, transformer
+from mmclip_jax.models.mmclip import MMCLIP, build_model
+
+VOCAB, MASK_ID, KINDS = 53, 2, 5
+PATCHES, LENGTH, EMBED = 25, 11, 7
+# Compiling is most of what these tests cost, and the arrays are tiny: generate code that is quick to make.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def config(**changes: Any) -> ConfigDict:
+    """changes: dotted keys with "__", e.g. objective__attmim__hint=0.3."""
+    out = default_config()
+    out.model.update(
+        {
+            "image_size": 20,
+            "patch_size": 4,
+            "embed_dim": EMBED,
+            "dtype": "float32",
+            "remat": False,
+            "unroll": False,
+            "image": transformer(12, 2, 3, 20),
+            "text": transformer(20, 2, 5, 36, length=LENGTH, vocab_size=VOCAB),
+            "image_decoder": transformer(8, 1, 2, 24),
+            "text_decoder": transformer(16, 1, 4, 44),
+        }
+    )
+    out.objective.attmim.random_share = 0.0
+    out.objective.entmlm.slots = 5
+    out.data.update({"batch_paired": 16, "batch_unpaired": 8})
+    out.train.steps = 100
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        part = out
+        for key in path:
+            part = part[key]
+        part[last] = value
+    return out
+
+
+def rows(count: int, seed: int) -> dict[str, np.ndarray]:
+    """One part of a batch: texts of 4..L tokens with entities of 1..3 tokens, some of them affirmed."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, VOCAB, (count, LENGTH)).astype(np.int32)
+    entity = np.zeros((count, LENGTH), np.int32)
+    affirmed = np.zeros((count, LENGTH), bool)
+    for row in range(count):
+        length = rng.integers(4, LENGTH + 1)
+        tokens[row, length:] = 0
+        place, number = int(rng.integers(0, 3)), 0
+        while place < length:
+            size = int(rng.integers(1, 4))
+            number += 1
+            entity[row, place : min(place + size, length)] = number
+            affirmed[row, place : min(place + size, length)] = rng.random() < 0.6
+            place += size + int(rng.integers(1, 4))
+    return {
+        "image": rng.integers(0, 256, (count, 20, 20, 1)).astype(np.uint8),
+        "tokens": tokens,
+        "entity": entity,
+        "affirmed": affirmed,
+        "text_id": rng.integers(0, 2**31 - 1, (count, 2)).astype(np.int32),
+        "stated": rng.integers(-1, 2, (count, KINDS)).astype(np.int8),
+        "source": np.full(count, seed % 2, np.int32),
+    }
+
+
+def batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    parts = {
+        "paired": rows(config.data.batch_paired, 2 * seed),
+        "unpaired": rows(config.data.batch_unpaired, 2 * seed + 1),
+    }
+    # Some texts recur, within a part and across the parts.
+    parts["unpaired"]["text_id"][1] = parts["unpaired"]["text_id"][0]
+    parts["paired"]["text_id"][2, 1] = parts["unpaired"]["text_id"][0, 1]
+    return {name: part for name, part in parts.items() if len(part["tokens"])}
+
+
+def random_params(model: MMCLIP, config: ConfigDict, seed: int = 0) -> Any:
+    """Parameters of the shapes that init_params gives, drawn by NumPy: nothing is compiled, no bias is zero."""
+    shapes = jax.eval_shape(lambda: step.init_params(model, config.model, 0))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        center = {"scale": 1.0, "log_logit_scale": np.log(1 / 0.07), "logit_bias": -10.0}.get(name, 0.0)
+        spread = {
+            "kernel": leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 1.0,
+            "log_logit_scale": 0,
+            "logit_bias": 0,
+        }
+        return jnp.asarray(rng.normal(center, spread.get(name, 0.3), leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def model_and_params(config: ConfigDict, seed: int = 0) -> tuple[MMCLIP, Any]:
+    model = build_model(config.model)
+    return model, random_params(model, config, seed)
+
+
+def loss_and_gradients(model: MMCLIP, config: ConfigDict) -> Any:
+    """The function (params, step, batch) -> ((loss, metrics), gradients), to be jitted by the caller."""
+
+    def loss(params: Any, number: jax.Array, batch: Any) -> Any:
+        return step.compute_loss(model, config, MASK_ID, params, number, batch)
+
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+def compile_on(
+    mesh: jax.sharding.Mesh, model: MMCLIP, config: ConfigDict, params: Any, batch: Any
+) -> tuple[Any, Any, Any]:
+    """(compiled loss_and_gradients, params and batch placed on the mesh)."""
+    with jax.set_mesh(mesh):
+        shardings = sharding.tree_shardings(params, mesh)
+        placed = jax.device_put(params, shardings), jax.device_put(batch, sharding.batch_sharding(mesh))
+        whole = sharding.replicated(mesh)
+        function = jax.jit(loss_and_gradients(model, config), out_shardings=((whole, whole), shardings))
+        return function.lower(placed[0], jnp.int32(3), placed[1]).compile(QUICK), *placed
+
+
+def jit(function: Any, **options: Any) -> Any:
+    return jax.jit(function, compiler_options=QUICK, **options)
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    """Over all leaves of two trees of the same structure."""
+    return max(
+        float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
