@@ -5,9 +5,9 @@
 
 A made-up batch lies on the device: reading data has no part in the figures. Every variant is compiled first; then they
 take turns, so that what else the machine does falls on all of them alike. Seconds are medians over the turns. FLOPs are
-counted by formula (mmclip_jax/flops.py); MFU is the model's FLOPs, without recomputation, over the device's bfloat16 peak.
-Memory is what the compiler plans for one step on one device: state, batch and temporaries. Any --config.key=value changes
-a setting, as for `mmclip train`.
+counted by formula (mmclip_jax/flops.py); MFU is the model's FLOPs, without recomputation, over the device's bfloat16
+peak. Memory is what the compiler plans for one step on one device: state, batch and temporaries. Any
+--config.key=value changes a setting, as for `mmclip train`.
 """
 
 import argparse
@@ -83,11 +83,11 @@ def variant_config(config: ConfigDict, name: str) -> ConfigDict:
     return out
 
 
-def synthetic_batch(config: ConfigDict, seed: int = 0) -> step_lib.Batch:
+def synthetic_batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     """Rows as the pipeline makes them: noise for images, random tokens, entities of two tokens in every seven."""
     rng = np.random.default_rng(seed)
     size, length, vocabulary = config.model.image_size, config.model.text.length, config.model.text.vocab_size
-    batch = {}
+    batch: dict[str, dict[str, np.ndarray]] = {}
     for part in ("paired", "unpaired"):
         rows = config.data[f"batch_{part}"]
         if not rows:

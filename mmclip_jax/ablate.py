@@ -1,12 +1,12 @@
 """Ablations: named grids of runs through the ordinary trainer, and one table with what every variant changes.
 
-A study is a dict {row: {dotted config key: value}}. Every row is trained with every seed in WORKDIR/STUDY/ROW/seed_N, by
-`mmclip_jax.train.train` and nothing else, and evaluated; the first row is the one that the others are compared with.
-What is finished is not run again, what was cut off goes on from its checkpoint, and a run that another study in the same
-WORKDIR has made already with equal settings is taken over.
+A study is a dict {row: {dotted config key: value}}. Every row is trained with every seed in WORKDIR/STUDY/ROW/seed_N,
+by `mmclip_jax.train.train` and nothing else, and evaluated; the first row is the one that the others are compared with.
+What is finished is not run again, what was cut off goes on from its checkpoint, and a run that another study in the
+same WORKDIR has made already with equal settings is taken over.
 
 All runs share this process, one after another: a process each would pay for imports and data caches again and gain
-nothing, since a run leaves no state behind but compiled programs, which are dropped after it.
+nothing, since a run leaves no state behind but compiled programs, which are dropped before the next one.
 """
 
 import csv
@@ -270,18 +270,8 @@ def _run_one(one: Run, folder: pathlib.Path, key: dict[str, Any], train: Train, 
         # A variant may diverge: that is a result, and no reason to stop the others.
         logging.error("%s, seed %d: %s", one.row, one.seed, error)
         return {"failed": str(error)}
-    finally:
-        _forget_programs()
     _write_json(folder / RUN_FILE, key | result)
     return result
-
-
-def _forget_programs() -> None:
-    """Frees what a run leaves in this process: every run compiles its own step, and a study has dozens of runs."""
-    import jax
-
-    jax.clear_caches()
-    gc.collect()
 
 
 def _finished(folder: pathlib.Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -322,8 +312,13 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def _train(config: ConfigDict, workdir: str) -> Any:
+    import jax
+
     from mmclip_jax.train import train
 
+    # Every run compiles its own step, and a study has dozens of runs: what the last one left is freed.
+    jax.clear_caches()
+    gc.collect()
     return train(config, workdir)
 
 
@@ -504,8 +499,8 @@ def _cells(table: Mapping[str, Any]) -> list[list[str]]:
             if change is None:
                 changes.append("–")
             else:
-                interval = "" if change["low"] is None else f" [{_plain(change['low'], True)}, {_plain(change['high'], True)}]"
-                changes.append(_plain(change["mean"], True) + interval)
+                bounds = ", ".join(_plain(change[name], True) for name in ("low", "high"))
+                changes.append(_plain(change["mean"], True) + ("" if change["low"] is None else f" [{bounds}]"))
         absolute.append(cells)
         if line["row"] != table["reference"]:
             relative.append(changes)
@@ -519,8 +514,8 @@ def _caption(table: Mapping[str, Any]) -> str:
         facts.insert(0, "rows a step " + " + ".join(f"{count} {part}" for part, count in made["batch"].items()))
     lines = [
         f"Mean ± sd over seeds {', '.join(map(str, table.get('seeds', ())))} on the {table.get('split', '')} split; "
-        f"below, differences paired by seed with {table['level']:.0%} intervals of Student's t. They cover what the seed "
-        "decides, not the choice of images.",
+        f"below, differences paired by seed with {table['level']:.0%} intervals of Student's t. They cover what the "
+        "seed decides, not the choice of images.",
         "; ".join(facts),
     ]
     lines += [f"Failed: {line['row']}, {message}" for line in table["rows"] for message in line["failed"]]

@@ -1,18 +1,17 @@
 """Floating-point operations of the train step by formula, and the share of a chip's peak that a step reaches.
 
-Counted are matrix products, 2·m·k·n for [m,k]·[k,n]: what grows with the model. Elementwise work, softmax, norms, sorting,
-embedding look-ups and the optimizer are not. Notation: B rows, N patches, L tokens, D the width of the image encoder, T
-that of the text encoder, E the embedding, W a decoder's width, M an MLP's, K masked patches, S slots of masked tokens, V
-vocabulary, P² pixels of a patch.
-
-One transformer layer on n positions with a context of c (width W throughout):
+Counted are matrix products, 2·m·k·n for [m,k]·[k,n]: what grows with the model. Elementwise work, softmax, norms,
+sorting, embedding look-ups and the optimizer are not. One transformer layer of width W, its MLP of width M, on n
+positions with a context of c:
 
     self-attention    8·n·W² + 4·n²·W
     cross-attention   4·n·W² + 4·c·W² + 4·n·c·W
     MLP               4·n·W·M
 
-The backward pass costs twice the forward pass, except where a gradient stops: the response map that chooses the mask has
-none, and the patch embedding has none towards the pixels.
+Beside the layers there are the embedding of patches, the projections into the common space, the response map, the
+attended text, the decoders' inputs and outputs, the vocabulary's logits at the masked slots, and the two matrices of
+similarities of the contrastive loss. The backward pass costs twice the forward pass, except where a gradient stops: the
+response map that chooses the mask has none, and the patch embedding has none towards the pixels.
 """
 
 import dataclasses
@@ -146,9 +145,9 @@ def train_step_flops(config: ConfigDict) -> dict[str, float]:
       config: a run's settings, with `model.text.vocab_size` set where EntMLM is on.
 
     Returns:
-      {component: FLOPs} for every one of COMPONENTS. "entmlm" includes the second pass through the text encoder, "attmim"
-      that through the image encoder where `mask_at` is "input". "recompute" is the forward work that is done again in the
-      backward pass to save memory, by `model.remat` and `optimizer.accumulate`; it is no part of what the model needs.
+      {component: FLOPs} for every one of COMPONENTS. "entmlm" includes the second pass through the text encoder,
+      "attmim" that through the image encoder where `mask_at` is "input". "recompute" is the forward work that is done
+      again in the backward pass to save memory, by `model.remat` and `optimizer.accumulate`: the model needs it not.
 
     Raises:
       UserError: `model.text.vocab_size` is 0.
@@ -187,8 +186,8 @@ def mfu(flops: float, seconds: float, device_kind: str, devices: int = 1) -> flo
       devices: how many share the step.
 
     Returns:
-      A share in [0, 1] (always of the bfloat16 peak, whatever the dtype), None for a device without a known peak, such as
-      a CPU.
+      A share in [0, 1] (always of the bfloat16 peak, whatever the dtype), None for a device without a known peak, such
+      as a CPU.
 
     Raises:
       ValueError: seconds or devices are not positive.

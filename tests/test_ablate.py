@@ -12,7 +12,6 @@ import scipy.stats
 from ml_collections import ConfigDict
 
 from mmclip_jax import ablate, config, step
-from mmclip_jax.data import tokenizer as _  # noqa: F401  (a broken package shows here, not in a study's tenth hour)
 from mmclip_jax.errors import TrainingError, UserError
 
 DATA = ("somewhere/phantom",)
@@ -129,7 +128,9 @@ def test_every_row_runs_with_every_seed_in_its_own_directory(tmp_path):
     lab = Lab()
     text = lab.run(tmp_path)
     expected = {
-        str(tmp_path / "patches" / row / f"seed_{seed}") for row in ("attention", "random", "inverse") for seed in (0, 1)
+        str(tmp_path / "patches" / row / f"seed_{seed}")
+        for row in ("attention", "random", "inverse")
+        for seed in (0, 1)
     }
     assert {folder for folder, _ in lab.trained} == expected == set(lab.evaluated)
     assert {(c.objective.attmim.strategy, c.seed) for _, c in lab.trained} == {
@@ -239,7 +240,11 @@ def test_a_run_that_diverges_is_told_and_does_not_stop_the_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("study", "seeds", "message"),
-    [("masking", [0], "there is no study 'masking'; there are: objectives"), ("loss", [], "seeds"), ("loss", [1, 1], "seeds")],
+    [
+        ("masking", [0], "there is no study 'masking'; there are: objectives"),
+        ("loss", [], "seeds"),
+        ("loss", [1, 1], "seeds"),
+    ],
 )
 def test_wrong_requests(tmp_path, study, seeds, message):
     with pytest.raises(UserError, match=message):
@@ -314,7 +319,7 @@ def test_the_table_in_all_forms(tmp_path):
     seeds = [0, 1, 4]
     text = Lab().run(tmp_path, seeds=seeds)
     folder = tmp_path / "patches"
-    values = {}
+    values: dict[str, list[float]] = {}
     for strategy in ("attention", "random", "inverse"):
         for run in ablate.plan(_base(), {"x": {"objective.attmim.strategy": strategy}}, seeds):
             values.setdefault(strategy, []).append(_value(run.config))
@@ -350,7 +355,7 @@ def test_one_seed_has_no_spread_and_no_interval(tmp_path):
 
 
 def test_measures_are_found_in_an_evaluation():
-    results = {
+    results: dict[str, Any] = {
         "headline": {
             "macro_auroc": 0.9, "pointing": 0.5, "pointing_random": 0.1, "entmlm_own": 0.7, "entmlm_swapped": 0.4,
             "entmlm_drop": 0.3, "source_probe_auroc": None,

@@ -27,7 +27,7 @@ def make_state(number: int, ema: float = 0.999, **changes: Any) -> step.TrainSta
     shapes = jax.eval_shape(lambda: step.init_state(model, config, optimizer))
     rng = np.random.default_rng(number)
     state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 100, x.dtype), shapes)
-    return state.replace(step=jnp.int32(number))
+    return step.TrainState(jnp.int32(number), state.params, state.opt_state, state.ema)
 
 
 def iterator(position: int = 0) -> Any:
@@ -69,7 +69,7 @@ def test_state_and_iterator_come_back_to_the_bit(tmp_path: pathlib.Path, ema: fl
     restored = checkpoints.restore_latest(abstract(saved), data)
     checkpoints.close()
     assert restored is not None
-    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert str(jax.tree.structure(restored)) == str(jax.tree.structure(saved))
     for old, new in zip(jax.tree.leaves(saved), jax.tree.leaves(restored), strict=True):
         assert old.dtype == new.dtype
         np.testing.assert_array_equal(old, new)

@@ -1,7 +1,7 @@
 """Every file under configs/: it loads with each of its arguments, its size is pinned, its step lowers."""
 
 import functools
-import importlib.util
+import itertools
 import json
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from conftest import ROOT
 from ml_collections import ConfigDict
 
@@ -33,17 +34,8 @@ PARAMETERS = {
 CASES = [pytest.param(*case, id=":".join(case)) for case in PARAMETERS]
 
 
-def get_config(name: str, argument: str) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location(f"configs_{name}", ROOT / "configs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
-
-
 def sized(name: str, argument: str) -> ConfigDict:
-    config = get_config(name, argument)
+    config = tiny.load_config(name, argument)
     config.model.text.vocab_size = config.model.text.vocab_size or VOCAB
     return config
 
@@ -70,8 +62,7 @@ def by_formula(model: ConfigDict) -> int:
     patches = (model.image_size // model.patch_size) ** 2
     if model.stem == "conv":
         channels = [1] + [image.width >> (stage - 1) for stage in range(int(math.log2(model.patch_size)), 0, -1)]
-        pairs = list(zip(channels, channels[1:], strict=False))
-        stem = sum(9 * a * b + b + norm(b) for a, b in pairs) + dense(image.width, image.width)
+        stem = sum(9 * a * b + b + norm(b) for a, b in itertools.pairwise(channels)) + dense(image.width, image.width)
     else:
         stem = dense(pixels, image.width)
     encoders = stem + patches * image.width + layers(image, False)
@@ -93,7 +84,7 @@ def test_every_file_is_listed_here() -> None:
 
 @pytest.mark.parametrize(("name", "argument"), CASES)
 def test_it_loads_with_known_settings_and_passes_its_own_check(name: str, argument: str) -> None:
-    config = get_config(name, argument)
+    config = tiny.load_config(name, argument)
     default = config_lib.default_config()
 
     def keys(part: Any) -> Any:
@@ -121,11 +112,11 @@ def test_its_number_of_parameters_is_pinned(name: str, argument: str) -> None:
 @pytest.mark.parametrize("name", ["demo", "mmclip_vitb16"])
 def test_an_unknown_argument_is_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match="runlocl"):
-        get_config(name, "runlocl")
+        tiny.load_config(name, "runlocl")
 
 
 def test_the_folder_of_real_small_is_its_argument() -> None:
-    assert all(path.startswith("some/folder/") for path in get_config("real_small", "some/folder").data.train)
+    assert all(path.startswith("some/folder/") for path in tiny.load_config("real_small", "some/folder").data.train)
 
 
 def abstract_batch(config: ConfigDict) -> Any:
@@ -171,7 +162,7 @@ def test_its_train_step_lowers_on_eight_devices(name: str, argument: str) -> Non
 
 
 def test_the_paper_scale_recipe_is_the_one_of_the_method() -> None:
-    config = get_config("mmclip_vitb16", "")
+    config = tiny.load_config("mmclip_vitb16", "")
     assert (config.model.image.width, config.model.image.depth, config.model.patch_size) == (768, 12, 16)
     assert (config.model.image_decoder.width, config.model.image_decoder.depth) == (512, 4)
     assert config.model.text_decoder.depth == 4

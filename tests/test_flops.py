@@ -45,7 +45,9 @@ def _counted_by_xla(config: ConfigDict) -> float:
     params = jax.eval_shape(lambda: step.init_params(model, config.model, 0))
     function = jax.jit(tiny.loss_and_gradients(model, config))
     compiled = function.lower(params, jnp.int32(3), tiny.batch(config)).compile(tiny.QUICK)
-    return float(compiled.cost_analysis()["flops"])
+    counted = compiled.cost_analysis()
+    assert counted is not None
+    return float(counted["flops"])
 
 
 @pytest.fixture(scope="module")

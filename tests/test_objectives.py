@@ -222,7 +222,9 @@ def test_accuracy_counts_best_matches_that_are_positives() -> None:
 def test_bfloat16_embeddings_give_a_float32_loss() -> None:
     v, u = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in pairs(11))
     ids = np.arange(11, dtype=np.int32)
-    loss, _ = objectives.contrastive_loss(jnp.asarray(v, jnp.bfloat16), jnp.asarray(u, jnp.bfloat16), 20.0, ids)
+    loss, _ = objectives.contrastive_loss(
+        jnp.asarray(v, jnp.bfloat16), jnp.asarray(u, jnp.bfloat16), 20.0, jnp.asarray(ids)
+    )
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx(soft_target_loss(v, u, 20.0, np.eye(11)), rel=1e-5)
 

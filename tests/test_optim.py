@@ -40,7 +40,7 @@ def test_kernels_and_embeddings_are_decayed_and_nothing_else() -> None:
 
 def adamw(params: dict[str, Any], gradients: list[dict[str, Any]], config: Any, steps: int) -> dict[str, np.ndarray]:
     """Clip by global norm, Adam with bias correction, decoupled decay of "kernel"."""
-    values = {name: np.float64(x) for name, x in params.items()}
+    values = {name: np.asarray(x, np.float64) for name, x in params.items()}
     first = {name: np.zeros_like(x) for name, x in values.items()}
     second = {name: np.zeros_like(x) for name, x in values.items()}
     rate = optim.learning_rate(config, steps)

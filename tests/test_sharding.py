@@ -125,10 +125,10 @@ _COLLECTIVE = re.compile(
 _SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
-def collectives(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
+def collectives(text: str | None) -> list[tuple[str, str, tuple[int, ...]]]:
     """(operation, dtype, shape) of every array that a collective of this HLO text gives."""
     found = []
-    for shapes, operation in _COLLECTIVE.findall(text):
+    for shapes, operation in _COLLECTIVE.findall(text or ""):
         for dtype, shape in _SHAPE.findall(shapes):
             found.append((operation, dtype, tuple(int(n) for n in shape.split(",") if n)))
     return found
@@ -137,13 +137,14 @@ def collectives(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
 def parameter_shapes(params: Any, mesh: jax.sharding.Mesh) -> set[tuple[int, ...]]:
     """Whole and sharded shapes of the parameters, of their single layers, and of these transposed."""
     shapes: set[tuple[int, ...]] = set()
-    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(sharding.tree_shardings(params, mesh)), strict=True):
+    places = jax.tree.leaves(sharding.tree_shardings(params, mesh))
+    for leaf, place in zip(jax.tree.leaves(params), places, strict=True):
         for shape in (leaf.shape, place.shard_shape(leaf.shape)):
             shapes |= {shape, shape[::-1], shape[1:], (1, *shape[1:])}
     return shapes
 
 
-def forbidden(text: str, config: ConfigDict, params: Any, mesh: jax.sharding.Mesh) -> list[Any]:
+def forbidden(text: str | None, config: ConfigDict, params: Any, mesh: jax.sharding.Mesh) -> list[Any]:
     """The collectives that docs/method.md does not allow."""
     rows = config.data.batch_paired + config.data.batch_unpaired
     embeddings = {("f32", (rows, tiny.EMBED))}

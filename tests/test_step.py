@@ -23,7 +23,7 @@ def small(**changes: Any) -> ConfigDict:
     return tiny.config(**SMALL | changes)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def forward(**changes: Any) -> Any:
     """Compiled (params, step, batch) -> (loss, metrics as floats) of `small(**changes)`."""
     config = small(**changes)

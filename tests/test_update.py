@@ -31,8 +31,12 @@ def plain() -> Any:
     return make(objective__attmim__random_share=0.1)
 
 
+def with_parameters(state: step.TrainState, **values: jax.Array) -> step.TrainState:
+    return step.TrainState(state.step, state.params | values, state.opt_state, state.ema)
+
+
 def with_scale(state: step.TrainState, scale: float) -> step.TrainState:
-    return state.replace(params=state.params | {"log_logit_scale": jnp.float32(np.log(scale))})
+    return with_parameters(state, log_logit_scale=jnp.float32(np.log(scale)))
 
 
 def test_one_executable_serves_random_and_attention_steps(plain: Any) -> None:
@@ -87,7 +91,7 @@ def test_a_step_that_is_not_finite_changes_nothing(plain: Any, poison: float) ->
     train_step, state, config = plain
     batch = tiny.batch(config)
     state, _ = train_step(state, batch)
-    bad = state.replace(params=state.params | {"log_logit_scale": jnp.float32(poison)})
+    bad = with_parameters(state, log_logit_scale=jnp.float32(poison))
     after, metrics = train_step(bad, batch)
     assert float(metrics["finite"]) == 0
     for name in ("params", "opt_state", "ema"):

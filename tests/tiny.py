@@ -1,5 +1,7 @@
 """A model of a few thousand parameters and batches for it; axis sizes differ so that a swapped axis cannot pass."""
 
+import importlib.util
+import pathlib
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from mmclip_jax.models.mmclip import MMCLIP, build_model
 VOCAB, MASK_ID, KINDS = 53, 2, 5
 PATCHES, LENGTH, EMBED = 25, 11, 7
 # Compiling is most of what these tests cost, and the arrays are tiny: generate code that is quick to make.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def config(**changes: Any) -> ConfigDict:
@@ -45,6 +47,17 @@ def config(**changes: Any) -> ConfigDict:
             part = part[key]
         part[last] = value
     return out
+
+
+def load_config(name: str, argument: str = "") -> ConfigDict:
+    """get_config(argument) of configs/NAME.py."""
+    path = pathlib.Path(__file__).resolve().parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
 
 
 def rows(count: int, seed: int) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ class Example:
 
     @property
     def part(self) -> str:
-        """ "paired" where there is a report, else "unpaired"."""
+        """The part it belongs to: "paired" where there is a report, else "unpaired"."""
         return "paired" if self.text else "unpaired"
 
 

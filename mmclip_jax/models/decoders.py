@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mmclip_jax.models.transformer import Dtype, Transformer
+from mmclip_jax.models.transformer import Dtype, Transformer, sincos_codes
 from mmclip_jax.models.vit import sincos_positions
 
 
@@ -81,7 +82,8 @@ class TextDecoder(nn.Module):
     def __call__(self, tokens: jax.Array, valid: jax.Array, patches: jax.Array, slots: jax.Array) -> jax.Array:
         """tokens: T of the masked text [B,L,D_t]; valid: bool [B,L]; patches: V [B,N,D]; slots: int [B,K]."""
         x = nn.Dense(self.width, dtype=self.dtype, name="tokens")(tokens)
-        position = self.param("position", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
+        codes = sincos_codes(np.arange(tokens.shape[1]), self.width)
+        position = self.param("position", lambda _: jnp.asarray(codes))
         x = x + position.astype(x.dtype)[None]
         context = nn.Dense(self.width, dtype=self.dtype, name="context")(patches)
         x, _ = Transformer(

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmclip_jax import sharding
-from mmclip_jax.models.transformer import Dtype, Transformer
+from mmclip_jax.models.transformer import Dtype, Transformer, sincos_codes
 
 
 class TextEncoder(nn.Module):
@@ -27,7 +28,7 @@ class TextEncoder(nn.Module):
 
     def setup(self) -> None:
         self.embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.width**-0.5))
-        self.position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
+        self.position = self.param("position", lambda _: jnp.asarray(sincos_codes(np.arange(self.length), self.width)))
         self.transformer = Transformer(
             self.depth, self.heads, self.mlp_dim, self.dtype, self.remat, self.unroll, self.return_attention
         )
@@ -35,8 +36,8 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         if tokens.shape[1] > self.length:
             raise ValueError(f"{tokens.shape[1]} tokens, but the text encoder was built for {self.length}")
-        # Scaled to unit variance: beside the first block's output a smaller embedding would be noise, and the words with
-        # it. Unscaled, the same table serves as output embedding.
+        # Words and places start at the size of what a block adds to them: smaller, they would drown in it.
+        # Unscaled, the same table serves as output embedding.
         x = sharding.shard_rows(self.embed(tokens)) * self.width**0.5 + self.position[None, : tokens.shape[1]]
         return self.transformer(x.astype(self.dtype), valid)
 

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmclip_jax import sharding
 
@@ -19,6 +20,18 @@ _INIT = nn.initializers.xavier_uniform()
 def layer_norm(x: jax.Array, name: str | None = None) -> jax.Array:
     """Layer norm over the last axis, computed in float32, returned in the dtype of `x`."""
     return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+
+
+def sincos_codes(positions: np.ndarray, width: int) -> np.ndarray:
+    """Sine-cosine codes float32 [n, width] of positions [n]; the inner product of two depends on their distance alone.
+
+    Raises:
+      ValueError: width is odd.
+    """
+    if width % 2:
+        raise ValueError(f"a sine-cosine code needs an even width, not {width}")
+    angles = positions[:, None] / 10000 ** (np.arange(width // 2) / (width / 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmclip_jax.models.transformer import Dtype, Transformer, layer_norm
+from mmclip_jax.models.transformer import Dtype, Transformer, layer_norm, sincos_codes
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -27,13 +27,15 @@ def unpatchify(patches: jax.Array, patch_size: int, channels: int = 1) -> jax.Ar
 
 
 def sincos_positions(side: int, width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine codes [side*side, width], half of the width for each image axis (as in MAE)."""
+    """2-D sine-cosine codes [side*side, width], half of the width for each image axis (as in MAE).
+
+    Raises:
+      ValueError: width is no multiple of 4.
+    """
     if width % 4:
-        raise ValueError(f"a position code needs a width that is a multiple of 4, not {width}")
-    frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
-    y, x = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
-    angles = np.stack([y.reshape(-1), x.reshape(-1)])[..., None] * frequencies
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1).astype(np.float32)
+        raise ValueError(f"a 2-D position code needs a width that is a multiple of 4, not {width}")
+    y, x = np.divmod(np.arange(side * side), side)
+    return np.concatenate([sincos_codes(axis, width // 2) for axis in (y, x)], axis=-1)
 
 
 class ConvStem(nn.Module):

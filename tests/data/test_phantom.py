@@ -227,7 +227,7 @@ def test_cardiomegaly_widens_the_heart() -> None:
 
 def test_reports_say_nothing_untrue(paired: list[Example]) -> None:
     stated: collections.Counter[tuple[str, bool]] = collections.Counter()
-    hedges = collections.Counter()
+    hedges: collections.Counter[bool] = collections.Counter()
     for example in paired:
         for entity in example.entities:
             kind = "support_device" if entity.kind in DEVICES else entity.kind

@@ -35,7 +35,7 @@ def is_space(character: str) -> bool:
 def test_spans_cover_each_character_once_in_order(text: str) -> None:
     ids, spans = TOKENIZER.encode(text)
     assert len(ids) == len(spans)
-    covered = []
+    covered: list[int] = []
     before = (0, 0)
     for start, end in spans:
         assert 0 <= start <= end <= len(text)

@@ -75,7 +75,7 @@ def test_response_of_a_text_without_weights_is_zero_not_nan() -> None:
 def test_weights_are_affirmed_entity_tokens_else_valid_tokens() -> None:
     affirmed = np.array([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
     valid = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
-    expected = [[0, 0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0, 0], [0, 0, 0, 0, 0]]
+    expected: Any = [[0, 0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_allclose(masking.token_weights(jnp.asarray(affirmed), jnp.asarray(valid)), expected, atol=1e-7)
 
 
@@ -148,10 +148,10 @@ def test_bfloat16_and_integer_responses_are_ordered_in_float32() -> None:
 
 def test_a_single_key_is_folded_with_the_row_number() -> None:
     response = np.random.default_rng(0).random((5, 13)).astype(np.float32)
+    key = jax.random.key(7)
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(5))
     for strategy in ("attention", "inverse", "random"):
         options = {"ratio": 0.5, "hint": 0.4, "strategy": strategy}
-        key = jax.random.key(7)
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(5))
         together = select(response, key, **options)
         one_each = select(response, keys, **options)
         raw = select(response, jax.random.PRNGKey(7), **options)
@@ -200,7 +200,7 @@ def test_nothing_is_differentiated_through_the_selection() -> None:
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], word: str) -> None:
-    settings = {"ratio": 0.5, "hint": 0.1, "strategy": "attention"} | options
+    settings: dict[str, Any] = {"ratio": 0.5, "hint": 0.1, "strategy": "attention"} | options
     with pytest.raises(ValueError, match=word):
         select(np.zeros((2, 5), np.float32), **settings)
 
@@ -240,7 +240,7 @@ def texts(rows: int, length: int, seed: int, longest: int = 3) -> tuple[Array, A
 
 def mask_text(entity: Array, valid: Array, seed: int, **options: Any) -> tuple[Array, Array, Array, Array]:
     """(positions, weights, dropped, masked bool [B,L])."""
-    settings = {"probability": 0.5, "min_share": 0.15, "slots": 5, "strategy": "entity"} | options
+    settings: dict[str, Any] = {"probability": 0.5, "min_share": 0.15, "slots": 5, "strategy": "entity"} | options
     chosen = masking.select_masked_tokens(jnp.asarray(entity), jnp.asarray(valid), jax.random.key(seed), **settings)
     positions, weights, dropped = (np.asarray(x) for x in chosen)
     masked = np.zeros(entity.shape, bool)
@@ -378,4 +378,4 @@ def test_selections_are_the_same_on_eight_devices_and_need_no_communication() ->
         spread = compiled(*placed)
     for a, b in zip(alone, spread, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert not re.findall(r"(all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", compiled.as_text())
+    assert not re.findall(r"(all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", str(compiled.as_text()))

@@ -19,6 +19,10 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+def double(x: Any) -> Array:
+    return np.asarray(x, np.float64)
+
+
 def randomized(params: Any, seed: int = 1) -> Any:
     """Parameters with nothing at zero or one."""
     rng = np.random.default_rng(seed)
@@ -87,7 +91,7 @@ def test_attention_against_numpy(masked: bool) -> None:
     assert weights.dtype == jnp.float32
     for row in range(ROWS):
         row_valid = None if valid is None else valid[row]
-        expected, maps = attention(params, np.float64(x[row]), np.float64(y[row]), row_valid, HEADS)
+        expected, maps = attention(params, double(x[row]), double(y[row]), row_valid, HEADS)
         np.testing.assert_allclose(out[row], expected, atol=1e-5)
         np.testing.assert_allclose(weights[row], maps, atol=1e-6)
 
@@ -104,9 +108,9 @@ def test_layers_against_numpy(with_context: bool) -> None:
     for row in range(ROWS):
         expected, expected_maps = transformer(
             params,
-            np.float64(x[row]),
+            double(x[row]),
             VALID[row],
-            None if context is None else np.float64(context[row]),
+            None if context is None else double(context[row]),
             CONTEXT_VALID[row] if with_context else None,
             HEADS,
         )
@@ -184,8 +188,8 @@ def test_bfloat16_layers_keep_float32_parameters_norms_and_softmax() -> None:
         def __call__(self, x: jax.Array) -> jax.Array:
             return layer_norm(x, "norm")
 
-    expected = (np.float64(far) - 1000) / np.sqrt(8)
-    np.testing.assert_allclose(np.float64(Norm().apply(variables, far)), expected, atol=0.01)
+    expected = (double(far) - 1000) / np.sqrt(8)
+    np.testing.assert_allclose(double(Norm().apply(variables, far)), expected, atol=0.01)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:

@@ -1,0 +1,300 @@
+"""Whole runs in processes of their own: resumed to the bit after kill -9, stopped by NaN, spread over two processes."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+from conftest import ROOT
+
+from mmclip_jax import train
+from mmclip_jax.checkpoints import find_checkpoint
+from mmclip_jax.data.records import open_records
+from mmclip_jax.data.schema import PARTS
+from mmclip_jax.errors import UserError
+
+STEPS = 20
+
+# argv: workdir, data set, {"steps": ..., "settings": {dotted: value}, "hang_at": batch, "white_at": batch,
+# "address": ..., "process": ...}. Prints the last metrics as JSON.
+RUNNER = """
+import importlib.util, json, sys, time
+import jax
+import numpy as np
+
+workdir, data, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+if "address" in options:
+    jax.distributed.initialize(options["address"], 2, options["process"])
+jax.config.update("jax_default_matmul_precision", "highest")
+from mmclip_jax import errors, step, train
+from mmclip_jax.data import pipeline
+
+spec = importlib.util.spec_from_file_location("demo", "configs/demo.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+config = module.get_config("runlocal")
+config.data.train = (data,)
+for name, value in options["settings"].items():
+    part, *rest = name.split(".")
+    target = config[part]
+    for key in rest[:-1]:
+        target = target[key]
+    target[rest[-1]] = value
+
+take = pipeline.TrainIterator.__next__
+
+def take_and_tamper(iterator):
+    number = iterator.get_state()["next_batch"] + 1
+    if number == options.get("hang_at"):
+        while True:
+            time.sleep(1)
+    batch = take(iterator)
+    if number == options.get("white_at"):
+        batch["paired"]["image"] = np.full_like(batch["paired"]["image"], 255)
+    return batch
+
+pipeline.TrainIterator.__next__ = take_and_tamper
+if "white_at" in options:  # an image that is white all over is no number
+    pixels = step.pixels
+    step.pixels = lambda x: jax.numpy.where((x == 255).all(axis=(1, 2, 3), keepdims=True), jax.numpy.nan, pixels(x))
+try:
+    print(json.dumps(train.train(config, workdir)))
+except (errors.UserError, errors.TrainingError) as error:
+    print(type(error).__name__, error, file=sys.stderr)
+    sys.exit(3)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One device; compiled code is quick to make and shared by the runs, as on a machine that restarts."""
+    cache = tmp_path_factory.mktemp("cache")
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+
+def start(workdir: pathlib.Path, data: pathlib.Path, env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RUNNER, str(workdir), str(data), json.dumps({"settings": {}} | options)]
+    return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(workdir: pathlib.Path, data: pathlib.Path, env: dict[str, str], **options: Any) -> tuple[int, str, str]:
+    process = start(workdir, data, env, **options)
+    out, err = process.communicate(timeout=900)
+    return process.returncode, out, err
+
+
+def saved(workdir: pathlib.Path, number: int, item: str = "params") -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir.absolute() / "checkpoints" / str(number) / item)
+    return jax.tree.map(np.asarray, tree)
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+SETTINGS = {"train.checkpoint_every": 9, "train.evaluate_every": 0, "train.log_every": 1, "train.steps": STEPS}
+
+
+@pytest.fixture(scope="module")
+def full_run(
+    tmp_path_factory: pytest.TempPathFactory, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> pathlib.Path:
+    """Twenty steps without a break."""
+    workdir = tmp_path_factory.mktemp("full") / "run"
+    code, _, err = run(workdir, phantom_dir, environment, settings=SETTINGS)
+    assert code == 0, err
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_promises(full_run: pathlib.Path, phantom_dir: pathlib.Path) -> None:
+    steps = sorted(int(path.name) for path in (full_run / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == [9, 18, 20]
+    config, manifest = (json.loads((full_run / name).read_text()) for name in ("config.json", "manifest.json"))
+    found = find_checkpoint(full_run)
+    assert json.loads(found.config.to_json()) == config
+    assert found.manifest == manifest
+    assert config["model"]["text"]["vocab_size"] > 256
+    sources = manifest["exposure"]["sources"]
+    for part in PARTS:
+        assert sum(counts[part] for counts in sources.values()) == len(open_records(phantom_dir, "train", part))
+    assert sorted(sources) == ["phantom-a", "phantom-b"]
+    assert list(full_run.glob("events*")) or list(full_run.rglob("*tfevents*"))
+
+
+@pytest.mark.slow
+def test_every_term_is_logged_each_logging_step(full_run: pathlib.Path) -> None:
+    rows = {row["step"]: row for row in metrics(full_run)}
+    assert set(rows) == set(range(1, STEPS + 1))
+    for row in rows.values():
+        for name in (
+            "loss", "contrastive/loss", "contrastive/accuracy", "attmim/loss", "entmlm/loss", "entmlm/accuracy",
+            "entmlm/masked_share", "entmlm/entity_share", "logit_scale", "gradient_norm", "learning_rate",
+            "images_per_second",
+        ):  # fmt: skip
+            assert np.isfinite(row[name]), name
+        terms = row["contrastive/loss"] + row["attmim/loss"] + row["entmlm/loss"]
+        assert row["loss"] == pytest.approx(terms, rel=1e-5)
+    assert [rows[n]["attmim/random"] for n in (1, 2, 3, STEPS)] == [1, 1, 0, 0]  # the first tenth
+    assert rows[STEPS]["loss"] < rows[1]["loss"]
+
+
+@pytest.mark.slow
+def test_killed_at_nine_and_resumed_is_the_same_run_to_the_bit(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str], full_run: pathlib.Path
+) -> None:
+    process = start(tmp_path, phantom_dir, environment, settings=SETTINGS, hang_at=13)
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "checkpoints" / "9").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # it goes on meanwhile, up to step 12
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert find_checkpoint(tmp_path).step == 9
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=SETTINGS)
+    assert code == 0, err
+    for item in ("params", "ema", "optimizer"):
+        expected, got = saved(full_run, STEPS, item), saved(tmp_path, STEPS, item)
+        assert str(jax.tree.structure(expected)) == str(jax.tree.structure(got))
+        for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+            assert np.array_equal(a, b), (item, path)
+    whole, resumed = ({row["step"]: row["loss"] for row in metrics(folder)} for folder in (full_run, tmp_path))
+    assert resumed == whole  # steps 10 to 12 were logged twice: what is read is one series
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(
+    phantom_dir: pathlib.Path, environment: dict[str, str], full_run: pathlib.Path
+) -> None:
+    before = saved(full_run, STEPS)
+    code, _, err = run(full_run, phantom_dir, environment, settings=SETTINGS)
+    assert code == 0, err
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, saved(full_run, STEPS)))
+
+
+@pytest.mark.slow
+def test_going_on_with_other_batches_is_refused(
+    phantom_dir: pathlib.Path, environment: dict[str, str], full_run: pathlib.Path
+) -> None:
+    code, _, err = run(
+        full_run, phantom_dir, environment, settings=SETTINGS | {"data.batch_paired": 8, "train.steps": 30}
+    )
+    assert code == 3
+    assert "UserError" in err
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> None:
+    settings = SETTINGS | {"train.checkpoint_every": 0}
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=settings, white_at=5)
+    assert code == 3
+    assert "TrainingError" in err
+    assert "step 5" in err
+    (listed,) = tmp_path.glob("not_finite*.json")
+    assert str(listed) in err
+    content = json.loads(listed.read_text())
+    assert content["step"] == 5
+    for part, batch in (("paired", 16), ("unpaired", 8)):
+        every = open_records(phantom_dir, "train", part)
+        known = {every[n].id for n in range(len(every))}
+        assert len(content["records"][part]) == batch
+        assert set(content["records"][part]) <= known
+    found = find_checkpoint(tmp_path)
+    assert found.step >= 5
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved(tmp_path, found.step)))
+    assert max(row["step"] for row in metrics(tmp_path)) == 4
+    # Resumed without the fault, the run goes on behind the bad batch.
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=settings)
+    assert code == 0, err
+    assert find_checkpoint(tmp_path).step == STEPS
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_finite_never_reaches_a_checkpoint(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> None:
+    settings = SETTINGS | {"train.checkpoint_every": 0, "optimizer.peak_lr": float("inf")}
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=settings)
+    assert code == 3
+    assert "TrainingError" in err
+    found = find_checkpoint(tmp_path)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved(tmp_path, found.step)))
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_good_as_one(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> None:
+    # Masks at random: a tie broken otherwise by rounding would say nothing about processes. A small rate: Adam turns
+    # the rounding of gradients that are nearly zero into updates of the size of the rate.
+    settings = SETTINGS | {
+        "train.steps": 4, "optimizer.peak_lr": 1e-4, "objective.attmim.strategy": "random", "mesh.fsdp": 2,
+    }  # fmt: skip
+    devices = environment["XLA_FLAGS"] + " --xla_force_host_platform_device_count={}"
+    env = {count: environment | {"XLA_FLAGS": devices.format(count)} for count in (2, 4)}
+    code, _, err = run(tmp_path / "one", phantom_dir, env[4], settings=settings)
+    assert code == 0, err
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [
+        start(tmp_path / "two", phantom_dir, env[2], settings=settings, address=address, process=number)
+        for number in (0, 1)
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=900)
+        assert process.returncode == 0, err
+    one, two = ({row["step"]: row for row in metrics(tmp_path / name)} for name in ("one", "two"))
+    assert set(one) == set(two) == {1, 2, 3, 4}
+    for number, row in one.items():
+        for name in ("loss", "contrastive/loss", "attmim/loss", "entmlm/loss", "entmlm/masked_share"):
+            assert two[number][name] == pytest.approx(row[name], abs=1e-5), (number, name)
+    expected, got = saved(tmp_path / "one", 4), saved(tmp_path / "two", 4)
+    for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["processes"] == 2
+    # What two processes saved, one goes on with.
+    code, _, err = run(tmp_path / "two", phantom_dir, env[4], settings=settings | {"train.steps": 6})
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"data.train": ()}, "data.train"),
+        ({"data.train": ("nowhere",)}, "nowhere"),
+        ({"model.text.vocab_size": 17}, "vocab_size=17"),
+        ({"mesh.fsdp": 3}, "fsdp=3"),
+        ({"optimizer.accumulate": 5}, "accumulate=5"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, settings: dict[str, Any], word: str
+) -> None:
+    config = tiny.load_config("demo", "runlocal")
+    config.data.train = (str(phantom_dir),)
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=word):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
