@@ -21,16 +21,19 @@ def get_config(arg: str = "") -> ConfigDict:
             "remat": False,
             "unroll": True,
             "image": transformer(128, 3, 4),
-            "text": transformer(128, 2, 4, length=64, vocab_size=0),
+            "text": transformer(96, 2, 4, length=48, vocab_size=0),
             "image_decoder": transformer(64, 1, 4),
-            "text_decoder": transformer(128, 1, 4),
+            "text_decoder": transformer(96, 1, 4),
         }
     )
     config.objective.entmlm.slots = 24
-    config.data.update({"batch_paired": 48, "batch_unpaired": 16, "workers": 0, "threads": 1})
+    config.objective.contrastive.targets = "kinds"  # eleven kinds in a batch of 64: most texts agree in part
+    config.data.update({"batch_paired": 32, "batch_unpaired": 32, "bridge": 0.4, "max_negated": 1})
+    config.data.update({"workers": 0, "threads": 1})
     config.data.train = ("runs/demo/data/phantom",)
-    config.optimizer.update({"peak_lr": 1e-3, "b2": 0.98})
-    config.train.update({"steps": 600, "log_every": 20, "evaluate_every": 200, "checkpoint_every": 200})
+    config.optimizer.peak_lr = 2e-3
+    config.train.update({"steps": 1000, "log_every": 20, "evaluate_every": 250, "checkpoint_every": 250})
+    config.train.compiler_options = "xla_cpu_enable_fast_math=true"  # a quarter off the step; NaN is still honoured
     if arg == "runlocal":
         config.model.update(
             {

@@ -89,7 +89,14 @@ def default_config() -> ConfigDict:
         }
     )
     config.train = ConfigDict(
-        {"steps": 10_000, "log_every": 50, "evaluate_every": 1_000, "checkpoint_every": 500, "keep": 3}
+        {
+            "steps": 10_000,
+            "log_every": 50,
+            "evaluate_every": 1_000,
+            "checkpoint_every": 500,
+            "keep": 3,
+            "compiler_options": "",  # XLA options of the step, "name=value name=value"
+        }
     )
     config.mesh = ConfigDict({"fsdp": 1})
     return config

@@ -81,6 +81,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         step_lib.make_train_step(model, config, optimizer, schedule, tokenizer.mask_id),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=_compiler_options(config.train.compiler_options),
     )
 
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
@@ -276,6 +277,17 @@ def _commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _compiler_options(text: str) -> dict[str, str | bool]:
+    """{"name": value} of "name=value name=value"; true and false are booleans."""
+    options: dict[str, str | bool] = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"train.compiler_options: {word!r} is not name=value")
+        options[name] = {"true": True, "false": False}.get(value, value)
+    return options
 
 
 def _make_mesh(config: ConfigDict) -> jax.sharding.Mesh:

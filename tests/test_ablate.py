@@ -378,7 +378,7 @@ def test_measures_are_found_in_an_evaluation():
             "pointing_similarity": 0.5, "pointing_cross_attention": 0.2, "contrastive_loss": 3.0, "image_to_text": 0.3,
         }
     )  # fmt: skip
-    bare = {"headline": dict.fromkeys(results["headline"]), "grounding": None, "contrastive": {"parts": []}}
+    bare: dict[str, Any] = {"headline": dict.fromkeys(results["headline"]), "grounding": None, "contrastive": {"parts": []}}
     assert ablate.measures_of(bare) == {}
 
 

@@ -300,7 +300,8 @@ def test_plurals(word: str, expected: str) -> None:
 def _benchmark():
     path = pathlib.Path(__file__).parents[2] / "benchmarks" / "entities.py"
     spec = importlib.util.spec_from_file_location("benchmark_entities", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
