@@ -151,7 +151,9 @@ class Bench:
         )
         start = time.perf_counter()
         with self._memory_may_not_do(name):
-            compiled = function.lower(self._state, self._batch).compile()
+            # "name=value name=value", as the trainer takes them.
+            options = dict(word.split("=", 1) for word in config.train.compiler_options.split())
+            compiled = function.lower(self._state, self._batch).compile(options)
             row.compile_seconds = time.perf_counter() - start
             row.memory_bytes = memory_bytes(compiled)
             self._compiled[name] = compiled

@@ -92,9 +92,14 @@ STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
         "softmax": {"objective.contrastive.loss": "softmax"},
         "sigmoid": {"objective.contrastive.loss": "sigmoid"},
     },
+    # Both with the linear stem: convolutions would let an encoder of visible patches see hidden neighbours.
     "mask_at": {
-        "features": {"objective.attmim.mask_at": "features"},
-        "input": {"objective.attmim.mask_at": "input"},
+        "features": {"objective.attmim.mask_at": "features", "model.stem": "patch"},
+        "input": {"objective.attmim.mask_at": "input", "model.stem": "patch"},
+    },
+    "stem": {
+        "linear patches": {"model.stem": "patch"},
+        "convolutions": {"model.stem": "conv"},
     },
     "sources": {
         "across sources": {"objective.contrastive.across_sources": True},
@@ -150,8 +155,8 @@ def run(
       evaluate: (workdir, data, split) -> {measure: value}; default: `evaluate_run`.
 
     Raises:
-      UserError: an unknown study, no seeds or the same one twice, no data, or a run that is there already was made with
-        other settings.
+      UserError: an unknown study, no seeds or the same one twice, no data, settings that do not fit together, or a run
+        that is there already was made with other settings.
     """
     if study != ALL and study not in STUDIES:
         raise UserError(f"there is no study {study!r}; there are: {', '.join((*STUDIES, ALL))}")
@@ -164,6 +169,9 @@ def run(
     workdir = pathlib.Path(workdir)
     names = list(STUDIES) if study == ALL else [study]
     plans = {name: plan(config, STUDIES[name], seeds, steps) for name in names}
+    for runs in plans.values():
+        for one in runs:
+            _check(one)
     texts = []
     for name in names:
         results = _run_study(workdir, name, plans[name], data, split, train or _train, evaluate or evaluate_run)
@@ -232,6 +240,18 @@ def apply_setting(config: ConfigDict, key: str, value: Any) -> None:
         part[last] = value
     except TypeError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def _check(one: Run) -> None:
+    """Refuses a run that the trainer would refuse, before hours of the others."""
+    import jax
+
+    from mmclip_jax.step import check_config
+
+    try:
+        check_config(one.config, jax.device_count())
+    except UserError as error:
+        raise UserError(f"row {one.row!r}: {error}") from error
 
 
 def _run_study(

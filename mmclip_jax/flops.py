@@ -8,10 +8,11 @@ positions with a context of c:
     cross-attention   4·n·W² + 4·c·W² + 4·n·c·W
     MLP               4·n·W·M
 
-Beside the layers there are the embedding of patches, the projections into the common space, the response map, the
-attended text, the decoders' inputs and outputs, the vocabulary's logits at the masked slots, and the two matrices of
-similarities of the contrastive loss. The backward pass costs twice the forward pass, except where a gradient stops: the
-response map that chooses the mask has none, and the patch embedding has none towards the pixels.
+Beside the layers there are the embedding of patches (a linear map, or the stem's convolutions), the projections into
+the common space, the response map, the attended text, the decoders' inputs and outputs, the vocabulary's logits at the
+masked slots, and the two matrices of similarities of the contrastive loss. The backward pass costs twice the forward
+pass, except where a gradient stops: the response map that chooses the mask has none, and the first map of the image has
+none towards the pixels.
 """
 
 import dataclasses
@@ -84,6 +85,17 @@ def layers(part: Mapping[str, int], positions: int, context: int = 0, remat: boo
     return _Work(layer.forward, layer.backward, again) * part["depth"]
 
 
+def conv_stem(image_size: int, patch_size: int, width: int) -> _Work:
+    """The convolutions that halve an image down to its patches, for one row; padding counts as pixels."""
+    stages = patch_size.bit_length() - 1
+    work, channels_in = _NOTHING, 1
+    for stage in range(stages):
+        side, channels = image_size >> (stage + 1), width >> (stages - 1 - stage)
+        work += _product(side * side, 9 * channels_in, channels, gradients=2 if stage else 1)
+        channels_in = channels
+    return work + _product((image_size // patch_size) ** 2, width, width)
+
+
 def _rows(config: ConfigDict) -> dict[str, _Work]:
     """The work of the whole batch but for the contrasts between rows: parts that are chunked under accumulation."""
     model, objective = config.model, config.objective
@@ -98,7 +110,11 @@ def _rows(config: ConfigDict) -> dict[str, _Work]:
     def encode_image(seen: int) -> _Work:
         positions = seen + (model.pool == "cls")
         # All patches are embedded, then those to be seen are taken.
-        return _product(patches, pixels, width, gradients=1) + layers(image, positions, remat=remat)
+        if model.stem == "conv":
+            embedded = conv_stem(model.image_size, model.patch_size, width)
+        else:
+            embedded = _product(patches, pixels, width, gradients=1)
+        return embedded + layers(image, positions, remat=remat)
 
     encoded = encode_image(patches) + _product(1, width, embed)
     if model.pool == "map":

@@ -252,6 +252,15 @@ def test_wrong_requests(tmp_path, study, seeds, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_that_do_not_fit_are_refused_before_the_first_run(tmp_path):
+    base = _base()
+    base.data.batch_unpaired = 20
+    lab = Lab()
+    with pytest.raises(UserError, match=r"row 'paired and unpaired': data\.batch_unpaired=20 is no multiple of 8"):
+        lab.run(tmp_path, "unpaired", base=base)
+    assert not lab.trained
+
+
 def test_data_must_be_named(tmp_path):
     base = _base()
     base.data.train = ()
@@ -378,20 +387,28 @@ def test_measures_are_found_in_an_evaluation():
             "pointing_similarity": 0.5, "pointing_cross_attention": 0.2, "contrastive_loss": 3.0, "image_to_text": 0.3,
         }
     )  # fmt: skip
-    bare: dict[str, Any] = {"headline": dict.fromkeys(results["headline"]), "grounding": None, "contrastive": {"parts": []}}
+    bare: dict[str, Any] = {
+        "headline": dict.fromkeys(results["headline"]),
+        "grounding": None,
+        "contrastive": {"parts": []},
+    }
     assert ablate.measures_of(bare) == {}
 
 
 @pytest.mark.slow
-def test_a_study_through_the_real_trainer_and_evaluation(tmp_path, phantom_dir):
-    """Two steps of a tiny model, twice; the second call takes everything from disk."""
+def test_a_study_through_the_real_trainer_and_evaluation(tmp_path, phantom_dir, monkeypatch):
+    """Two steps of a tiny model; the second call takes everything from disk."""
     import tiny
 
-    base = tiny.config(data__train=(str(phantom_dir),), data__batch_paired=16, data__batch_unpaired=8, train__steps=2)
+    monkeypatch.setitem(ablate.STUDIES, "one", {"as it is": {}})
+    base = tiny.config(data__train=(str(phantom_dir),), data__batch_paired=8, data__batch_unpaired=8, train__steps=2)
     base.model.text.vocab_size = 0
     base.data.update({"workers": 0, "threads": 1})
+    base.train.compiler_options = " ".join(f"{name}={str(value).lower()}" for name, value in tiny.QUICK.items())
     base.lock()
-    text = ablate.run(base, "response", [0], tmp_path)
+    text = ablate.run(base, "one", [0], tmp_path)
     assert "macro AUROC" in text
     assert "pointing, cross-attention" in text
-    assert text == ablate.run(base, "response", [0], tmp_path)
+    assert (tmp_path / "one" / "as_it_is" / "seed_0" / "checkpoints" / "2").is_dir()
+    monkeypatch.setattr(ablate, "_train", lambda *_: pytest.fail("trained again"))
+    assert ablate.run(base, "one", [0], tmp_path) == text

@@ -73,9 +73,10 @@ def test_both_encoders_and_the_contrastive_loss(contrastive_only):
         ("local", _OFF | {"objective__local__weight": 1.0}),
         ("image_encoder", _OFF | {"model__pool": "map"}),
         ("image_encoder", _OFF | {"model__pool": "cls"}),
+        ("image_encoder", _OFF | {"model__stem": "conv"}),
         ("recompute", _OFF | {"model__remat": True}),
     ],
-    ids=["attmim", "attmim-cross", "attmim-input", "entmlm", "local", "map", "cls", "remat"],
+    ids=["attmim", "attmim-cross", "attmim-input", "entmlm", "local", "map", "cls", "conv", "remat"],
 )
 def test_each_component_is_what_xla_counts_more_with_it(contrastive_only, component, changes):
     base = flops.train_step_flops(_config(**_OFF))
@@ -102,6 +103,14 @@ def test_a_layer_by_hand():
     assert work.backward == 2 * work.forward
     assert work.again == 0
     assert flops.layers({"width": 8, "depth": 4, "mlp_dim": 11}, 3, 5).forward == 4 * work.forward
+
+
+def test_the_stem_by_hand():
+    # 16 px in patches of 4: 8 x 8 places of 9 pixels to 6 channels, 4 x 4 places of 54 values to 12, then 12 to 12.
+    work = flops.conv_stem(16, 4, 12)
+    products = [2 * 64 * 9 * 6, 2 * 16 * 54 * 12, 2 * 16 * 12 * 12]
+    assert work.forward == sum(products)
+    assert work.backward == products[0] + 2 * products[1] + 2 * products[2]
 
 
 def test_accumulation_recomputes_everything_but_the_contrast():
