@@ -107,6 +107,12 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np
     return batch
 
 
+def compiler_options(text: str) -> dict[str, str | bool]:
+    """{name: value} of "name=value name=value", as the trainer takes them; XLA wants true and false as booleans."""
+    pairs = (word.partition("=") for word in text.split())
+    return {name: {"true": True, "false": False}.get(value, value) for name, _, value in pairs}
+
+
 def memory_bytes(compiled: Any) -> int | None:
     """What the compiler plans for one step on one device; None where it does not say."""
     plan = compiled.memory_analysis()
@@ -151,8 +157,7 @@ class Bench:
         )
         start = time.perf_counter()
         with self._memory_may_not_do(name):
-            # "name=value name=value", as the trainer takes them.
-            options = dict(word.split("=", 1) for word in config.train.compiler_options.split())
+            options = compiler_options(config.train.compiler_options)
             compiled = function.lower(self._state, self._batch).compile(options)
             row.compile_seconds = time.perf_counter() - start
             row.memory_bytes = memory_bytes(compiled)

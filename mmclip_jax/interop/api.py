@@ -5,6 +5,7 @@ that nothing is compiled twice.
 """
 
 import functools
+import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -136,6 +137,7 @@ class Model:
         """
         if response not in RESPONSES:
             raise UserError(f"response {response!r} is not one of {', '.join(RESPONSES)}")
+        images = list(images)  # rows of one array are new objects at every look
         # The pointing game asks many texts of one image and one text of many images: each is encoded once.
         image_index, distinct_images = _distinct(images, key=id)
         text_index, distinct_texts = _distinct(texts, key=str)
@@ -327,11 +329,13 @@ def _as_pixels(image: Any) -> np.ndarray:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}") from error
         try:
-            return store_image(data, shorter_side=_ANY_SIZE).pixels
+            return store_image(data, shorter_side=_ANY_SIZE, encoding="png").pixels
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     if hasattr(image, "convert"):
-        return np.asarray(image.convert("L"))
+        stream = io.BytesIO()
+        (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image).save(stream, "PNG")
+        return store_image(stream.getvalue(), shorter_side=_ANY_SIZE, encoding="png").pixels
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
