@@ -58,7 +58,10 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                return self._restore(step, abstract, iterator)
+                state = self._restore(step, abstract, iterator)
+                for damaged in steps[: steps.index(step)]:
+                    self._manager.delete(damaged)  # the run is about to reach this step again
+                return state
             except Exception as error:  # Orbax raises many types on damage; every one means the same here.
                 logging.error("checkpoint %d cannot be read (%s); trying the one before", step, error)
         if steps:

@@ -81,6 +81,19 @@ def check_config(config: ConfigDict, devices: int) -> None:
             raise UserError(f"objective.{name}={value!r} is not one of {', '.join(choices)}")
     if objective.attmim.weight and objective.attmim.mask_at == "input" and config.model.stem == "conv":
         raise UserError("objective.attmim.mask_at='input' needs model.stem='patch': convolutions see hidden neighbours")
+    for name, low, value, high in (
+        ("objective.attmim.mask_ratio", 0.0, objective.attmim.mask_ratio, 1.0),
+        ("objective.attmim.hint", 0.0, objective.attmim.hint, 1.0),
+        ("objective.attmim.temperature", 1e-6, objective.attmim.temperature, math.inf),
+        ("objective.local.temperature", 1e-6, objective.local.temperature, math.inf),
+        ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
+        ("optimizer.accumulate", 1, config.optimizer.accumulate, math.inf),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{name}={value} is not in {low} to {high}")
+    count = masking.masked_count((config.model.image_size // config.model.patch_size) ** 2, objective.attmim.mask_ratio)
+    if objective.attmim.weight and not count:
+        raise UserError(f"objective.attmim.mask_ratio={objective.attmim.mask_ratio} masks no patch")
     chunk = devices * config.optimizer.accumulate
     for name in ("batch_paired", "batch_unpaired"):
         if config.data[name] % chunk:
@@ -90,8 +103,6 @@ def check_config(config: ConfigDict, devices: int) -> None:
             )
     if not config.data.batch_paired + config.data.batch_unpaired:
         raise UserError("data.batch_paired and data.batch_unpaired are both 0")
-    if config.objective.entmlm.slots > config.model.text.length:
-        raise UserError("objective.entmlm.slots exceeds model.text.length")
 
 
 def row_key_data(seed: int, step: jax.Array, part: str, rows: int) -> jax.Array:
@@ -330,6 +341,7 @@ def make_train_step(
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        finite = finite & jnp.isfinite(optax.global_norm(updates))
         params = project_parameters(optax.apply_updates(state.params, updates))
         ema = state.ema
         if ema is not None:

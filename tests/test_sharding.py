@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding, step
 from mmclip_jax.models import masking
+from mmclip_jax.models.text import TextEncoder
 
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (8, 2), "2x4": (8, 4)}
 STEP = 3
@@ -271,6 +272,28 @@ def test_the_step_talks_about_embeddings_and_parameters_only(name: str, accumula
     gathered = {shape for operation, _, shape in collectives(text) if operation == "all-gather"}
     assert (48, tiny.EMBED) in gathered
     assert (48, 2) in gathered
+
+
+@pytest.mark.parametrize("name", ["8x1", "4x2", "2x4"])
+@pytest.mark.parametrize("rows", [16, 64])
+def test_words_are_looked_up_where_their_row_lies(name: str, rows: int) -> None:
+    """A table that is cut along fsdp invites XLA to send the rows' tokens and features around instead."""
+    module = TextEncoder(vocab_size=211, length=13, width=20, depth=1, heads=5, mlp_dim=36)
+    mesh = mesh_of(name)
+    tokens = np.ones((rows, 13), np.int32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), tokens, tokens > 0))
+
+    def loss(variables: Any, tokens: jax.Array) -> jax.Array:
+        return jnp.square(module.apply(variables, tokens, tokens > 0)[0]).sum()
+
+    with jax.set_mesh(mesh):
+        places = sharding.tree_shardings(shapes, mesh)
+        variables = jax.device_put(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes), places)
+        compiled = tiny.jit(jax.grad(loss), out_shardings=places).lower(
+            variables, jax.device_put(tokens, sharding.batch_sharding(mesh))
+        )
+        found = set(forbidden(compiled.compile().as_text(), step_config(), shapes, mesh))
+    assert not found, f"collectives that the method does not allow: {sorted(found)}"
 
 
 def test_one_device_talks_to_nobody() -> None:

@@ -99,8 +99,14 @@ def run(workdir: pathlib.Path, data: pathlib.Path, env: dict[str, str], **option
 
 
 def saved(workdir: pathlib.Path, number: int, item: str = "params") -> Any:
+    path = workdir.absolute() / "checkpoints" / str(number) / item
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # it may have been saved from other devices
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(workdir.absolute() / "checkpoints" / str(number) / item)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+            dict(checkpointer.metadata(path).item_metadata),
+        )
+        tree = checkpointer.restore(path, shapes)
     return jax.tree.map(np.asarray, tree)
 
 
