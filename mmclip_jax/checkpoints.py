@@ -9,7 +9,6 @@ import dataclasses
 import json
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
@@ -40,7 +39,7 @@ class Checkpoints:
                 "params": ocp.args.StandardSave(state.params),
                 "ema": None if state.ema is None else ocp.args.StandardSave(state.ema),
                 "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                "data": grain.checkpoint.CheckpointSave(iterator),
+                "data": ocp.args.JsonSave(iterator.get_state()),  # the same in every process
                 "run": ocp.args.JsonSave(run),
             }
         )
@@ -77,10 +76,11 @@ class Checkpoints:
                 "params": ocp.args.StandardRestore(abstract.params),
                 "ema": None if abstract.ema is None else ocp.args.StandardRestore(abstract.ema),
                 "optimizer": ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-                "data": grain.checkpoint.CheckpointRestore(iterator),
+                "data": ocp.args.JsonRestore(),
             }
         )
         saved = self._manager.restore(step, args=ocp.args.Composite(**items))
+        iterator.set_state(saved["data"])
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved["params"], optimizer["opt_state"], saved.get("ema"))
 
