@@ -18,8 +18,9 @@ test-fast: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed wheel-data
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/entities.py data/wheels/torchxrayvision/data
 
 # Real reports for some tests: they come inside a public package, which is unpacked and not installed.
 wheel-data: data/wheels

@@ -37,6 +37,7 @@ from ml_collections import ConfigDict  # noqa: E402
 from mmclip_jax import flops, optim, sharding  # noqa: E402
 from mmclip_jax import step as step_lib  # noqa: E402
 from mmclip_jax.cli import read_config  # noqa: E402
+from mmclip_jax.config import compiler_options  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
 
@@ -105,12 +106,6 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np
             "source": np.full(rows, len(batch), np.int32),
         }
     return batch
-
-
-def compiler_options(text: str) -> dict[str, str | bool]:
-    """{name: value} of "name=value name=value", as the trainer takes them; XLA wants true and false as booleans."""
-    pairs = (word.partition("=") for word in text.split())
-    return {name: {"true": True, "false": False}.get(value, value) for name, _, value in pairs}
 
 
 def memory_bytes(compiled: Any) -> int | None:

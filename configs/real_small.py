@@ -24,11 +24,13 @@ def get_config(arg: str = "runs/real/data") -> ConfigDict:
             "image_size": 128,
             "patch_size": 16,
             "embed_dim": 128,
+            "pool": "max",
+            "text_pool": "max",
             "stem": "conv",
             "dtype": "float32",
             "remat": False,
             "unroll": True,
-            "image": transformer(128, 3, 4),
+            "image": transformer(128, 2, 4),
             "text": transformer(96, 2, 4, length=64, vocab_size=0),
             "image_decoder": transformer(64, 1, 4),
             "text_decoder": transformer(96, 1, 4),
@@ -36,9 +38,12 @@ def get_config(arg: str = "runs/real/data") -> ConfigDict:
     )
     config.objective.entmlm.slots = 24
     config.objective.contrastive.targets = "kinds"  # a handful of labels: most prompts agree in part
+    config.objective.entmlm.weight = 0.1
+    config.objective.local.weight = 0.5
     config.data.update({"batch_paired": 16, "batch_unpaired": 48, "workers": 0, "threads": 1})
     config.optimizer.update({"peak_lr": 1e-3})
     config.train.update({"steps": 1000, "log_every": 25, "evaluate_every": 250, "checkpoint_every": 250})
+    config.train.gradient_norms_every = 0  # its compilation takes half a minute
     if runlocal:
         config.model.update(
             {

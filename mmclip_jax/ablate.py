@@ -23,6 +23,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import scipy.stats
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -42,12 +43,12 @@ _PAIRED, _UNPAIRED = "data.batch_paired", "data.batch_unpaired"
 
 # The first row of a study is what the others are compared with.
 STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
-    # Does masked modelling help, and which half of it?
+    # Does masked modelling help, and which half of it? At the weights of the config.
     "objectives": {
         "contrastive only": {_ATTMIM: 0.0, _ENTMLM: 0.0},
-        "+ AttMIM": {_ATTMIM: 1.0, _ENTMLM: 0.0},
-        "+ EntMLM": {_ATTMIM: 0.0, _ENTMLM: 1.0},
-        "both": {_ATTMIM: 1.0, _ENTMLM: 1.0},
+        "+ AttMIM": {_ENTMLM: 0.0},
+        "+ EntMLM": {_ATTMIM: 0.0},
+        "both": {},
     },
     # Is it the attention that matters in masking, or masking?
     "patches": {
@@ -76,8 +77,13 @@ STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
     },
     "local": {
         "no local loss": {"objective.local.weight": 0.0},
-        "local 0.1": {"objective.local.weight": 0.1},
+        "local 0.5": {"objective.local.weight": 0.5},
         "local 1": {"objective.local.weight": 1.0},
+    },
+    "pool": {
+        "means": {"model.pool": "mean", "model.text_pool": "mean"},
+        "maximum of patches": {"model.pool": "max", "model.text_pool": "mean"},
+        "maxima of both": {"model.pool": "max", "model.text_pool": "max"},
     },
     "bridges": {
         "no bridges": {"data.bridge": 0.0},
@@ -390,42 +396,6 @@ def _made_with(config: ConfigDict, steps: int | None) -> dict[str, Any]:
 # Statistics
 
 
-def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's t with `freedom` degrees of freedom, a whole number >= 1 (finite sums, exact)."""
-    angle = math.atan2(t, math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    if freedom % 2:
-        total, term = 0.0, cosine
-        for k in range(1, freedom - 1, 2):
-            total += term
-            term *= (k + 1) / (k + 2) * cosine**2
-        inside = 2.0 / math.pi * (angle + sine * total)
-    else:
-        total, term = 0.0, 1.0
-        for k in range(0, freedom, 2):
-            total += term
-            term *= (k + 1) / (k + 2) * cosine**2
-        inside = sine * total
-    return 0.5 + 0.5 * inside
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The t with P(T <= t) = probability, in (0.5, 1), by bisection.
-
-    Raises:
-      ValueError: a probability outside (0.5, 1), or no degree of freedom.
-    """
-    if not 0.5 < probability < 1 or freedom < 1:
-        raise ValueError(f"no quantile {probability} with {freedom} degrees of freedom")
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < probability:
-        low, high = high, 2.0 * high
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if student_cdf(middle, freedom) < probability else (low, middle)
-    return 0.5 * (low + high)
-
-
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and standard deviation with n-1 (None for a single value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -447,7 +417,7 @@ def paired_difference(
     mean, sd = mean_and_sd([values[seed] - reference[seed] for seed in shared])
     if sd is None:
         return {"mean": mean, "low": None, "high": None, "seeds": 1}
-    half = student_quantile(0.5 + level / 2, len(shared) - 1) * sd / math.sqrt(len(shared))
+    half = scipy.stats.t.ppf(0.5 + level / 2, len(shared) - 1) * sd / math.sqrt(len(shared))
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(shared)}
 
 

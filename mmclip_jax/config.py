@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from mmclip_jax.errors import UserError
+
 
 def transformer(width: int, depth: int, heads: int, mlp_dim: int | None = None, **more: int) -> ConfigDict:
     """The sizes of one encoder or decoder; the MLP is four times as wide unless said otherwise."""
@@ -18,7 +20,8 @@ def default_config() -> ConfigDict:
             "image_size": 224,
             "patch_size": 16,
             "embed_dim": 512,
-            "pool": "mean",  # mean | cls | map
+            "pool": "mean",  # mean | max | cls | map
+            "text_pool": "mean",  # mean | max
             "stem": "patch",  # patch | conv (convolutions in place of one linear map: for small data)
             "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
             "remat": True,
@@ -53,7 +56,7 @@ def default_config() -> ConfigDict:
                 "min_share": 0.15,
                 "slots": 48,
             },
-            "local": {"weight": 0.0, "temperature": 0.1},
+            "local": {"weight": 0.0, "tokens": 4, "temperature": 0.1},
         }
     )
     config.data = ConfigDict(
@@ -94,9 +97,25 @@ def default_config() -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 1_000,
             "checkpoint_every": 500,
+            "gradient_norms_every": 1_000,  # writes the gradient norm of each loss; 0 never (it costs a compilation)
             "keep": 3,
             "compiler_options": "",  # XLA options of the step, "name=value name=value"
         }
     )
     config.mesh = ConfigDict({"fsdp": 1})
     return config
+
+
+def compiler_options(text: str) -> dict[str, str | bool]:
+    """XLA options {"name": value} of `train.compiler_options`, "name=value name=value"; true and false are booleans.
+
+    Raises:
+      UserError: a word that is not name=value.
+    """
+    options: dict[str, str | bool] = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"train.compiler_options: {word!r} is not name=value")
+        options[name] = {"true": True, "false": False}.get(value, value)
+    return options

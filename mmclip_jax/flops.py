@@ -10,7 +10,8 @@ positions with a context of c:
 
 Beside the layers there are the embedding of patches (a linear map, or the stem's convolutions), the projections into
 the common space, the response map, the attended text, the decoders' inputs and outputs, the vocabulary's logits at the
-masked slots, and the two matrices of similarities of the contrastive loss. The backward pass costs twice the forward
+masked slots, the two matrices of similarities of the contrastive loss, and the local loss's similarities of each drawn
+token with each patch of the global batch. The backward pass costs twice the forward
 pass, except where a gradient stops: the response map that chooses the mask has none, and the first map of the image has
 none towards the pixels.
 """
@@ -149,8 +150,9 @@ def _rows(config: ConfigDict) -> dict[str, _Work]:
         work["entmlm"] = one * paired
 
     if objective.local.weight:
-        one = _product(patches, width, embed) + _product(tokens, text_width, embed)
-        work["local"] = (one + _product(1, embed, patches) * 2) * both
+        drawn = objective.local.tokens
+        one = _product(patches, width, embed) + _product(drawn, text_width, embed)
+        work["local"] = (one + _product(patches, embed, drawn * both)) * both
     return work
 
 
@@ -175,8 +177,6 @@ def train_step_flops(config: ConfigDict) -> dict[str, float]:
     if config.optimizer.accumulate > 1:
         again += sum(part.forward for part in work.values())
     work["contrastive"] = contrast
-    if config.objective.local.weight:
-        work["local"] += contrast
     flops = {name: part.forward + part.backward for name, part in work.items()}
     return {name: flops.get(name, 0.0) for name in COMPONENTS[:-1]} | {"recompute": again}
 

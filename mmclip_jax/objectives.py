@@ -111,6 +111,51 @@ def contrastive_loss(
     }
 
 
+def local_loss(
+    patches: jax.Array,
+    token: jax.Array,
+    token_id: jax.Array,
+    affirmed: jax.Array,
+    *,
+    attention_temperature: float,
+    temperature: float,
+) -> tuple[jax.Array, Metrics]:
+    """Contrasts affirmed entity tokens with whole images through the patches that they attend to.
+
+    The likeness of token c and image b is what the token sees there, sum_n a_n <v_bn, u_c> with
+    a = softmax_n(<v_bn, u_c> / attention_temperature). It is high only where some patch answers to the token. Attention
+    that looked at the token's own image alone would give the token away, whatever the image shows.
+
+    Args:
+      patches: [B,N,E] and token: [B,G,E], L2-normalised by the caller.
+      token_id: int [B,G], the drawn tokens of each row, -1 where there is none.
+      affirmed: int [B,L], ids of every affirmed entity token of each row, elsewhere -1; image b is a positive of token
+        c if row b affirms the token c anywhere.
+
+    Returns:
+      (loss float32: the mean of image-to-token and token-to-image cross-entropy, metrics: accuracy of the former).
+    """
+    ids = sharding.replicate(token_id).reshape(-1)
+    tokens = sharding.replicate(token).reshape(len(ids), -1)
+    v_BxNxE, u_CxE = jax.lax.optimization_barrier((sharding.shard_rows(patches), tokens))
+    similarity = jnp.einsum("bne,ce->bcn", v_BxNxE, u_CxE, precision="highest")
+    attention = jax.nn.softmax(similarity / attention_temperature, axis=-1)
+    logits = (attention * similarity).sum(axis=-1) / temperature
+    included = (affirmed >= 0).any(axis=1)[:, None] & (ids >= 0)[None, :]
+    positive = ((affirmed[:, :, None] == ids[None, None, :]).any(axis=1) & included).astype(jnp.float32)
+    logits = jnp.where(included, logits, _EXCLUDED)
+
+    def cross_entropy(axis: int) -> jax.Array:
+        target = positive / jnp.maximum(positive.sum(axis=axis, keepdims=True), 1.0)
+        log_probability = jnp.where(included, jax.nn.log_softmax(logits, axis=axis), 0.0)
+        return -(target * log_probability).sum() / jnp.maximum(target.sum(), 1.0)
+
+    best = jnp.argmax(logits, axis=1)
+    hits = jnp.take_along_axis(positive, best[:, None], axis=1).sum()
+    rows = jnp.maximum(included.any(axis=1).sum(), 1)
+    return 0.5 * (cross_entropy(1) + cross_entropy(0)), {"accuracy": hits / rows}
+
+
 def normalized_pixels(patches: jax.Array) -> jax.Array:
     """Per-patch-normalised pixels (x - mean) / sqrt(var + (2/255)^2), float32; patches [...,P*P] in [0, 1].
 

@@ -204,25 +204,23 @@ def local_rows(
     patches: jax.Array,
     features: jax.Array,
     rows: dict[str, jax.Array],
-    config: ConfigDict,
+    count: int,
 ) -> dict[str, jax.Array]:
-    """For one affirmed entity token a row, drawn at random: its embedding and that of the patches it attends to.
+    """For up to `count` affirmed entity tokens a row, drawn at random, what the local loss compares.
 
-    Returns {"token" [B,E], "attended" [B,E], both L2-normalised, "id" [B] (the token), "weight" [B] (0: none there)}.
+    Returns {"token" [B,G,E], "patches" [B,N,E], both L2-normalised, "id" int [B,G] (the tokens; -1: none there),
+    "affirmed" int [B,L] (the ids of all affirmed entity tokens, elsewhere -1)}.
     """
     affirmed = rows["affirmed"] & (rows["tokens"] != PAD_ID)
     draw = jax.vmap(lambda key: jax.random.uniform(key, affirmed.shape[1:]))(_stream(rows["key"], _LOCAL))
-    place = jnp.argmax(jnp.where(affirmed, draw, -1.0), axis=1)[:, None]
-    v_BxNxE = model.apply(variables, patches, method="project_patches")
-    u_BxLxE = model.apply(variables, features, method="project_tokens")
-    token = jnp.take_along_axis(u_BxLxE, place[:, :, None], axis=1)
-    attention = masking.token_attention(v_BxNxE, token, config.attmim.temperature)
-    attended = masking.normalize(jnp.einsum("bln,bne->ble", attention, v_BxNxE))[:, 0]
+    affirmed = jnp.where(affirmed, rows["tokens"], -1)
+    place = jnp.argsort(jnp.where(affirmed >= 0, draw, -1.0), axis=1, descending=True)[:, :count]
+    token = jnp.take_along_axis(features, place[:, :, None], axis=1)
     return {
-        "token": token[:, 0],
-        "attended": attended,
-        "id": jnp.take_along_axis(rows["tokens"], place, axis=1)[:, 0],
-        "weight": affirmed.any(axis=1).astype(jnp.float32),
+        "token": model.apply(variables, token, method="project_tokens"),
+        "patches": model.apply(variables, patches, method="project_patches"),
+        "id": jnp.take_along_axis(affirmed, place, axis=1),
+        "affirmed": affirmed,
     }
 
 
@@ -242,7 +240,7 @@ def _forward_chunk(
     if objective.attmim.weight:
         out["attmim"] = attmim_rows(model, variables, images, patches, features, rows, objective, use_random)["error"]
     if objective.local.weight:
-        local = local_rows(model, variables, patches, features, rows, objective)
+        local = local_rows(model, variables, patches, features, rows, objective.local.tokens)
         out |= {f"local_{name}": value for name, value in local.items()}
     if objective.entmlm.weight and "paired" in batch:
         paired_patches = sharding.split_rows(patches, *sizes)[0]
@@ -307,16 +305,36 @@ def compute_loss(
         }
         total = total + objective.entmlm.weight * metrics["entmlm/loss"]
     if "local_token" in out:
-        local, terms = objectives.contrastive_loss(
-            out["local_attended"],
+        local, terms = objectives.local_loss(
+            out["local_patches"],
             out["local_token"],
-            1.0 / objective.local.temperature,
             out["local_id"],
-            weight=out["local_weight"],
+            out["local_affirmed"],
+            attention_temperature=objective.attmim.temperature,
+            temperature=objective.local.temperature,
         )
-        metrics |= {"local/loss": local, "local/accuracy": terms["accuracy"]}
+        metrics |= {f"local/{name}": value for name, value in terms.items()} | {"local/loss": local}
         total = total + objective.local.weight * local
     return total, metrics | {"loss": total, "logit_scale": scale, "attmim/random": use_random.astype(jnp.float32)}
+
+
+def loss_gradient_norms(
+    model: MMCLIP, config: ConfigDict, mask_id: int, params: Any, step: jax.Array, batch: Batch
+) -> dict[str, jax.Array]:
+    """{"gradient_norm/NAME": global norm of the gradient of each weighted loss of the total}, to weigh them by.
+
+    One backward pass for every loss, one after another: some times the work of a step.
+    """
+    weights = {name: config.objective[name].weight for name in ("attmim", "entmlm", "local")}
+    names = ["contrastive", *(name for name, weight in weights.items() if weight)]
+
+    def losses(params: Any) -> jax.Array:
+        metrics = compute_loss(model, config, mask_id, params, step, batch)[1]
+        return jnp.stack([weights.get(name, 1.0) * metrics.get(f"{name}/loss", jnp.float32(0)) for name in names])
+
+    backward = jax.vjp(losses, params)[1]
+    norms = jax.lax.map(lambda chosen: optax.tree.norm(backward(chosen)[0]), jnp.eye(len(names)))
+    return {f"gradient_norm/{name}": norms[i] for i, name in enumerate(names)}
 
 
 def project_parameters(params: Any) -> Any:
@@ -338,10 +356,10 @@ def make_train_step(
             return compute_loss(model, config, mask_id, params, state.step, batch)
 
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        finite = finite & jnp.isfinite(optax.global_norm(updates))
+        finite = finite & jnp.isfinite(optax.tree.norm(updates))
         params = project_parameters(optax.apply_updates(state.params, updates))
         ema = state.ema
         if ema is not None:

@@ -24,6 +24,7 @@ import mmclip_jax
 from mmclip_jax import optim, sharding, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import Checkpoints, abstract_like, run_record
+from mmclip_jax.config import compiler_options
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
@@ -81,7 +82,12 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         step_lib.make_train_step(model, config, optimizer, schedule, tokenizer.mask_id),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
-        compiler_options=_compiler_options(config.train.compiler_options),
+        compiler_options=compiler_options(config.train.compiler_options),
+    )
+
+    loss_gradient_norms = jax.jit(
+        functools.partial(step_lib.loss_gradient_norms, model, config, tokenizer.mask_id),
+        out_shardings=sharding.replicated(mesh),
     )
 
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
@@ -131,8 +137,15 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         with progress.waiting_for_data():
             batch = next(iterator)
         records = {part: rows.pop("record") for part, rows in batch.items()}
+        batch = _to_devices(batch, mesh)
+        every = config.train.gradient_norms_every
+        if every and number % every == 0:
+            settle()
+            with progress.paused(), jax.set_mesh(mesh):
+                norms = jax.device_get(loss_gradient_norms(state.params, state.step, batch))
+                writer.write_scalars(number, {name: float(norm) for name, norm in norms.items()})
         with jax.set_mesh(mesh):
-            state, metrics = train_step(state, _to_devices(batch, mesh))
+            state, metrics = train_step(state, batch)
         settle()
         pending = (number, metrics, records)
         if due(number, config.train.evaluate_every) or due(number, config.train.checkpoint_every):
@@ -277,17 +290,6 @@ def _commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _compiler_options(text: str) -> dict[str, str | bool]:
-    """{"name": value} of "name=value name=value"; true and false are booleans."""
-    options: dict[str, str | bool] = {}
-    for word in text.split():
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"train.compiler_options: {word!r} is not name=value")
-        options[name] = {"true": True, "false": False}.get(value, value)
-    return options
 
 
 def _make_mesh(config: ConfigDict) -> jax.sharding.Mesh:

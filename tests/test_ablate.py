@@ -272,20 +272,6 @@ def test_data_must_be_named(tmp_path):
 # Statistics
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 13, 30, 101])
-def test_student_against_scipy(freedom):
-    for t in (-4.0, -0.7, 0.0, 0.3, 2.5, 11.0):
-        assert ablate.student_cdf(t, freedom) == pytest.approx(scipy.stats.t.cdf(t, freedom), abs=1e-12)
-    for p in (0.6, 0.9, 0.975, 0.9995):
-        assert ablate.student_quantile(p, freedom) == pytest.approx(scipy.stats.t.ppf(p, freedom), rel=1e-9)
-
-
-def test_quantiles_that_do_not_exist():
-    for probability, freedom in ((0.5, 3), (1.0, 3), (0.9, 0)):
-        with pytest.raises(ValueError, match="quantile"):
-            ablate.student_quantile(probability, freedom)
-
-
 @pytest.mark.parametrize("runs", [2, 3, 5])
 def test_paired_differences_against_scipy(runs):
     rng = np.random.default_rng(runs)

@@ -87,13 +87,6 @@ def test_settings_on_the_command_line(bench):
     step.check_config(config, devices=8)
 
 
-def test_compiler_options_are_those_of_the_trainer(bench):
-    from mmclip_jax import train
-
-    for text in ("", "a=true", "a=false b=3 c=x=y"):
-        assert bench.compiler_options(text) == train._compiler_options(text)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -148,8 +148,9 @@ def parameter_shapes(params: Any, mesh: jax.sharding.Mesh) -> set[tuple[int, ...
 def forbidden(text: str | None, config: ConfigDict, params: Any, mesh: jax.sharding.Mesh) -> list[Any]:
     """The collectives that docs/method.md does not allow."""
     rows = config.data.batch_paired + config.data.batch_unpaired
-    embeddings = {("f32", (rows, tiny.EMBED))}
-    ids = {("s32", (rows, 2)), ("s8", (rows, tiny.KINDS)), ("s32", (rows, 1)), ("s32", (rows,))}
+    drawn = config.objective.local.tokens
+    embeddings = {("f32", (rows, tiny.EMBED)), ("f32", (rows, drawn, tiny.EMBED))}
+    ids = {("s32", (rows, 2)), ("s8", (rows, tiny.KINDS)), ("s32", (rows, 1)), ("s32", (rows,)), ("s32", (rows, drawn))}
     flags = {(dtype, shape) for dtype in ("pred", "f32") for shape in ((rows,), (rows, 1), (1, rows))}
     weights = {("f32", shape) for shape in parameter_shapes(params, mesh)}
     per_device = {("f32", (rows // mesh.size, tiny.EMBED))}

@@ -204,6 +204,54 @@ def test_accumulation_changes_neither_loss_nor_gradient(params: Any, batch: Any,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Local loss
+
+
+def test_the_local_loss_takes_affirmed_tokens_only(params: Any, batch: Any) -> None:
+    model = tiny.build_model(small().model)
+    rows = {name: jnp.asarray(x) for name, x in batch["paired"].items()}
+    affirmed = np.zeros(rows["tokens"].shape, bool)
+    affirmed[0, 1:3], affirmed[1, :7] = True, True
+    rows |= {"affirmed": jnp.asarray(affirmed), "key": step.row_key_data(0, jnp.int32(1), "paired", len(affirmed))}
+    images = step.standardize(step.pixels(rows["image"]))
+    patches = model.apply({"params": params}, images, method="encode_image")[0]
+    features = model.apply({"params": params}, rows["tokens"], method="encode_text")
+    out = step.local_rows(model, {"params": params}, patches, features, rows, 3)
+    tokens, ids = np.asarray(rows["tokens"]), np.asarray(out["id"])
+    assert sorted(ids[0]) == sorted([-1, *tokens[0, 1:3]])
+    assert set(ids[1]) <= set(tokens[1, :7])
+    assert np.all(ids[2:] == -1)
+    np.testing.assert_array_equal(out["affirmed"], np.where(affirmed, tokens, -1))
+    # The embeddings are those of the drawn tokens.
+    every = np.asarray(model.apply({"params": params}, features, method="project_tokens"))
+    for slot in range(3):
+        places = [place for place in range(7) if tokens[1, place] == ids[1, slot]]
+        assert min(np.abs(every[1, place] - out["token"][1, slot]).max() for place in places) < 1e-6
+
+
+def test_gradient_norms_of_single_losses(params: Any, batch: Any) -> None:
+    weights = {"objective__attmim__weight": 0.7, "objective__entmlm__weight": 0.0, "objective__local__weight": 0.4}
+    config = small(**weights)
+    model = tiny.build_model(config.model)
+    norms = tiny.jit(functools.partial(step.loss_gradient_norms, model, config, tiny.MASK_ID))(
+        params, jnp.int32(3), batch
+    )
+    assert set(norms) == {"gradient_norm/contrastive", "gradient_norm/attmim", "gradient_norm/local"}
+    # Without the other two the total is the contrastive loss alone.
+    alone = small(**dict.fromkeys(weights, 0.0))
+    gradients = tiny.jit(tiny.loss_and_gradients(model, alone))(params, jnp.int32(3), batch)[1]
+    expected = np.sqrt(sum(np.sum(np.square(np.float64(x))) for x in jax.tree.leaves(gradients)))
+    assert float(norms["gradient_norm/contrastive"]) == pytest.approx(expected, rel=1e-4)
+    # A loss of twice the weight has twice the gradient.
+    double = small(**weights | {"objective__attmim__weight": 1.4})
+    twice = tiny.jit(functools.partial(step.loss_gradient_norms, model, double, tiny.MASK_ID))(
+        params, jnp.int32(3), batch
+    )
+    assert float(twice["gradient_norm/attmim"]) == pytest.approx(2 * float(norms["gradient_norm/attmim"]), rel=1e-4)
+    assert float(norms["gradient_norm/local"]) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Masks
 
 

@@ -10,18 +10,22 @@ import tiny
 from ml_collections import ConfigDict
 
 from mmclip_jax import optim, step
+from mmclip_jax.config import compiler_options
 from mmclip_jax.errors import UserError
 
 CHANGES = {"data__batch_paired": 8, "data__batch_unpaired": 8, "train__steps": 50, "optimizer__warmup_share": 0.0}
 
 
-def make(**changes: Any) -> tuple[Any, step.TrainState, ConfigDict]:
+def make(compiler_options: dict[str, Any] | None = None, **changes: Any) -> tuple[Any, step.TrainState, ConfigDict]:
     """(compiled train step, state, config)."""
     config = tiny.config(**CHANGES | changes)
     model, params = tiny.model_and_params(config)
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
     schedule = optim.learning_rate(config.optimizer, config.train.steps)
-    train_step = tiny.jit(step.make_train_step(model, config, optimizer, schedule, tiny.MASK_ID))
+    function = step.make_train_step(model, config, optimizer, schedule, tiny.MASK_ID)
+    train_step = (
+        tiny.jit(function) if compiler_options is None else jax.jit(function, compiler_options=compiler_options)
+    )
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
     return train_step, step.TrainState(jnp.int32(0), params, optimizer.init(params), ema), config
 
@@ -100,6 +104,19 @@ def test_a_step_that_is_not_finite_changes_nothing(plain: Any, poison: float) ->
     good, metrics = train_step(state, batch)
     assert float(metrics["finite"]) == 1
     assert tiny.largest_difference(good.params, state.params) > 0
+
+
+@pytest.mark.slow
+def test_the_demos_compiler_options_still_see_what_is_not_finite() -> None:
+    """Fast math may assume that there is no NaN; the code is optimised in full here, as in a real run."""
+    options = compiler_options(tiny.load_config("demo").train.compiler_options)
+    train_step, state, config = make(options)
+    batch = tiny.batch(config)
+    assert float(train_step(state, batch)[1]["finite"]) == 1
+    for poison in (np.inf, -np.inf, np.nan):
+        after, metrics = train_step(with_parameters(state, log_logit_scale=jnp.float32(poison)), batch)
+        assert float(metrics["finite"]) == 0, poison
+        assert tiny.largest_difference(after.params["text_encoder"], state.params["text_encoder"]) == 0
 
 
 def test_the_average_follows_the_parameters(plain: Any) -> None:

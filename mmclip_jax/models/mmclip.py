@@ -17,7 +17,8 @@ from mmclip_jax.models.vit import ImageEncoder
 
 INITIAL_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = 100.0
-POOLS = ("mean", "cls", "map")
+POOLS = ("mean", "max", "cls", "map")
+TEXT_POOLS = ("mean", "max")
 STEMS = ("patch", "conv")
 RESPONSES = ("similarity", "cross_attention")
 PAD_ID = 0
@@ -29,6 +30,7 @@ class MMCLIP(nn.Module):
     patch_size: int
     embed_dim: int
     pool: str
+    text_pool: str
     stem: str
     image: dict
     text: dict
@@ -79,6 +81,8 @@ class MMCLIP(nn.Module):
         patches, class_token, _ = self.image_encoder(images, visible)
         if self.pool == "mean":
             pooled = patches.astype(jnp.float32).mean(axis=1)
+        elif self.pool == "max":
+            pooled = patches.astype(jnp.float32).max(axis=1)
         elif self.pool == "cls":
             assert class_token is not None
             pooled = class_token
@@ -92,9 +96,13 @@ class MMCLIP(nn.Module):
         return self.text_encoder(tokens, tokens != PAD_ID)[0]
 
     def embed_text(self, features: jax.Array, valid: jax.Array) -> jax.Array:
-        """u [B,E] float32, L2-normalised, from T [B,L,D] and valid bool [B,L] (a masked mean)."""
-        weights = valid.astype(jnp.float32)[:, :, None]
-        pooled = (features.astype(jnp.float32) * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
+        """u [B,E] float32, L2-normalised, from T [B,L,D] and valid bool [B,L]: a mean or maximum over valid tokens."""
+        features, valid = features.astype(jnp.float32), valid[:, :, None]
+        if self.text_pool == "mean":
+            pooled = jnp.where(valid, features, 0.0).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
+        else:
+            lowest = jnp.where(valid.any(axis=1, keepdims=True), jnp.finfo(jnp.float32).min, 0.0)
+            pooled = jnp.where(valid, features, lowest).max(axis=1)
         return self._embed(self.text_projection, pooled)
 
     @staticmethod
@@ -160,6 +168,8 @@ def build_model(config: ConfigDict) -> MMCLIP:
     """
     if config.pool not in POOLS:
         raise UserError(f"model.pool={config.pool!r} is not one of {', '.join(POOLS)}")
+    if config.text_pool not in TEXT_POOLS:
+        raise UserError(f"model.text_pool={config.text_pool!r} is not one of {', '.join(TEXT_POOLS)}")
     if config.stem not in STEMS:
         raise UserError(f"model.stem={config.stem!r} is not one of {', '.join(STEMS)}")
     if config.stem == "conv" and config.patch_size & (config.patch_size - 1):
@@ -176,6 +186,7 @@ def build_model(config: ConfigDict) -> MMCLIP:
         patch_size=config.patch_size,
         embed_dim=config.embed_dim,
         pool=config.pool,
+        text_pool=config.text_pool,
         stem=config.stem,
         image=dict(config.image),
         text=dict(config.text),

@@ -38,7 +38,9 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{tokens.shape[1]} tokens, but the text encoder was built for {self.length}")
         # Words and places start at the size of what a block adds to them: smaller, they would drown in it.
         # Unscaled, the same table serves as output embedding.
-        x = sharding.shard_rows(self.embed(tokens)) * self.width**0.5 + self.position[None, : tokens.shape[1]]
+        # The table is gathered, not the tokens: XLA would look words up where their column of the table lies.
+        words = sharding.shard_rows(jnp.take(sharding.replicate(self.embed.embedding), tokens, axis=0))
+        x = words * self.width**0.5 + self.position[None, : tokens.shape[1]]
         return self.transformer(x.astype(self.dtype), valid)
 
     def attend_vocabulary(self, x: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ from mmclip_jax import sharding
 
 Dtype = Any
 _INIT = nn.initializers.xavier_uniform()
+# The last layer of each residual branch: a block starts as the identity.
+_ZERO = nn.initializers.zeros
 
 
 def layer_norm(x: jax.Array, name: str | None = None) -> jax.Array:
@@ -37,11 +39,13 @@ def sincos_codes(positions: np.ndarray, width: int) -> np.ndarray:
 class Attention(nn.Module):
     """Multi-head attention of queries x [B,Q,D] over context y [B,C,·].
 
+    out_init: initialiser of the output projection.
     Returns ([B,Q,D], attention weights [B,heads,Q,C] float32).
     """
 
     heads: int
     dtype: Dtype = jnp.float32
+    out_init: Any = _INIT
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -50,8 +54,8 @@ class Attention(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} is no multiple of {self.heads} heads")
 
-        def dense(name: str, bias: bool) -> nn.Dense:
-            return nn.Dense(width, use_bias=bias, dtype=self.dtype, kernel_init=_INIT, name=name)
+        def dense(name: str, bias: bool, init: Any = _INIT) -> nn.Dense:
+            return nn.Dense(width, use_bias=bias, dtype=self.dtype, kernel_init=init, name=name)
 
         def split(z: jax.Array) -> jax.Array:
             return z.reshape(*z.shape[:-1], self.heads, width // self.heads)
@@ -64,7 +68,7 @@ class Attention(nn.Module):
             logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         weights_BxHxQxC = jax.nn.softmax(logits, axis=-1)
         attended = jnp.einsum("bhqc,bchd->bqhd", weights_BxHxQxC.astype(self.dtype), v_BxCxHxD)
-        return dense("out", True)(attended.reshape(x.shape)), weights_BxHxQxC
+        return dense("out", True, self.out_init)(attended.reshape(x.shape)), weights_BxHxQxC
 
 
 class Block(nn.Module):
@@ -84,15 +88,15 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         width = x.shape[-1]
         y = layer_norm(x, "norm_self")
-        y, weights = Attention(self.heads, self.dtype, name="self_attention")(y, y, valid)
+        y, weights = Attention(self.heads, self.dtype, _ZERO, name="self_attention")(y, y, valid)
         x = sharding.shard_rows(x + y)
         if context is not None:
             y = layer_norm(x, "norm_cross")
-            y, weights = Attention(self.heads, self.dtype, name="cross_attention")(y, context, context_valid)
+            y, weights = Attention(self.heads, self.dtype, _ZERO, name="cross_attention")(y, context, context_valid)
             x = sharding.shard_rows(x + y)
         y = layer_norm(x, "norm_mlp")
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=_INIT, name="mlp_in")(y)
-        y = nn.Dense(width, dtype=self.dtype, kernel_init=_INIT, name="mlp_out")(nn.gelu(y))
+        y = nn.Dense(width, dtype=self.dtype, kernel_init=_ZERO, name="mlp_out")(nn.gelu(y))
         return sharding.shard_rows(x + y), weights if self.return_attention else None
 
 

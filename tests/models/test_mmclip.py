@@ -71,6 +71,19 @@ def test_embeddings_are_normalised_projections_of_the_means(plain: tuple[Run, An
     np.testing.assert_allclose(u_l, unit(np.float64(features) @ kernel(params, "text_projection")), atol=1e-5)
 
 
+def test_embeddings_of_the_maxima(batch: dict[str, Array]) -> None:
+    run, params = runner(model__pool="max", model__text_pool="max")
+    patches, v = run("encode_image", batch["images"])
+    features = np.float64(run("encode_text", batch["tokens"]))
+    valid = batch["tokens"] != 0
+    assert not valid.all()
+    np.testing.assert_allclose(v, unit(np.float64(patches).max(axis=1) @ kernel(params, "image_projection")), atol=1e-5)
+    highest = np.stack([row[keep].max(axis=0) for row, keep in zip(features, valid, strict=True)])
+    u = run("embed_text", np.float32(features), valid)
+    np.testing.assert_allclose(u, unit(highest @ kernel(params, "text_projection")), atol=1e-5)
+    assert np.all(np.asarray(run("embed_text", np.float32(features), np.zeros_like(valid))) == 0)
+
+
 @pytest.mark.parametrize("kind", ["similarity", "cross_attention"])
 def test_responses_use_their_projections(plain: tuple[Run, Any], batch: dict[str, Array], kind: str) -> None:
     run, params = plain
@@ -176,7 +189,8 @@ def test_initial_parameters_come_from_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"model__pool": "max"}, "max"),
+        ({"model__pool": "median"}, "median"),
+        ({"model__text_pool": "cls"}, "cls"),
         ({"model__image_size": 21}, "21"),
         ({"model__image__heads": 5}, "model.image.width=12"),
         ({"model__text_decoder__heads": 3}, "model.text_decoder.width=16"),

@@ -160,6 +160,14 @@ def test_layers_do_not_share_their_initial_parameters() -> None:
     assert np.abs(kernel[0] - kernel[1]).max() > 1e-3
 
 
+def test_a_block_starts_as_the_identity() -> None:
+    module = Transformer(DEPTH, HEADS, MLP)
+    x, context = normal(3, QUERIES, WIDTH), normal(3, CONTEXT, CONTEXT_WIDTH, seed=1)
+    out, _ = module.apply(module.init(jax.random.key(0), x, None, context), x, None, context)
+    expected = (double(x) - double(x).mean(-1, keepdims=True)) / double(x).std(-1, keepdims=True)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
 def test_keys_have_no_bias_and_the_others_do() -> None:
     module = Transformer(1, HEADS, MLP)
     arguments = (normal(1, QUERIES, WIDTH), None, normal(1, CONTEXT, CONTEXT_WIDTH))

@@ -115,6 +115,28 @@ def test_each_patch_knows_its_place() -> None:
     assert len({tuple(np.round(row, 4).tolist()) for row in flat}) == 25
 
 
+def test_the_convolutional_stem_keeps_the_order_of_the_patches() -> None:
+    module = ImageEncoder(patch_size=4, width=8, depth=1, heads=2, mlp_dim=11, stem="conv")
+    images = np.random.default_rng(0).random((2, 20, 20, 1)).astype(np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), x.dtype), shapes)
+    layers = variables["params"]["transformer"]["layers"]
+    for part in (layers["self_attention"]["out"], layers["mlp_out"]):  # only the stem and the position are left
+        part["kernel"] = jnp.zeros_like(part["kernel"])
+    encode = tiny.jit(module.apply)
+    patches, token, _ = encode(variables, images)
+    assert patches.shape == (2, 25, 8)
+    assert token is None
+    changed = images.copy()
+    changed[:, 9:11, 13:15] = 1 - changed[:, 9:11, 13:15]  # inside patch row 2, column 3
+    moved = np.abs(encode(variables, changed)[0] - patches).max(axis=(0, 2)).reshape(5, 5)
+    near = np.zeros((5, 5), bool)
+    near[1:4, 2:5] = True
+    assert moved[2, 3] > 1e-2
+    assert not np.any(moved[~near])
+
+
 @pytest.mark.parametrize("options", [{"remat": True}, {"unroll": True}])
 def test_options_of_compilation_change_nothing(options: dict[str, bool]) -> None:
     apply, variables, images = encoder()
