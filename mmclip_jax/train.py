@@ -130,6 +130,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             logged = progress.summary(number)
             writer.write_scalars(number, logged)
 
+    norms_every = config.train.gradient_norms_every
+
     def due(number: int, every: int) -> bool:
         return number == config.train.steps or (every > 0 and number % every == 0)
 
@@ -137,15 +139,14 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         with progress.waiting_for_data():
             batch = next(iterator)
         records = {part: rows.pop("record") for part, rows in batch.items()}
-        batch = _to_devices(batch, mesh)
-        every = config.train.gradient_norms_every
-        if every and number % every == 0:
+        rows = _to_devices(batch, mesh)
+        if norms_every and number % norms_every == 0:
             settle()
             with progress.paused(), jax.set_mesh(mesh):
-                norms = jax.device_get(loss_gradient_norms(state.params, state.step, batch))
+                norms = jax.device_get(loss_gradient_norms(state.params, state.step, rows))
                 writer.write_scalars(number, {name: float(norm) for name, norm in norms.items()})
         with jax.set_mesh(mesh):
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, rows)
         settle()
         pending = (number, metrics, records)
         if due(number, config.train.evaluate_every) or due(number, config.train.checkpoint_every):

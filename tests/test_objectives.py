@@ -348,9 +348,9 @@ def test_the_gradient_of_the_local_loss_is_a_finite_difference() -> None:
     for number, place in ((0, (3, 1, 4)), (0, (2, 0, 0)), (1, (0, 2, 7)), (1, (4, 2, 1))):
         ends = []
         for step in (1e-5, -1e-5):
-            moved = [v.copy(), u.copy()]
+            moved = (v.copy(), u.copy())
             moved[number][place] += step
-            ends.append(local_reference(*moved, ids, affirmed, 0.3, 0.2)[0])
+            ends.append(local_reference(moved[0], moved[1], ids, affirmed, 0.3, 0.2)[0])
         expected = (ends[0] - ends[1]) / 2e-5
         assert float(gradients[number][place]) == pytest.approx(expected, abs=2e-5)
 

@@ -74,7 +74,7 @@ def test_embeddings_are_normalised_projections_of_the_means(plain: tuple[Run, An
 def test_embeddings_of_the_maxima(batch: dict[str, Array]) -> None:
     run, params = runner(model__pool="max", model__text_pool="max")
     patches, v = run("encode_image", batch["images"])
-    features = np.float64(run("encode_text", batch["tokens"]))
+    features = np.asarray(run("encode_text", batch["tokens"]), np.float64)
     valid = batch["tokens"] != 0
     assert not valid.all()
     np.testing.assert_allclose(v, unit(np.float64(patches).max(axis=1) @ kernel(params, "image_projection")), atol=1e-5)
