@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 FAST := not slow and not browser and not wheel and not shared
 
-.PHONY: demo test test-fast lint bench wheel-data clean
+.PHONY: demo test test-fast lint bench bench-entities wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -18,8 +18,10 @@ test-fast: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
 
-bench: $(VENV)/.installed wheel-data
+bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py
+
+bench-entities: $(VENV)/.installed wheel-data
 	$(BIN)/python benchmarks/entities.py data/wheels/torchxrayvision/data
 
 # Real reports for some tests: they come inside a public package, which is unpacked and not installed.

@@ -47,9 +47,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "contrastive + AttMIM": ("attmim",),
     "contrastive + EntMLM": ("entmlm",),
     "contrastive + local": ("local",),
-    "full": ("attmim", "entmlm"),
+    "full": ("attmim", "entmlm", "local"),
 }
-_DEFAULT_VARIANTS = ("contrastive", "contrastive + AttMIM", "contrastive + EntMLM", "full")
 _OBJECTIVES = ("attmim", "entmlm", "local")
 _KINDS = 24  # columns of `stated`: any number will do
 _MASK_ID = 2
@@ -76,11 +75,12 @@ class Row:
 
 
 def variant_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The settings of a variant: the objectives that it has not are switched off."""
+    """The settings of a variant: the objectives that it has not are switched off, "full" is the config as it is."""
     out = ConfigDict(config.to_dict())
     for objective in _OBJECTIVES:
         part = out.objective[objective]
-        part.weight = float(part.weight or 1.0) if objective in VARIANTS[name] else 0.0
+        wanted = objective in VARIANTS[name]
+        part.weight = float(part.weight or (0.0 if name == "full" else 1.0)) if wanted else 0.0
     return out
 
 
@@ -293,7 +293,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
     parser.add_argument("--vocab-size", type=int, default=0, help="default: the tokenizer's")
     parser.add_argument("--steps", type=int, default=2, help="steps that a variant does in a row")
     parser.add_argument("--rounds", type=int, default=7, help="turns that every variant gets")
-    parser.add_argument("--variants", default=",".join(_DEFAULT_VARIANTS), help=f"of: {', '.join(VARIANTS)}")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"of: {', '.join(VARIANTS)}")
     parser.add_argument("--out", type=Path, help="directory for step.md and step.json; default: $OUT, if set")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="saves a profiler trace of the last variant there")
     args, rest = parser.parse_known_args(argv)

@@ -39,16 +39,18 @@ LEVEL = 0.95
 
 _STRATEGY, _HINT = "objective.attmim.strategy", "objective.attmim.hint"
 _ATTMIM, _ENTMLM = "objective.attmim.weight", "objective.entmlm.weight"
+_LOCAL = "objective.local.weight"
 _PAIRED, _UNPAIRED = "data.batch_paired", "data.batch_unpaired"
 
 # The first row of a study is what the others are compared with.
 STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
     # Does masked modelling help, and which half of it? At the weights of the config.
     "objectives": {
-        "contrastive only": {_ATTMIM: 0.0, _ENTMLM: 0.0},
-        "+ AttMIM": {_ENTMLM: 0.0},
-        "+ EntMLM": {_ATTMIM: 0.0},
-        "both": {},
+        "contrastive only": {_ATTMIM: 0.0, _ENTMLM: 0.0, _LOCAL: 0.0},
+        "+ AttMIM": {_ENTMLM: 0.0, _LOCAL: 0.0},
+        "+ EntMLM": {_ATTMIM: 0.0, _LOCAL: 0.0},
+        "+ both": {_LOCAL: 0.0},
+        "+ both, local": {},
     },
     # Is it the attention that matters in masking, or masking?
     "patches": {
@@ -76,9 +78,9 @@ STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
         "cross-attention": {"objective.attmim.response": "cross_attention"},
     },
     "local": {
-        "no local loss": {"objective.local.weight": 0.0},
-        "local 0.5": {"objective.local.weight": 0.5},
-        "local 1": {"objective.local.weight": 1.0},
+        "no local loss": {_LOCAL: 0.0},
+        "local 0.5": {_LOCAL: 0.5},
+        "local 1": {_LOCAL: 1.0},
     },
     "pool": {
         "means": {"model.pool": "mean", "model.text_pool": "mean"},

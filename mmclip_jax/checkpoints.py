@@ -19,6 +19,12 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.step import TrainState
 
 FOLDER = "checkpoints"
+SCHEMA = 1  # of what a checkpoint holds; a change that an older reader would misread counts it up
+# Settings that may differ when a run goes on: they change how it is computed or where its data lies, not what it is.
+_MAY_CHANGE = {
+    *("model.remat", "model.unroll", "optimizer.accumulate"),
+    *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer"),
+}
 
 
 def _without_none(items: dict[str, Any]) -> dict[str, Any]:
@@ -43,24 +49,26 @@ class Checkpoints:
                 "run": ocp.args.JsonSave(run),
             }
         )
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+        step = int(state.step)
+        if step in self._manager.all_steps():  # one that could not be read, and was passed over
+            self._manager.delete(step)
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_latest(self, abstract: TrainState, iterator: Any) -> TrainState | None:
         """The newest checkpoint that can be read, with `iterator` set to go on behind it; None if there is none.
 
-        abstract: shapes, dtypes and shardings of the state. A damaged checkpoint is reported and the one before it
-        taken.
+        abstract: shapes, dtypes and shardings of the state. A damaged checkpoint is reported, left where it is until
+        the run saves that step again, and the one before it taken.
 
         Raises:
-          UserError: there are checkpoints but none can be read.
+          UserError: there are checkpoints but none can be read, or the data is another.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                state = self._restore(step, abstract, iterator)
-                for damaged in steps[: steps.index(step)]:
-                    self._manager.delete(damaged)  # the run is about to reach this step again
-                return state
+                return self._restore(step, abstract, iterator)
+            except UserError:
+                raise
             except Exception as error:  # Orbax raises many types on damage; every one means the same here.
                 logging.error("checkpoint %d cannot be read (%s); trying the one before", step, error)
         if steps:
@@ -90,9 +98,48 @@ class Checkpoints:
         self._manager.close()
 
 
+def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
+    """Refuses to continue a run with settings that would make it another experiment; `train` settings may change.
+
+    Raises:
+      UserError: naming the settings that differ from those of the newest checkpoint.
+    """
+    if not any((epath.Path(workdir).absolute() / FOLDER).glob("[0-9]*")):
+        return
+    try:
+        saved = find_checkpoint(workdir).config
+    except UserError:
+        raise
+    except Exception as error:  # damaged: restoring says more
+        logging.warning("the settings of the newest checkpoint cannot be read (%s)", error)
+        return
+    differences = []
+    for part in ("model", "objective", "optimizer", "data"):
+        old, new = (_flat({part: json.loads(c[part].to_json())}) for c in (saved, config))
+        differences += [
+            f"{name}={new.get(name)!r} (was {old.get(name)!r})"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and name not in _MAY_CHANGE
+        ]
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run with other settings: {'; '.join(differences)}. Give these settings, or another "
+            "--workdir for a new run"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= _flat(value, path + ".") if isinstance(value, dict) else {path: value}
+    return flat
+
+
 def run_record(config: ConfigDict, tokenizer_model: bytes, manifest: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the run it belongs to, as JSON."""
     return {
+        "schema": SCHEMA,
         "config": json.loads(config.to_json()),
         "tokenizer": base64.b64encode(tokenizer_model).decode(),
         "manifest": manifest,
@@ -123,7 +170,8 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
     """Opens the checkpoint of a workdir (its newest, or `step`), or a step directory itself.
 
     Raises:
-      UserError: there is no such checkpoint; the message lists the steps that are there.
+      UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
+        software made it.
     """
     path = epath.Path(workdir_or_checkpoint).expanduser().absolute()
     if (path / "run").exists():
@@ -138,6 +186,11 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         directory = folder / str(steps[-1] if step is None else step)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         run = checkpointer.restore(directory / "run")
+    if run.get("schema") != SCHEMA:
+        raise UserError(
+            f"{directory} was saved in checkpoint schema {run.get('schema')}, and this version of mmclip-jax reads "
+            f"{SCHEMA}: use the version that is named in the run's manifest.json"
+        )
     return Saved(
         directory,
         int(directory.name) if directory.name.isdigit() else 0,

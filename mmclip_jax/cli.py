@@ -27,7 +27,10 @@ if typing.TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], None]
 
 _CONFIGS = Path(mmclip_jax.__file__).resolve().parents[1] / "configs"
-_FULL_OR_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_FULL_OR_FORBIDDEN = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
+)
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _NUMBER = re.compile(r"-\.?\d")
@@ -153,6 +156,8 @@ def _ablate(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    if args.config == _CONFIGS / "demo.py" and not args.config.exists():
+        raise UserError("the demo's config lies in a checkout of the project: run it there, or give --config FILE")
     config = read_config(str(args.config), args.overrides)  # before the minutes of work
     data = _build_phantom(args.workdir / "data", config.model.image_size, 0, args.scale, None)
     config.data.train = (str(data),)

@@ -130,7 +130,7 @@ def local_loss(
       patches: [B,N,E] and token: [B,G,E], L2-normalised by the caller.
       token_id: int [B,G], the drawn tokens of each row, -1 where there is none.
       affirmed: int [B,L], ids of every affirmed entity token of each row, elsewhere -1; image b is a positive of token
-        c if row b affirms the token c anywhere.
+        c if row b affirms the token c anywhere, a negative otherwise.
 
     Returns:
       (loss float32: the mean of image-to-token and token-to-image cross-entropy, metrics: accuracy of the former).
@@ -141,7 +141,7 @@ def local_loss(
     similarity = jnp.einsum("bne,ce->bcn", v_BxNxE, u_CxE, precision="highest")
     attention = jax.nn.softmax(similarity / attention_temperature, axis=-1)
     logits = (attention * similarity).sum(axis=-1) / temperature
-    included = (affirmed >= 0).any(axis=1)[:, None] & (ids >= 0)[None, :]
+    included = jnp.broadcast_to((ids >= 0)[None, :], logits.shape)
     positive = ((affirmed[:, :, None] == ids[None, None, :]).any(axis=1) & included).astype(jnp.float32)
     logits = jnp.where(included, logits, _EXCLUDED)
 
@@ -152,7 +152,7 @@ def local_loss(
 
     best = jnp.argmax(logits, axis=1)
     hits = jnp.take_along_axis(positive, best[:, None], axis=1).sum()
-    rows = jnp.maximum(included.any(axis=1).sum(), 1)
+    rows = jnp.maximum((affirmed >= 0).any(axis=1).sum(), 1)
     return 0.5 * (cross_entropy(1) + cross_entropy(0)), {"accuracy": hits / rows}
 
 

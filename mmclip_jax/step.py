@@ -86,6 +86,17 @@ def check_config(config: ConfigDict, devices: int) -> None:
         ("objective.attmim.hint", 0.0, objective.attmim.hint, 1.0),
         ("objective.attmim.temperature", 1e-6, objective.attmim.temperature, math.inf),
         ("objective.local.temperature", 1e-6, objective.local.temperature, math.inf),
+        ("objective.attmim.random_share", 0.0, objective.attmim.random_share, 1.0),
+        ("objective.local.tokens", 1, objective.local.tokens, config.model.text.length),
+        ("objective.entmlm.probability", 0.0, objective.entmlm.probability, 1.0),
+        ("objective.entmlm.min_share", 0.0, objective.entmlm.min_share, 1.0),
+        ("data.bridge", 0.0, config.data.bridge, 1.0),
+        ("optimizer.warmup_share", 0.0, config.optimizer.warmup_share, 1.0),
+        ("optimizer.ema", 0.0, config.optimizer.ema, 1.0),
+        ("optimizer.clip", 1e-12, config.optimizer.clip, math.inf),
+        ("seed", 0, config.seed, 2**32 - 1),
+        ("train.steps", 1, config.train.steps, math.inf),
+        ("train.log_every", 1, config.train.log_every, math.inf),
         ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
         ("optimizer.accumulate", 1, config.optimizer.accumulate, math.inf),
     ):
@@ -290,6 +301,10 @@ def compute_loss(
     metrics = {"contrastive/loss": total} | {f"contrastive/{name}": value for name, value in terms.items()}
     if "attmim" in out:
         metrics["attmim/loss"] = out["attmim"].mean()
+        patches = (config.model.image_size // config.model.patch_size) ** 2
+        metrics["attmim/masked_share"] = jnp.float32(
+            masking.masked_count(patches, objective.attmim.mask_ratio) / patches
+        )
         total = total + objective.attmim.weight * metrics["attmim/loss"]
     if "entmlm_loss" in out:
         sums = {

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 import mmclip_jax
 from mmclip_jax import optim, sharding, writers
 from mmclip_jax import step as step_lib
-from mmclip_jax.checkpoints import Checkpoints, abstract_like, run_record
+from mmclip_jax.checkpoints import Checkpoints, abstract_like, check_same_settings, run_record
 from mmclip_jax.config import compiler_options
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
@@ -91,6 +91,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     )
 
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
+    check_same_settings(workdir, config)
     checkpoints = Checkpoints(workdir, config.train.keep)
     state = checkpoints.restore_latest(abstract_like(shapes, shardings), iterator)
     if state is None:
@@ -131,6 +132,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             writer.write_scalars(number, logged)
 
     norms_every = config.train.gradient_norms_every
+    evaluation = Evaluation(config, tokenizer, manifest)
 
     def due(number: int, every: int) -> bool:
         return number == config.train.steps or (every > 0 and number % every == 0)
@@ -140,7 +142,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             batch = next(iterator)
         records = {part: rows.pop("record") for part, rows in batch.items()}
         rows = _to_devices(batch, mesh)
-        if norms_every and number % norms_every == 0:
+        # At the first step too: that it fits into memory should show at once.
+        if norms_every and (number % norms_every == 0 or number == first + 1):
             settle()
             with progress.paused(), jax.set_mesh(mesh):
                 norms = jax.device_get(loss_gradient_norms(state.params, state.step, rows))
@@ -154,8 +157,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             with progress.paused():
                 if due(number, config.train.checkpoint_every):
                     checkpoints.save(state, iterator, run)
-                if due(number, config.train.evaluate_every):
-                    writer.write_scalars(number, evaluate(config, state, tokenizer, manifest))
+                if config.train.evaluate_every and due(number, config.train.evaluate_every):
+                    writer.write_scalars(number, evaluation(state))
     settle()
     writer.flush()
     writer.close()
@@ -220,24 +223,31 @@ class Progress:
         return means
 
 
-def evaluate(
-    config: ConfigDict, state: step_lib.TrainState, tokenizer: Tokenizer, manifest: dict[str, Any]
-) -> dict[str, float]:
-    """Quick numbers on the validation split: {"evaluation/...": value}; {} where there is no such split.
+class Evaluation:
+    """Quick numbers on the validation split while training; compiles once."""
 
-    Every process takes part in gathering the parameters; the first one evaluates.
-    """
-    from mmclip_jax.evaluate.common import quick_metrics
-    from mmclip_jax.interop.api import Model
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, manifest: dict[str, Any]):
+        self._config, self._tokenizer, self._manifest = config, tokenizer, manifest
+        self._model: Any = None
 
-    params = _on_host(state.params if state.ema is None else state.ema)
-    if jax.process_index() != 0:
-        return {}
-    examples = validation_examples(tuple(config.data.evaluate) or tuple(config.data.train))
-    if not examples:
-        return {}
-    model = Model(config, params, tokenizer, int(state.step), manifest)
-    return {f"evaluation/{name}": value for name, value in quick_metrics(model, examples).items()}
+    def __call__(self, state: step_lib.TrainState) -> dict[str, float]:
+        """{"evaluation/...": value} of a state; {} where there is no such split.
+
+        Every process takes part in gathering the parameters; the first one evaluates.
+        """
+        from mmclip_jax.evaluate.common import quick_metrics
+        from mmclip_jax.interop.api import Model
+
+        params = _on_host(state.params if state.ema is None else state.ema)
+        if jax.process_index() != 0:
+            return {}
+        examples = validation_examples(tuple(self._config.data.evaluate) or tuple(self._config.data.train))
+        if not examples:
+            return {}
+        if self._model is None:
+            self._model = Model(self._config, params, self._tokenizer, int(state.step), self._manifest)
+        self._model.take(params, int(state.step))
+        return {f"evaluation/{name}": value for name, value in quick_metrics(self._model, examples).items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -286,6 +296,8 @@ def make_manifest(config: ConfigDict) -> dict[str, Any]:
 def _commit() -> str:
     """The commit of the source tree this package lies in, "" for an installed copy."""
     folder = epath.Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return ""
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

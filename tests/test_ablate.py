@@ -19,6 +19,7 @@ DATA = ("somewhere/phantom",)
 
 def _base() -> ConfigDict:
     base = config.default_config()
+    base.objective.local.weight = 0.25
     base.data.update({"train": DATA, "batch_paired": 48, "batch_unpaired": 16})
     base.train.steps = 30
     base.lock()

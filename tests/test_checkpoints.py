@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from mmclip_jax import optim, sharding, step
-from mmclip_jax.checkpoints import Checkpoints, abstract_like, find_checkpoint, run_record
+from mmclip_jax.checkpoints import Checkpoints, abstract_like, check_same_settings, find_checkpoint, run_record
 from mmclip_jax.errors import UserError
 
 TOKENIZER = bytes(range(256))
@@ -189,6 +189,35 @@ def test_a_step_directory_is_enough_wherever_it_is_copied(tmp_path: pathlib.Path
     found = find_checkpoint(tmp_path / "released")
     expected = make_state(7, 0.0)
     assert tiny.largest_difference(found.restore_params(abstract(expected).params), expected.params) == 0
+
+
+def test_what_another_version_saved_is_refused(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 5)
+    checkpoints.save(make_state(3), iterator(3), run() | {"schema": 0})
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"schema 0, .*reads 1.*manifest\.json"):
+        find_checkpoint(tmp_path)
+
+
+# Going on
+
+
+def test_a_new_run_may_have_any_settings(tmp_path: pathlib.Path) -> None:
+    check_same_settings(tmp_path, tiny.config())
+
+
+def test_settings_that_change_the_experiment_are_refused_by_name(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3)
+    check_same_settings(tmp_path, tiny.config())
+    harmless = {"train__steps": 200, "optimizer__accumulate": 2, "data__threads": 3, "model__remat": True}
+    check_same_settings(tmp_path, tiny.config(**harmless, train__log_every=7))
+    changes = {"optimizer__peak_lr": 0.5, "objective__attmim__hint": 0.3, "model__embed_dim": 11}
+    with pytest.raises(UserError) as error:
+        check_same_settings(tmp_path, tiny.config(**harmless, **changes))
+    assert "optimizer.peak_lr=0.5 (was 0.0001)" in str(error.value)
+    assert "objective.attmim.hint=0.3 (was 0.1)" in str(error.value)
+    assert "model.embed_dim=11 (was 7)" in str(error.value)
+    assert str(error.value).count("(was") == 3
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "no steps", "other step"])

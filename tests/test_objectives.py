@@ -291,19 +291,20 @@ def test_reconstruction_error_is_the_mean_square_over_the_masked_patches() -> No
 def local_reference(v: Array, u: Array, ids: Array, affirmed: Array, attend: float, temperature: float) -> Any:
     """(loss, accuracy) with loops over images and tokens."""
     tokens = [(row, slot) for row in range(len(ids)) for slot in range(ids.shape[1]) if ids[row, slot] >= 0]
-    rows = [row for row in range(len(v)) if np.any(affirmed[row] >= 0)]
-    logits, positive = np.zeros((len(rows), len(tokens))), np.zeros((len(rows), len(tokens)))
-    for b, row in enumerate(rows):
+    logits, positive = np.zeros((len(v), len(tokens))), np.zeros((len(v), len(tokens)))
+    for row in range(len(v)):
         for c, place in enumerate(tokens):
             seen = v[row] @ u[place]
             attention = np.exp(seen / attend) / np.exp(seen / attend).sum()
-            logits[b, c] = attention @ seen / temperature
-            positive[b, c] = ids[place] in affirmed[row]
-    hits = positive[np.arange(len(rows)), logits.argmax(axis=1)].mean()
+            logits[row, c] = attention @ seen / temperature
+            positive[row, c] = ids[place] in affirmed[row]
+    affirming = np.any(affirmed >= 0, axis=1)  # the others have no token of their own, but are negatives of each
+    hits = positive[np.arange(len(v)), logits.argmax(axis=1)][affirming].mean()
     losses = []
     for matrix, match in ((logits, positive), (logits.T, positive.T)):
-        target = match / match.sum(axis=1, keepdims=True)
-        losses.append(-(target * log_softmax(matrix)).sum(axis=1).mean())
+        has = match.any(axis=1)
+        target = match[has] / match[has].sum(axis=1, keepdims=True)
+        losses.append(-(target * log_softmax(matrix)[has]).sum(axis=1).mean())
     return sum(losses) / 2, hits
 
 

@@ -152,13 +152,16 @@ def forbidden(text: str | None, config: ConfigDict, params: Any, mesh: jax.shard
     embeddings = {("f32", (rows, tiny.EMBED)), ("f32", (rows, drawn, tiny.EMBED))}
     ids = {("s32", (rows, 2)), ("s8", (rows, tiny.KINDS)), ("s32", (rows, 1)), ("s32", (rows,)), ("s32", (rows, drawn))}
     flags = {(dtype, shape) for dtype in ("pred", "f32") for shape in ((rows,), (rows, 1), (1, rows))}
+    # Of the local loss: the drawn tokens of all rows, each with its sums over the images, and which of them are there.
+    tokens = {("f32", (rows * drawn, tiny.EMBED)), ("f32", (rows * drawn,))}
+    flags |= {("pred", (rows, drawn))}
     weights = {("f32", shape) for shape in parameter_shapes(params, mesh)}
     per_device = {("f32", (rows // mesh.size, tiny.EMBED))}
     scalars = {("f32", ()), ("s32", ())}
     fsdp = mesh.shape["fsdp"] > 1
     allowed = {
         "all-gather": embeddings | ids | flags | (weights if fsdp else set()),
-        "all-reduce": embeddings | weights | scalars,
+        "all-reduce": embeddings | tokens | weights | scalars,
         "reduce-scatter": embeddings | per_device | weights,
     }
     return [

@@ -114,7 +114,10 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-SETTINGS = {"train.checkpoint_every": 9, "train.evaluate_every": 0, "train.log_every": 1, "train.steps": STEPS}
+SETTINGS = {
+    "train.checkpoint_every": 9, "train.evaluate_every": 0, "train.log_every": 1, "train.steps": STEPS,
+    "train.gradient_norms_every": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +159,11 @@ def test_every_term_is_logged_each_logging_step(full_run: pathlib.Path) -> None:
             "images_per_second",
         ):  # fmt: skip
             assert np.isfinite(row[name]), name
-        masked = objective.attmim.weight * row["attmim/loss"] + objective.entmlm.weight * row["entmlm/loss"]
-        assert row["loss"] == pytest.approx(row["contrastive/loss"] + masked, rel=1e-5)
+        others = sum(objective[name].weight * row[f"{name}/loss"] for name in ("attmim", "entmlm", "local"))
+        assert row["loss"] == pytest.approx(row["contrastive/loss"] + others, rel=1e-5)
+    norms = {name for row in rows.values() for name in row if name.startswith("gradient_norm/")}
+    assert norms == {f"gradient_norm/{name}" for name in ("contrastive", "attmim", "entmlm", "local")}
+    assert [number for number, row in rows.items() if "gradient_norm/attmim" in row] == [1, 8, 16]
     assert [rows[n]["attmim/random"] for n in (1, 2, 3, STEPS)] == [1, 1, 0, 0]  # the first tenth
     assert rows[STEPS]["loss"] < rows[1]["loss"]
 

@@ -35,7 +35,7 @@ def plain() -> Any:
     return make(objective__attmim__random_share=0.1)
 
 
-def with_parameters(state: step.TrainState, **values: jax.Array) -> step.TrainState:
+def with_parameters(state: step.TrainState, **values: Any) -> step.TrainState:
     return step.TrainState(state.step, state.params | values, state.opt_state, state.ema)
 
 
@@ -114,7 +114,8 @@ def test_the_demos_compiler_options_still_see_what_is_not_finite() -> None:
     batch = tiny.batch(config)
     assert float(train_step(state, batch)[1]["finite"]) == 1
     for poison in (np.inf, -np.inf, np.nan):
-        after, metrics = train_step(with_parameters(state, log_logit_scale=jnp.float32(poison)), batch)
+        kernel = state.params["text_projection"]["kernel"].at[0, 0].set(poison)
+        after, metrics = train_step(with_parameters(state, text_projection={"kernel": kernel}), batch)
         assert float(metrics["finite"]) == 0, poison
         assert tiny.largest_difference(after.params["text_encoder"], state.params["text_encoder"]) == 0
 

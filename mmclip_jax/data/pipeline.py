@@ -413,7 +413,7 @@ class _PlacedSource:
 
 
 def _place(element: _Placed, error: UserError) -> UserError:
-    return UserError(f"{element.name}: record {element.place} ({element.example.id!r}): {error}")
+    return UserError(f"{element.name}: record {element.place}: {error}")
 
 
 class _TrainRow(NamedTuple):

@@ -153,13 +153,15 @@ def _spool(builder: RecordsBuilder, directory: pathlib.Path, progress: bool) -> 
                     raise ValueError(f"{example.id}: examples({split!r}) gave an example of split {example.split!r}")
                 key = hashlib.blake2b(example.id.encode(), digest_size=16).digest()
                 if key in seen:
-                    raise UserError(f"{builder.name}: two examples have the id {example.id!r}; ids must be unique")
+                    raise UserError(
+                        f"{builder.name}: example {len(seen) + 1} has the id of an earlier one; ids must be unique"
+                    )
                 seen.add(key)
                 other = split_of.setdefault((example.source, example.patient), split)
                 if other != split:
                     raise UserError(
-                        f"{builder.name}: patient {example.patient!r} is in two splits, {other} and {split} "
-                        f"(seen at {example.id!r}); split by patient"
+                        f"{builder.name}: the patient of example {len(seen)} is in two splits, {other} and {split}; "
+                        "split by patient"
                     )
                 name = f"{split}_{example.part}"
                 if name not in streams:

@@ -232,7 +232,7 @@ def _known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for kind in example.labels:
         if kind not in _KIND_NUMBER:
             raise UserError(
-                f"record {example.id!r} of {example.source}: label {kind!r} is no kind of the vocabulary; "
+                f"a record of {example.source}: label {kind!r} is no kind of the vocabulary; "
                 "build the data set again, or add the kind to the vocabulary"
             )
     present = {kind for kind, state in example.labels.items() if state == LabelState.PRESENT}

@@ -132,7 +132,8 @@ class Tokenizer:
         flat = bounds.ravel()
         if len(flat) and (flat[0] < 0 or flat[-1] > len(text) or (flat[1:] < flat[:-1]).any()):
             raise UserError(
-                f"the entities of the text {text[:60]!r} overlap, are out of order or lie outside of it: "
+                f"the {len(entities)} entities of a text of {len(text)} characters overlap, are out of order or lie "
+                "outside of it: "
                 "find them anew with mmclip_jax.data.entities.find_entities"
             )
         ids, covered = self._encode(text)
@@ -189,7 +190,9 @@ class Tokenizer:
                 position += 1
             ends.append(position)
         if position != len(word):
-            raise UserError(f"{self._name}: its pieces do not spell {word!r}; it was trained with a normalisation")
+            raise UserError(
+                f"{self._name}: its pieces do not spell a word of the text; it was trained with a normalisation"
+            )
         return tuple(ids), tuple(starts), tuple(ends)
 
 
@@ -280,5 +283,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLi
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces on these texts: {error}") from None
     model = writer.getvalue()
     if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(model)
     return Tokenizer(model)

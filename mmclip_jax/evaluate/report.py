@@ -33,7 +33,7 @@ _CURVES = (
     ("attmim/loss", "AttMIM loss", "squared error of masked, normalised patches"),
     ("entmlm/loss", "EntMLM loss", "cross-entropy of masked tokens"),
     ("entmlm/accuracy", "EntMLM accuracy", "masked tokens restored"),
-    ("local/loss", "Local loss", "tokens against the patches that they attend to"),
+    ("local/loss", "Local loss", "affirmed tokens against images, through the patches they attend to"),
     ("evaluation/macro_auroc", "Macro AUROC", "by prompts, validation"),
     ("evaluation/source_probe_accuracy", "Source probe", "accuracy, validation"),
     ("logit_scale", "Logit scale", "1 / temperature"),

@@ -29,9 +29,9 @@ def contrastive_numbers(
       block: rows that are compared with each other.
 
     Returns:
-      "loss" (mean of both directions, soft targets as in training), "chance" (the loss of a model that knows nothing,
-      averaged likewise: the log of the block), "image_to_text" and "text_to_image" (recall@1: the best match is a
-      positive), "random" (its chance) and "rows"; None with fewer rows than one block.
+      "loss" (mean of both directions, targets uniform over equal texts, whatever the run's targets), "chance" (the
+      loss of a model that knows nothing, averaged likewise: the log of the block), "image_to_text" and "text_to_image"
+      (recall@1: the best match is a positive), "random" (its chance) and "rows"; None with fewer rows than one block.
     """
     blocks = len(image_embed) // block
     if not blocks:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from ml_collections import ConfigDict
 
 from mmclip_jax import checkpoints
@@ -68,6 +69,11 @@ def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[np.ndarr
     return np.array([numbers[key(item)] for item in items], int), first
 
 
+def _check_several(name: str, items: Any) -> None:
+    if isinstance(items, str | os.PathLike | PIL.Image.Image):
+        raise UserError(f"{name} must be a list: give [{name[:-1]}], not one alone")
+
+
 class Model:
     """A trained MMCLIP model. Images are paths, PIL images or uint8 arrays [H,W] or [H,W,1] of any size.
 
@@ -75,9 +81,14 @@ class Model:
     """
 
     def __init__(self, config: ConfigDict, params: Any, tokenizer: Tokenizer, step: int, manifest: dict[str, Any]):
-        self.config, self.tokenizer, self.step, self.manifest = config, tokenizer, step, manifest
+        self.config, self.tokenizer, self.manifest = config, tokenizer, manifest
         self._module: MMCLIP = build_model(config.model)
-        self._params = params
+        self.take(params, step)
+
+    def take(self, params: Any, step: int) -> None:
+        """Takes the parameters of another step of the same run; what is compiled stays."""
+        self.step = step
+        self._params = jax.device_put(params, jax.local_devices()[0])
         self.logit_scale = float(jnp.exp(params["log_logit_scale"]))
 
     def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,18 +100,21 @@ class Model:
 
             return function(apply, *arrays)
 
-        return functools.partial(jax.jit(run), self._params)
+        compiled = jax.jit(run)
+        return lambda *arrays: compiled(self._params, *arrays)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Embeddings and scores
 
     def encode_image(self, images: Sequence[Any]) -> np.ndarray:
         """Image embeddings float32 [n,E], L2-normalised."""
+        _check_several("images", images)
         out = [self._encode_image(_pad(self._fit(batch)))[: len(batch)] for (batch,) in _batches(images)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Text embeddings float32 [n,E], L2-normalised."""
+        _check_several("texts", texts)
         out = [self._encode_text(_pad(self._tokens(batch)[0]))[: len(batch)] for (batch,) in _batches(texts)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 
@@ -112,6 +126,7 @@ class Model:
         Raises:
           UserError: a finding that the vocabulary does not know.
         """
+        _check_several("findings", findings)
         embeddings = self.encode_image(images)
         scores = {}
         for finding in findings:

@@ -19,6 +19,7 @@ INITIAL_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = 100.0
 POOLS = ("mean", "max", "cls", "map")
 TEXT_POOLS = ("mean", "max")
+DTYPES = ("float32", "bfloat16")
 STEMS = ("patch", "conv")
 RESPONSES = ("similarity", "cross_attention")
 PAD_ID = 0
@@ -50,7 +51,7 @@ class MMCLIP(nn.Module):
         self.decode_tokens = TextDecoder(output_width=self.text["width"], **self.text_decoder, **compute)
 
         def projection() -> nn.Dense:
-            return nn.Dense(self.embed_dim, use_bias=False, dtype=jnp.float32)
+            return nn.Dense(self.embed_dim, use_bias=False, dtype=jnp.float32, precision="highest")
 
         self.image_projection, self.text_projection = projection(), projection()
         self.response_query, self.response_key = projection(), projection()
@@ -82,7 +83,7 @@ class MMCLIP(nn.Module):
         if self.pool == "mean":
             pooled = patches.astype(jnp.float32).mean(axis=1)
         elif self.pool == "max":
-            pooled = patches.astype(jnp.float32).max(axis=1)
+            pooled = _maximum(patches.astype(jnp.float32))
         elif self.pool == "cls":
             assert class_token is not None
             pooled = class_token
@@ -101,8 +102,7 @@ class MMCLIP(nn.Module):
         if self.text_pool == "mean":
             pooled = jnp.where(valid, features, 0.0).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
         else:
-            lowest = jnp.where(valid.any(axis=1, keepdims=True), jnp.finfo(jnp.float32).min, 0.0)
-            pooled = jnp.where(valid, features, lowest).max(axis=1)
+            pooled = _maximum(features, valid)
         return self._embed(self.text_projection, pooled)
 
     @staticmethod
@@ -132,7 +132,7 @@ class MMCLIP(nn.Module):
         """A_r = softmax_l(E_img E_text^T / sqrt(d_k)) E_text: for each patch the text it attends to, [B,N,D_t]."""
         queries, keys = self.response_query(patches), self.response_key(features)
         queries, keys = jax.lax.optimization_barrier((queries, keys))
-        logits = jnp.einsum("bne,ble->bnl", queries, keys) * self.embed_dim**-0.5
+        logits = jnp.einsum("bne,ble->bnl", queries, keys, precision="highest") * self.embed_dim**-0.5
         weights = jax.nn.softmax(jnp.where(valid[:, None, :], logits, jnp.finfo(jnp.float32).min), axis=-1)
         return jnp.einsum("bnl,bld->bnd", weights.astype(features.dtype), features)
 
@@ -160,6 +160,18 @@ class MMCLIP(nn.Module):
         return jnp.exp(self.log_logit_scale), self.logit_bias
 
 
+def _maximum(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Maxima [B,D] over the elements of x [B,N,D] that `valid` [B,N,1] allows; 0 where it allows none.
+
+    The gradient of jnp.max compares x with its maximum and divides by the number of hits: a compiler that computes x
+    twice, rounded otherwise, finds no hit and gives NaN. Here it goes to the element that was chosen.
+    """
+    allowed = x if valid is None else jnp.where(valid, x, jnp.finfo(jnp.float32).min)
+    best = jnp.argmax(jax.lax.stop_gradient(allowed), axis=1, keepdims=True)
+    chosen = jnp.arange(x.shape[1])[None, :, None] == best
+    return jnp.where(chosen if valid is None else chosen & valid, x, 0.0).sum(axis=1)
+
+
 def build_model(config: ConfigDict) -> MMCLIP:
     """The model of a config's `model` part.
 
@@ -168,6 +180,8 @@ def build_model(config: ConfigDict) -> MMCLIP:
     """
     if config.pool not in POOLS:
         raise UserError(f"model.pool={config.pool!r} is not one of {', '.join(POOLS)}")
+    if config.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.dtype!r} is not one of {', '.join(DTYPES)}")
     if config.text_pool not in TEXT_POOLS:
         raise UserError(f"model.text_pool={config.text_pool!r} is not one of {', '.join(TEXT_POOLS)}")
     if config.stem not in STEMS:

@@ -48,4 +48,4 @@ class TextEncoder(nn.Module):
 
         In float32 whatever the compute dtype: bfloat16 logits would tie and blur the loss.
         """
-        return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding)
+        return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding, precision="highest")

@@ -216,10 +216,10 @@ def test_progress_goes_to_stderr(tmp_path: pathlib.Path, capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([make(1), make(1)], "two examples have the id 'train/1.png'"),
+        ([make(1), make(1)], "example 2 has the id of an earlier one"),
         (
             [make(1), make(2, "validation", patient="train-0")],
-            "patient 'train-0' is in two splits, train and validation",
+            "the patient of example 2 is in two splits, train and validation",
         ),
         ([], "no examples"),
     ],
@@ -242,7 +242,7 @@ def test_existing_data_is_replaced_only_on_request_and_only_by_success(tmp_path:
     before = records.dataset_facts(path)["fingerprint"]
     with pytest.raises(UserError, match="exists already"):
         records.build(Hospital(tmp_path, EXAMPLES[:3]))
-    with pytest.raises(UserError, match="two examples"):
+    with pytest.raises(UserError, match="example 2 has the id"):
         records.build(Hospital(tmp_path, [make(1), make(1)]), overwrite=True)
     assert records.dataset_facts(path)["fingerprint"] == before
     assert len(read_all(path)) == len(EXAMPLES)

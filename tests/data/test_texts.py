@@ -288,7 +288,7 @@ def test_nothing_known_states_nothing():
 
 def test_unknown_kind_is_named():
     made = dataclasses.replace(example(), labels={"dragon pox": LabelState.PRESENT})
-    with pytest.raises(UserError, match=r"'a'.*dragon pox"):
+    with pytest.raises(UserError, match="dragon pox"):
         texts.draw_text(made, np.random.default_rng(0), DATA)
 
 

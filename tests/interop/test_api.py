@@ -183,6 +183,21 @@ def test_input_that_is_no_grey_image_is_refused(model: Any, bad: Any) -> None:
         model.encode_image([bad])
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("encode_image", ("chest.png",)),
+        ("encode_image", (pathlib.Path("chest.png"),)),
+        ("encode_image", (Image.new("L", (5, 5)),)),
+        ("encode_text", ("No pneumothorax.",)),
+        ("zero_shot", ([], "pneumothorax")),
+    ],
+)
+def test_one_alone_is_not_taken_for_a_list_of_letters(model: Any, method: str, arguments: Any) -> None:
+    with pytest.raises(UserError, match=r"must be a list: give \["):
+        getattr(model, method)(*arguments)
+
+
 def test_zero_shot_is_the_softmax_over_averaged_prompts(model: Any, images: list[Array]) -> None:
     findings = ["pleural_effusion", "Pneumothorax", "no_finding"]
     scores = model.zero_shot(images, findings)

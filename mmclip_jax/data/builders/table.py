@@ -125,6 +125,8 @@ class TableOptions:
     def _check(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(f"name {self.name!r}: use small letters, digits and _ only, a letter first")
+        if self.name == "phantom":
+            raise UserError("name 'phantom' is that of the built-in data set, whose texts are shown: choose another")
         if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise UserError(f"shares {self.shares}: three numbers, for train, validation, test, that sum to 1")
         if self.split and self.split not in SPLITS:
@@ -511,7 +513,7 @@ class TableBuilder(records.RecordsBuilder):
             other = first.setdefault(item.patient, item)
             if other.split != item.split:
                 raise UserError(
-                    f"patient {item.patient!r} is in two splits: {other.split} ({other.table} row {other.row}) and "
+                    f"a patient is in two splits: {other.split} ({other.table} row {other.row}) and "
                     f"{item.split} ({item.table} row {item.row}); correct the table, or have patients divided anew "
                     f"with --split-column {UNUSED}"
                 )
@@ -571,10 +573,9 @@ class TableBuilder(records.RecordsBuilder):
         file.parent.mkdir(parents=True, exist_ok=True)
         self._write_rejects(file)
         first = min(left_out, key=lambda reject: (reject.table, reject.row))
-        image = f" ({first.image})" if first.image else ""
         message = (
             f"{len(left_out)} of {self._rows} rows cannot be used, more than "
-            f"{100 * self.options.max_reject_share:g} %; the first: {first.table} row {first.row}{image}: "
+            f"{100 * self.options.max_reject_share:g} %; the first: {first.table} row {first.row}: "
             f"{first.reason}. All are listed in {file}. "
         )
         if self._unknown:
@@ -631,4 +632,4 @@ def _find_file(folder: pathlib.Path, image: str) -> pathlib.Path:
         for suffix in (".png", ".jpg", ".jpeg"):
             if file.with_name(file.name + suffix).is_file():
                 return file.with_name(file.name + suffix)
-    raise BadRow(f"there is no file {file}")
+    raise BadRow("there is no such image file")
