@@ -4,10 +4,12 @@
 
 For each data set: the checkpoint's score for "pneumonia" by prompts on the test split, and what scikit-learn makes of
 the same training rows' 64 x 64 pixels (PCA, then logistic regression). Rows are those labelled pneumonia or no finding;
-AUROC with 95 % patient-clustered bootstrap intervals. Both saw labels of the same source: neither is zero-shot.
+AUROC with 95 % patient-clustered bootstrap intervals. The floor has always seen labels of the same source; the column
+"exposure" says what the checkpoint has seen, from its own record.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,9 @@ import mmclip_jax
 from mmclip_jax.data import transforms
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS, LabelState
+from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.metrics import auroc, bootstrap_ci
+from mmclip_jax.evaluate.zeroshot import exposure
 
 FINDING = "pneumonia"
 FLOOR_SIZE = 64
@@ -41,6 +45,12 @@ def labelled_rows(directory: Path, split: str) -> tuple[list[np.ndarray], np.nda
     return images, np.array(labels), patients
 
 
+def sources(directory: Path) -> set[str]:
+    """The sources of the test rows."""
+    records = [open_records(directory, "test", part) for part in PARTS]
+    return {part[i].source for part in records for i in range(len(part))}
+
+
 def floor_scores(train: tuple[list[np.ndarray], np.ndarray, list[str]], test_images: list[np.ndarray]) -> np.ndarray:
     """Scores of a linear model on the pixels, trained on the training rows."""
 
@@ -59,11 +69,22 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="its checkpoint; the newest unless given")
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="built data sets")
     args = parser.parse_args()
+    try:
+        table(args)
+    except UserError as error:
+        sys.exit(f"real_small.py: {error}")
+
+
+def table(args: argparse.Namespace) -> None:
+    """Prints a row for each data set."""
     model = mmclip_jax.load(args.workdir, args.step)
     print(f"checkpoint: step {model.step} of {args.workdir}")
-    print("| data set | test rows (pneumonia) | patients | by prompts | supervised floor |\n|---|---|---|---|---|")
+    print("| data set | test rows (pneumonia) | patients | by prompts | exposure | supervised floor |")
+    print("|---|---|---|---|---|---|")
     for directory in args.data:
         images, labels, patients = labelled_rows(directory, "test")
+        if len(set(labels)) < 2:
+            raise UserError(f"{directory} has no test rows of pneumonia and of no finding")
         scores = {
             "prompts": model.zero_shot(images, [FINDING])[FINDING],
             "floor": floor_scores(labelled_rows(directory, "train"), images),
@@ -73,7 +94,8 @@ def main() -> None:
             low, high = bootstrap_ci(labels, values, patients)
             cells.append(f"{auroc(labels, values):.3f} ({low:.3f} to {high:.3f})")
         count = f"{len(labels)} ({int(labels.sum())})"
-        print(f"| {directory.name} | {count} | {len(set(patients))} | {cells[0]} | {cells[1]} |")
+        stamps = sorted({exposure(FINDING, source, model.manifest) for source in sources(directory)})
+        print(f"| {directory.name} | {count} | {len(set(patients))} | {cells[0]} | {', '.join(stamps)} | {cells[1]} |")
 
 
 if __name__ == "__main__":

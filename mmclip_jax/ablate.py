@@ -254,10 +254,12 @@ def _check(one: Run) -> None:
     """Refuses a run that the trainer would refuse, before hours of the others."""
     import jax
 
+    from mmclip_jax.models.mmclip import build_model
     from mmclip_jax.step import check_config
 
     try:
         check_config(one.config, jax.device_count())
+        build_model(one.config.model)
     except UserError as error:
         raise UserError(f"row {one.row!r}: {error}") from error
 

@@ -39,7 +39,6 @@ def contrastive_loss(
     stated: jax.Array | None = None,
     source: jax.Array | None = None,
     across_sources: bool = True,
-    weight: jax.Array | None = None,
     logit_bias: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, Metrics]:
     """Contrasts images and texts over the global batch; rows with the same text are positives of each other.
@@ -55,7 +54,6 @@ def contrastive_loss(
       targets: "text", or "kinds": targets in proportion to the agreement of the stated kinds (needs `stated`).
       stated: int [B,K] of +1 (stated present), -1 (stated absent), 0.
       source: int [B], needed when `across_sources` is False, which leaves out pairs of different sources.
-      weight: float [B] of 0 and 1; rows with 0 are left out as rows and as columns.
       logit_bias: added to every logit; of use to "sigmoid" only.
 
     Returns:
@@ -77,15 +75,13 @@ def contrastive_loss(
         if stated is None:
             raise ValueError('contrastive.targets "kinds" needs `stated`')
         strength = jnp.maximum(strength, _kind_agreement(stated, sharding.replicate(stated)))
-    weight = jnp.ones(len(image_embed)) if weight is None else weight.astype(jnp.float32)
-    included = jnp.broadcast_to(sharding.replicate(weight)[None, :] > 0, positive.shape)
+    included = jnp.ones_like(positive)
     if not across_sources:
         if source is None:
             raise ValueError("across_sources=False needs `source`")
-        included = included & (source[:, None] == sharding.replicate(source)[None, :])
+        included = source[:, None] == sharding.replicate(source)[None, :]
     strength = jnp.where(included, strength, 0.0)
     target = strength / jnp.maximum(strength.sum(axis=1, keepdims=True), 1e-12)
-    total_weight = jnp.maximum(weight.sum(), 1.0)
 
     def direction(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = sharding.shard_rows(rows.astype(jnp.float32))
@@ -99,7 +95,7 @@ def contrastive_loss(
             row_loss = -jnp.where(included, pair, 0.0).sum(axis=1)
         best = jnp.argmax(jnp.where(included, logits, _EXCLUDED), axis=1)
         correct = jnp.take_along_axis(positive & included, best[:, None], axis=1)[:, 0]
-        return (weight * row_loss).sum() / total_weight, (weight * correct).sum() / total_weight
+        return row_loss.mean(), correct.mean(dtype=jnp.float32)
 
     image_to_text, image_accuracy = direction(image_embed, text_embed)
     text_to_image, text_accuracy = direction(text_embed, image_embed)
@@ -107,7 +103,7 @@ def contrastive_loss(
         "image_to_text": image_to_text,
         "text_to_image": text_to_image,
         "accuracy": 0.5 * (image_accuracy + text_accuracy),
-        "positives": (weight * (positive & included).sum(axis=1)).sum() / total_weight,
+        "positives": (positive & included).sum(axis=1).mean(dtype=jnp.float32),
     }
 
 

@@ -160,9 +160,10 @@ def attmim_rows(
     config: ConfigDict,
     use_random: jax.Array,
 ) -> dict[str, jax.Array]:
-    """AttMIM of some rows: {"error" [B], "masked" [B,K], "response" [B,N]}.
+    """AttMIM of some rows: {"error" [B], "masked" [B,K], "predicted" normalised pixels [B,K,P*P], "response" [B,N]}.
 
-    images: in [0, 1], [B,S,S,1]; patches: V [B,N,D]; features: T [B,L,D_t]; config: the `objective` part.
+    images: in [0, 1], [B,S,S,1]; patches: V [B,N,D]; features: T [B,L,D_t]; rows: "tokens", "affirmed" and "key";
+    config: the `objective` part.
     """
     attmim = config.attmim
     valid = rows["tokens"] != PAD_ID
@@ -176,7 +177,7 @@ def attmim_rows(
         patches = _spread_visible(seen, masked, patches.shape[1])
     predicted = model.apply(variables, patches, masked, features, valid, method="reconstruct")
     error = objectives.reconstruction_error(predicted, patchify(images, model.patch_size), masked)
-    return {"error": error, "masked": masked, "response": response}
+    return {"error": error, "masked": masked, "predicted": predicted, "response": response}
 
 
 def entmlm_rows(

@@ -189,27 +189,6 @@ def test_across_sources_false_leaves_out_pairs_of_different_sources(loss: str) -
     assert metrics["positives"] == pytest.approx((strength * allowed).sum(axis=1).mean())
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_rows_of_weight_zero_are_as_if_they_were_not_there(loss: str) -> None:
-    v, u = pairs(10)
-    ids = np.array([0, 1, 1, 2, 3, 4, 5, 0, 6, 6, 6], np.int32)
-    weight = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1], np.float32)
-    kept = weight > 0
-
-    def ours(v: jax.Array) -> jax.Array:
-        return objectives.contrastive_loss(
-            v, jnp.asarray(u, jnp.float32), 5.0, jnp.asarray(ids), loss=loss, weight=jnp.asarray(weight)
-        )[0]
-
-    value, gradient = jax.value_and_grad(ours)(jnp.asarray(v, jnp.float32))
-    assert float(value) == pytest.approx(call(v[kept], u[kept], 5.0, ids[kept], loss=loss)[0], rel=1e-5)
-    assert not np.any(gradient[~kept])
-    nothing = objectives.contrastive_loss(jnp.asarray(v), jnp.asarray(u), 5.0, jnp.asarray(ids), weight=jnp.zeros(11))[
-        0
-    ]
-    assert float(nothing) == 0.0
-
-
 def test_accuracy_counts_best_matches_that_are_positives() -> None:
     u = np.eye(5)
     v = np.eye(5)[[0, 2, 1, 3, 4]]  # rows 1 and 2 prefer each other's text

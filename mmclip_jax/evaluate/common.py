@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 import mmclip_jax
+from mmclip_jax import checkpoints
 from mmclip_jax.data.schema import Example
+from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import cases as case_lib
 from mmclip_jax.evaluate import entmlm, grounding, metrics, report, retrieval, source_probe, zeroshot
 from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
@@ -48,16 +50,18 @@ def run(
       step: of the checkpoint; None for the newest.
       data: one or more built data sets; None for those that the run evaluates or, failing that, trains on.
       split: "test", "validation" or "train".
-      out: where to write; None for WORKDIR/evaluation/STEP.
+      out: where to write; None for WORKDIR/evaluation/STEP (for a single checkpoint it must be given).
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
 
     Raises:
-      UserError: no checkpoint, no data set, or no rows in the split.
+      UserError: no checkpoint, no data set, no rows in the split, or no `out` for a single checkpoint.
     """
     model = mmclip_jax.load(workdir, step)
     workdir = pathlib.Path(workdir)
+    if out is None and not (workdir / checkpoints.FOLDER).exists():
+        raise UserError(f"{workdir} is a single checkpoint, and nothing is written into one: say where with --out")
     if data is None:
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
     out_dir = pathlib.Path(out) if out is not None else workdir / "evaluation" / str(model.step)

@@ -27,7 +27,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model
 from mmclip_jax.models.vit import patchify, unpatchify
-from mmclip_jax.step import init_params, pixels, standardize
+from mmclip_jax.step import attmim_rows, init_params, pixels, standardize
 
 BATCH = 64
 _ANY_SIZE = 1 << 30
@@ -284,36 +284,34 @@ class Model:
 
     @functools.cached_property
     def _attmim(self) -> Callable[..., dict[str, jax.Array]]:
-        attmim = self.config.objective.attmim
         patch_size = self.config.model.patch_size
 
+        @jax.jit
         def compute(
-            apply: Any, images: jax.Array, tokens: jax.Array, affirmed: jax.Array, seed: jax.Array
+            variables: Any, images: jax.Array, tokens: jax.Array, affirmed: jax.Array, seed: jax.Array
         ) -> dict[str, jax.Array]:
-            valid = tokens != PAD_ID
             unit = pixels(images)
-            patches, _ = apply("encode_image", standardize(unit))
-            features = apply("encode_text", tokens)
-            weights = masking.token_weights(affirmed, valid)
-            response = apply("response", patches, features, weights, attmim.response, attmim.temperature)
-            masked, _ = masking.select_masked_patches(
-                response, jax.random.key(seed), ratio=attmim.mask_ratio, hint=attmim.hint, strategy=attmim.strategy
-            )
-            predicted = apply("reconstruct", patches, masked, features, valid)
-            hidden = masking.hidden_patches(masked, patches.shape[1])
+            patches, _ = self._module.apply(variables, standardize(unit), method="encode_image")
+            features = self._module.apply(variables, tokens, method="encode_text")
+            # One key for all rows: what is drawn for an image does not depend on its company.
+            key = jnp.broadcast_to(jax.random.key_data(jax.random.key(seed)), (len(images), 2))
+            rows = {"tokens": tokens, "affirmed": affirmed, "key": key}
+            at_random = jnp.bool_(False)
+            made = attmim_rows(self._module, variables, unit, patches, features, rows, self.config.objective, at_random)
+            hidden = masking.hidden_patches(made["masked"], patches.shape[1])
             true = patchify(unit, patch_size)
             # The decoder predicts normalised pixels: the true patch lends its mean and spread, for the eye only.
             place = jnp.maximum(jnp.cumsum(hidden, axis=1) - 1, 0)
-            spread = jnp.take_along_axis(predicted, place[:, :, None], axis=1)
+            spread = jnp.take_along_axis(made["predicted"], place[:, :, None], axis=1)
             spread = spread * true.std(axis=-1, keepdims=True) + true.mean(axis=-1, keepdims=True)
             restored = unpatchify(jnp.where(hidden[:, :, None], spread, true), patch_size)[..., 0]
             return {
-                "response": response,
+                "response": made["response"],
                 "masked": hidden,
                 "reconstruction": jnp.clip(restored, 0.0, 1.0) * 255.0,
             }
 
-        return self._jit(compute)
+        return lambda *arrays: compute({"params": self._params}, *arrays)
 
     @functools.cached_property
     def _restore(self) -> Callable[..., jax.Array]:
