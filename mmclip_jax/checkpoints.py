@@ -166,6 +166,11 @@ class Saved:
             return checkpointer.restore(self.directory / name, abstract)
 
 
+def is_checkpoint(path: epath.PathLike) -> bool:
+    """Whether `path` is the directory of one checkpoint, and not a workdir with some."""
+    return (epath.Path(path) / "run").exists()
+
+
 def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = None) -> Saved:
     """Opens the checkpoint of a workdir (its newest, or `step`), or a step directory itself.
 
@@ -174,7 +179,7 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         software made it.
     """
     path = epath.Path(workdir_or_checkpoint).expanduser().absolute()
-    if (path / "run").exists():
+    if is_checkpoint(path):
         directory = path
     else:
         folder = path / FOLDER

@@ -60,7 +60,7 @@ def run(
     """
     model = mmclip_jax.load(workdir, step)
     workdir = pathlib.Path(workdir)
-    if out is None and not (workdir / checkpoints.FOLDER).exists():
+    if out is None and checkpoints.is_checkpoint(workdir):
         raise UserError(f"{workdir} is a single checkpoint, and nothing is written into one: say where with --out")
     if data is None:
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)

@@ -287,7 +287,7 @@ def test_worker_process_reports_a_damaged_record():
     broken = dataclasses.replace(paired(3), image=b"\x89PNG nothing")
     sets = (dataclasses.replace(SETS[0], paired=[broken] * 6),)
     batches = iterator(config(workers=1, batch_unpaired=0), sets)
-    with pytest.raises(UserError, match=r"first .*record \d \('hospital-p3'\)"):
+    with pytest.raises(UserError, match=r"first .*record \d: "):
         next(batches)
     batches.close()
 
@@ -358,7 +358,7 @@ def test_damaged_records_are_named(threads):
     settings = config(threads=threads)
     broken = dataclasses.replace(paired(4), image=paired(4).image[:60])
     sets = (dataclasses.replace(SETS[0], paired=[*HOSPITAL[:4], broken, *HOSPITAL[5:]]),)
-    with pytest.raises(UserError, match=r"^first \(paired.*record 4 \('hospital-p4'\): .*cannot be decoded"):
+    with pytest.raises(UserError, match=r"^first \(paired.*record 4: .*cannot be decoded"):
         take(iterator(settings, sets), 3)
     sets = (dataclasses.replace(SETS[0], paired=Unreadable(HOSPITAL)),)
     with pytest.raises(UserError, match=r"^first \(paired.*record 2 cannot be read \(CRC mismatch\)"):
@@ -396,7 +396,7 @@ def test_evaluation_batches_are_padded():
 
 def test_damaged_evaluation_record_is_named():
     broken = dataclasses.replace(paired(4), image=b"")
-    with pytest.raises(UserError, match=r"record 1 \('hospital-p4'\)"):
+    with pytest.raises(UserError, match=r"record 1: .*cannot be decoded"):
         list(pipeline.eval_batches([paired(1), broken], Words(), config(), 2))
 
 

@@ -162,6 +162,9 @@ def test_run_loads_evaluates_and_says_where(
     assert str(page) in text
     assert "Macro AUROC" in text
     assert "Total loss" in page.read_text()
+    (tmp_path / "run").mkdir()  # as a single checkpoint has it
+    with pytest.raises(UserError, match=r"single checkpoint.*--out"):
+        common.run(tmp_path, 7, evaluated.data, resamples=20, progress=False)
 
 
 def test_quick_metrics_agree_with_the_full_evaluation(evaluated: Evaluated) -> None:
