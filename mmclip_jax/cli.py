@@ -65,6 +65,14 @@ def _data_build_table(args: argparse.Namespace) -> None:
     print(table.build_table(options, args.data_dir, overwrite=args.overwrite, progress=True))
 
 
+def _data_build_collection(args: argparse.Namespace) -> None:
+    from mmclip_jax.data.builders import registry
+
+    options_class = registry.load(args.collection).Options
+    options = options_class(**{field.name: getattr(args, field.name) for field in dataclasses.fields(options_class)})
+    print(registry.build(args.collection, options, args.data_dir, overwrite=args.overwrite, progress=True))
+
+
 def _data_info(args: argparse.Namespace) -> None:
     from mmclip_jax.data import info
 
@@ -364,11 +372,26 @@ def _add_build(parser: _Parser) -> None:
 
 
 def _add_table_options(parser: _Parser) -> None:
-    """A flag for every field of TableOptions, with the help that the field carries."""
     from mmclip_jax.data.builders.table import TableOptions
 
-    kinds = typing.get_type_hints(TableOptions)
-    for field in dataclasses.fields(TableOptions):
+    _add_options(parser, TableOptions)
+
+
+def _add_collection_options(parser: _Parser) -> None:
+    import textwrap
+
+    from mmclip_jax.data.builders import registry
+
+    collection = registry.load(parser.get_default("collection"))
+    _add_options(parser, collection.Options)
+    text = f"{collection.description} {collection.instructions} Licence: {collection.licence}"
+    parser.epilog = textwrap.fill(" ".join(text.split()), 78)
+
+
+def _add_options(parser: _Parser, options: type) -> None:
+    """A flag for every field of a class of options, with the help that the field carries."""
+    kinds = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
         flag = f"--{field.name.replace('_', '-')}"
         help = field.metadata["help"].replace("%", "%%")
         if field.default is dataclasses.MISSING:
@@ -379,13 +402,16 @@ def _add_table_options(parser: _Parser) -> None:
             text = ",".join(map(str, field.default))
             parser.add_argument(flag, default=text, metavar="A,B,…", help=help)
         else:
-            parser.add_argument(flag, type=kinds[field.name], default=field.default, help=help)
+            choices = field.metadata.get("choices") or None
+            parser.add_argument(flag, type=kinds[field.name], default=field.default, choices=choices, help=help)
 
 
 def _make_parser() -> _Parser:
     parser = _Parser(prog="mmclip", description="Chest X-ray language-image pre-training with masked modelling.")
     parser.add_argument("--version", action="version", version=f"mmclip-jax {mmclip_jax.__version__}")
     top = _add_commands(parser)
+
+    from mmclip_jax.data.builders import registry
 
     data = _add_commands(_add(top, "data", "build data sets and look at them"))
     build = _add_commands(_add(data, "build", "write a data set"))
@@ -398,6 +424,11 @@ def _make_parser() -> _Parser:
     table = _add(build, "table", "read your own table and images", _data_build_table)
     _add_build(table)
     table.more = _add_table_options
+    for name, what in registry.COLLECTIONS.items():
+        collection = _add(build, name, what, _data_build_collection)
+        _add_build(collection)
+        collection.set_defaults(collection=name)
+        collection.more = _add_collection_options
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing, help="directory of a built data set")
 

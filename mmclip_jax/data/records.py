@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmclip_jax.data import schema
-from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState
+from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState, Mask
 from mmclip_jax.errors import UserError
 
 FACTS_FILE = "facts.json"
@@ -82,6 +82,9 @@ class RecordsBuilder:
         """
         return {}
 
+    def done(self) -> None:
+        """Called once the data set is complete and in its place: what was kept for a restart can go."""
+
 
 def build(builder: RecordsBuilder, *, overwrite: bool = False, progress: bool = False) -> pathlib.Path:
     """Writes a data set and returns its version directory. The result depends on the builder's examples alone.
@@ -119,6 +122,7 @@ def build(builder: RecordsBuilder, *, overwrite: bool = False, progress: bool = 
         if path.exists():
             os.replace(path, scratch / "replaced")
         os.replace(written, path)
+    builder.done()
     return path
 
 
@@ -269,6 +273,8 @@ def check_example(example: Example) -> None:
         require(end <= entity.start < entity.end, f"entity {entity} overlaps or is not in order")
         require(text[entity.start : entity.end] == entity.text, f"entity {entity} does not match the text")
         end = entity.end
+    for mask in example.masks:
+        require(mask.image[:8] == b"\x89PNG\r\n\x1a\n", f"the mask of {mask.kind} is not PNG")
     for box in example.boxes:
         require(0 <= box.x_min < box.x_max <= 1 and 0 <= box.y_min < box.y_max <= 1, f"{box} is not within 0..1")
 
@@ -288,6 +294,8 @@ def finish_example(
     entities: Sequence[Entity] | None = None,
     labels: Mapping[str, LabelState] | None = None,
     boxes: Sequence[Box] = (),
+    masks: Sequence[Mask] = (),
+    original_range: tuple[float, float] | None = None,
     view: str = "",
     sex: str = "",
     age: float = float("nan"),
@@ -308,6 +316,8 @@ def finish_example(
       entities: default: found in the report by `entities.find_entities`.
       labels: kind -> state; kinds that are left out are unknown.
       boxes: lesions, as fractions of the image.
+      masks: lesions, as PNG files of the stored image's size.
+      original_range: (least, greatest) value in that file; default: those of the stored image.
       view: e.g. "PA", or "".
       sex: "M", "F" or "".
       age: years, or NaN.
@@ -338,6 +348,7 @@ def finish_example(
         text = schema.report_text(findings, impression)
         entities = find_entities(text) if text else ()
     height, width = original_size or pixels.shape
+    low, high = original_range or (float(pixels.min()), float(pixels.max()))
     return Example(
         id=id,
         image=image,
@@ -353,9 +364,12 @@ def finish_example(
         entities=tuple(entities),
         labels=dict(labels or {}),
         boxes=tuple(boxes),
+        masks=tuple(masks),
         pixels_sha256=schema.pixels_sha256(pixels),
         original_height=int(height),
         original_width=int(width),
+        original_min=low,
+        original_max=high,
     )
 
 
@@ -366,17 +380,24 @@ def map_in_order(function: Callable[[_In], _Out], items: Iterable[_In], threads:
     """
     threads = threads or os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        waiting: collections.deque[concurrent.futures.Future[_Out]] = collections.deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 4 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield from in_order(pool, function, items, ahead=4 * threads)
+
+
+def in_order(
+    pool: concurrent.futures.Executor, function: Callable[[_In], _Out], items: Iterable[_In], ahead: int
+) -> Iterator[_Out]:
+    """`map(function, items)` in a pool, results in the order of `items`, with at most `ahead` items under way."""
+    waiting: collections.deque[concurrent.futures.Future[_Out]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -527,9 +548,12 @@ def _content_digest(example: Example) -> bytes:
     content["image"] = ""
     content["labels"] = {kind: int(state) for kind, state in example.labels.items()}
     # Numbers are hashed as they are stored, so that what is read back has the same digest.
-    content["age"] = repr(np.float32(example.age))
+    for name in ("age", "original_min", "original_max"):
+        content[name] = repr(np.float32(content[name]))
     for box in content["boxes"]:
         box.update({name: repr(np.float32(box[name])) for name in ("x_min", "y_min", "x_max", "y_max")})
+    for mask in content["masks"]:
+        mask["image"] = hashlib.sha256(mask["image"]).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
@@ -738,6 +762,7 @@ _SEQUENCES = {
     "entities": ("start", "end", "label", "negated", "kind"),
     "labels": ("kind", "state"),
     "boxes": ("kind", "x_min", "y_min", "x_max", "y_max"),
+    "masks": ("kind", "image"),
 }
 
 

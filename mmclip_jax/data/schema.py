@@ -7,6 +7,7 @@ written by TensorFlow Datasets; `features`, `to_features` and `from_features` ar
 import dataclasses
 import enum
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,12 +54,21 @@ class Box:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mask:
+    """Where a lesion is, pixel by pixel: `image` is a PNG of the stored image's size, white inside, black outside."""
+
+    kind: str
+    image: bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """One image with everything its source knows of it.
 
     image: the encoded file (PNG or JPEG, 8-bit grey) as stored. `text` is the report that entity offsets refer to.
     age in years, NaN where unknown; sex "M", "F" or ""; view e.g. "PA", "AP", "" where unknown.
-    original_height, original_width: pixels of the file that the stored image was made from.
+    original_height, original_width: pixels of the file that the stored image was made from; original_min, original_max:
+    the values that they had there, NaN where unknown.
     """
 
     id: str
@@ -75,9 +85,12 @@ class Example:
     entities: tuple[Entity, ...] = ()
     labels: Mapping[str, LabelState] = dataclasses.field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
+    masks: tuple[Mask, ...] = ()
     pixels_sha256: str = ""
     original_height: int = 0
     original_width: int = 0
+    original_min: float = float("nan")
+    original_max: float = float("nan")
 
     @property
     def text(self) -> str:
@@ -118,6 +131,8 @@ def features() -> Any:
             "age": np.float32,
             "original_height": np.int32,
             "original_width": np.int32,
+            "original_min": np.float32,
+            "original_max": np.float32,
             "entities": tfds.features.Sequence(
                 {"start": np.int32, "end": np.int32, "label": text(), "negated": np.bool_, "kind": text()}
             ),
@@ -125,6 +140,7 @@ def features() -> Any:
             "boxes": tfds.features.Sequence(
                 {"kind": text(), "x_min": np.float32, "y_min": np.float32, "x_max": np.float32, "y_max": np.float32}
             ),
+            "masks": tfds.features.Sequence({"kind": text(), "image": text()}),
         }
     )
 
@@ -136,26 +152,35 @@ def to_features(example: Example) -> dict[str, Any]:
         "age": example.age,
         "original_height": example.original_height,
         "original_width": example.original_width,
+        "original_min": example.original_min,
+        "original_max": example.original_max,
         "entities": [
             {"start": e.start, "end": e.end, "label": e.label, "negated": e.negated, "kind": e.kind}
             for e in example.entities
         ],
         "labels": [{"kind": kind, "state": int(state)} for kind, state in sorted(example.labels.items())],
         "boxes": [dataclasses.asdict(box) for box in example.boxes],
+        "masks": [dataclasses.asdict(mask) for mask in example.masks],
     }
 
 
 def from_features(features: Mapping[str, Any]) -> Example:
-    """Reads back what `to_features` wrote, as a TFDS data source returns it (image undecoded, text as bytes)."""
+    """Reads back what `to_features` wrote, as a TFDS data source returns it (image undecoded, text as bytes).
+
+    Records that were written before there were masks and value ranges are read as having none.
+    """
     texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS}
     report = report_text(texts["findings"], texts["impression"])
     entities, labels, boxes = features["entities"], features["labels"], features["boxes"]
+    masks = features.get("masks", {"kind": (), "image": ()})
     return Example(
         **texts,
         image=bytes(features["image"]),
         age=float(features["age"]),
         original_height=int(features["original_height"]),
         original_width=int(features["original_width"]),
+        original_min=float(features.get("original_min", math.nan)),
+        original_max=float(features.get("original_max", math.nan)),
         entities=tuple(
             Entity(int(start), int(end), report[int(start) : int(end)], label.decode(), bool(negated), kind.decode())
             for start, end, label, negated, kind in zip(
@@ -175,5 +200,8 @@ def from_features(features: Mapping[str, Any]) -> Example:
             for kind, *corners in zip(
                 boxes["kind"], boxes["x_min"], boxes["y_min"], boxes["x_max"], boxes["y_max"], strict=True
             )
+        ),
+        masks=tuple(
+            Mask(kind.decode(), bytes(image)) for kind, image in zip(masks["kind"], masks["image"], strict=True)
         ),
     )

@@ -15,7 +15,8 @@ from PIL import Image
 
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import cells
-from mmclip_jax.data.builders.table import BuildSummary, TableOptions, build_table, split_of_patient
+from mmclip_jax.data.builders.collection import split_of_patient
+from mmclip_jax.data.builders.table import BuildSummary, TableOptions, build_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
 
@@ -562,15 +563,15 @@ def test_files_without_their_ending_are_found(bench: Workbench) -> None:
 
 
 def contents(path: pathlib.Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_threads_and_hash_seeds_do_not_matter(bench: Workbench) -> None:
+def test_workers_and_hash_seeds_do_not_matter(bench: Workbench) -> None:
     rows = [row(n, text="No edema." if n % 3 else "", labels="Edema|Mass" if n % 2 else "Mass") for n in range(41)]
     rows[7]["image"] = "missing.png"
     rows[9]["labels"] = "Sniffles"
-    one = contents(bench.build(rows, threads=1, max_reject_share=0.1).path)
-    assert contents(bench.build(rows, threads=7, max_reject_share=0.1).path) == one
+    one = contents(bench.build(rows, workers=1, max_reject_share=0.1).path)
+    assert contents(bench.build(rows, workers=3, max_reject_share=0.1).path) == one
     program = (
         "from mmclip_jax.data.builders.table import TableOptions, build_table; "
         f"build_table(TableOptions({str(bench.folder / 'metadata.csv')!r}, {str(bench.images)!r}, 'mine', "

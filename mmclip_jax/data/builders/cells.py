@@ -7,10 +7,12 @@ import ast
 import collections
 import csv
 import dataclasses
+import gzip
 import json
 import math
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +69,9 @@ class Table:
 
 
 def read_table(path: str, encoding: str = "utf-8") -> Table:
-    """Reads CSV, TSV or Parquet. All cells become stripped text, so that ids keep their leading zeros; blanks are "".
+    """Reads CSV, TSV (both may be gzipped) or Parquet.
+
+    All cells become stripped text, so that ids keep their leading zeros; blanks are "".
 
     The separator of a CSV file is the one of comma, semicolon and tab that its first line has most of.
 
@@ -106,7 +110,8 @@ def _read_csv(file: pathlib.Path, encoding: str) -> Table:
     rows: list[Row] = []
     ragged: list[tuple[int, str]] = []
     try:
-        with open(file, encoding=encoding, newline="") as stream:
+        opened = gzip.open if file.suffix.lower() == ".gz" else open
+        with opened(file, "rt", encoding=encoding, newline="") as stream:
             first = stream.readline()
             stream.seek(0)
             delimiter = max(",;\t", key=first.count)
@@ -120,7 +125,7 @@ def _read_csv(file: pathlib.Path, encoding: str) -> Table:
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig")
         raise UserError(f"table {file} is not {name}; give its encoding, e.g. --csv-encoding latin-1") from error
-    except (csv.Error, LookupError) as error:
+    except (csv.Error, LookupError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"table {file} cannot be read as CSV near row {len(rows) + len(ragged) + 2}: {error}"
         ) from error

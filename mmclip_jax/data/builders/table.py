@@ -7,10 +7,7 @@ them stop the build. docs/data.md tells the same for users.
 """
 
 import collections
-import csv
 import dataclasses
-import functools
-import hashlib
 import math
 import os
 import pathlib
@@ -31,7 +28,6 @@ from mmclip_jax.data.builders.cells import (
     RawBox,
     Row,
     Table,
-    fraction_box,
     label_state,
     parse_age,
     parse_boxes,
@@ -43,16 +39,17 @@ from mmclip_jax.data.builders.cells import (
     separator_of,
     split_labels,
 )
-from mmclip_jax.data.images import store_image
-from mmclip_jax.data.schema import SPLITS, Example, LabelState, report_text
+from mmclip_jax.data.builders.collection import (
+    REJECTS_FILE,
+    Collection,
+    Item,
+    Reject,
+    check_storing,
+    listed_labels,
+    option,
+)
+from mmclip_jax.data.schema import SPLITS, LabelState, report_text
 from mmclip_jax.errors import UserError
-
-REJECTS_FILE = "rejects.csv"
-LEFT_OUT = "row left out"
-
-
-def _option(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,48 +62,48 @@ class TableOptions:
     table: str = dataclasses.field(metadata={"help": "CSV, TSV or Parquet file, one row an image"})
     images: str = dataclasses.field(metadata={"help": "folder that the image column's paths are relative to"})
     name: str = dataclasses.field(metadata={"help": "name of the data set (directory, and source of its images)"})
-    unpaired_table: str = _option("", "second table, of images with labels only (its report columns are not read)")
-    unpaired_images: str = _option("", "folder of the second table's images; default: the same as --images")
+    unpaired_table: str = option("", "second table, of images with labels only (its report columns are not read)")
+    unpaired_images: str = option("", "folder of the second table's images; default: the same as --images")
 
-    image_column: str = _option("", "column of image paths")
-    patient_column: str = _option("", "column of patient ids (give the image column if each image is another patient)")
-    study_column: str = _option("", "column of study ids; default: each image is a study of its own")
-    view_column: str = _option("", "column of views (PA, AP, ...)")
-    sex_column: str = _option("", "column of sexes")
-    age_column: str = _option("", "column of ages in years")
-    report_column: str = _option("", "column of whole reports")
-    findings_column: str = _option("", "column of reports' findings")
-    impression_column: str = _option("", "column of reports' impressions")
-    split_column: str = _option("", "column of splits (train, validation, test); default: by patient, see --shares")
-    labels_column: str = _option("", "column that lists an image's labels, joined by --label-separator")
-    label_columns: tuple[str, ...] = _option(
+    image_column: str = option("", "column of image paths")
+    patient_column: str = option("", "column of patient ids (give the image column if each image is another patient)")
+    study_column: str = option("", "column of study ids; default: each image is a study of its own")
+    view_column: str = option("", "column of views (PA, AP, ...)")
+    sex_column: str = option("", "column of sexes")
+    age_column: str = option("", "column of ages in years")
+    report_column: str = option("", "column of whole reports")
+    findings_column: str = option("", "column of reports' findings")
+    impression_column: str = option("", "column of reports' impressions")
+    split_column: str = option("", "column of splits (train, validation, test); default: by patient, see --shares")
+    labels_column: str = option("", "column that lists an image's labels, joined by --label-separator")
+    label_columns: tuple[str, ...] = option(
         (),
         "columns of one label each (1 present, 0 absent, -1 uncertain, blank unknown); default: all named like a kind",
     )
-    box_columns: tuple[str, ...] = _option((), "one column of box lists, or four: x, y, width, height")
-    box_kind_column: str = _option("", "column of the kind that a row's box shows")
+    box_columns: tuple[str, ...] = option((), "one column of box lists, or four: x, y, width, height")
+    box_kind_column: str = option("", "column of the kind that a row's box shows")
 
-    label_separator: str = _option("auto", 'what joins labels: "|", ";", ","; auto: the first of these in use')
-    label_universe: tuple[str, ...] = _option((), "labels the annotators looked for; default: all seen in the column")
-    absent_if_unlisted: bool = _option(True, "a label of the universe that a row's list lacks is absent (else unknown)")
-    label_map: tuple[str, ...] = _option((), 'what label strings mean, e.g. "NORMAL=no_finding"')
-    ignore_labels: tuple[str, ...] = _option((), "label strings to leave out")
-    box_frame: str = _option(
+    label_separator: str = option("auto", 'what joins labels: "|", ";", ","; auto: the first of these in use')
+    label_universe: tuple[str, ...] = option((), "labels the annotators looked for; default: all seen in the column")
+    absent_if_unlisted: bool = option(True, "a label of the universe that a row's list lacks is absent (else unknown)")
+    label_map: tuple[str, ...] = option((), 'what label strings mean, e.g. "NORMAL=no_finding"')
+    ignore_labels: tuple[str, ...] = option((), "label strings to leave out")
+    box_frame: str = option(
         "", '"pixels" of the file, "fraction", or WIDTHxHEIGHT; default: the number in the column\'s name, else pixels'
     )
-    box_format: str = _option("xywh", "xywh (corner, width, height) or xyxy (two corners)")
-    views: tuple[str, ...] = _option((), "views to keep; default: all")
+    box_format: str = option("xywh", "xywh (corner, width, height) or xyxy (two corners)")
+    views: tuple[str, ...] = option((), "views to keep; default: all")
 
-    split: str = _option("", "put every row into this one split")
-    shares: tuple[float, ...] = _option((0.8, 0.1, 0.1), "shares of patients in train, validation, test")
-    split_salt: str = _option("", "another string, another split by patient")
+    split: str = option("", "put every row into this one split")
+    shares: tuple[float, ...] = option((0.8, 0.1, 0.1), "shares of patients in train, validation, test")
+    split_salt: str = option("", "another string, another split by patient")
 
-    shorter_side: int = _option(256, "pixels of the shorter side of stored images; smaller images stay as they are")
-    value_range: str = _option("auto", 'white in 16-bit files: "auto", "full" (65535), or the maximum itself')
-    encoding: str = _option("jpeg", "how changed images are stored: jpeg (quality 95) or png")
-    max_reject_share: float = _option(0.001, "the build stops if more than this share of rows cannot be used")
-    csv_encoding: str = _option("utf-8", "character encoding of a CSV file")
-    threads: int = _option(0, "threads for reading images; 0: one a core")
+    shorter_side: int = option(256, "pixels of the shorter side of stored images; smaller images stay as they are")
+    value_range: str = option("auto", 'white in 16-bit files: "auto", "full" (65535), or the maximum itself')
+    encoding: str = option("jpeg", "how changed images are stored: jpeg (quality 95) or png", ("jpeg", "png"))
+    max_reject_share: float = option(0.001, "the build stops if more than this share of rows cannot be used")
+    csv_encoding: str = option("utf-8", "character encoding of a CSV file")
+    workers: int = option(0, "processes that read images; 0: one a core")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -137,27 +134,13 @@ class TableOptions:
             raise UserError(f"box format {self.box_format!r} is not xywh or xyxy")
         if len(self.box_columns) not in (0, 1, 4):
             raise UserError(f"box columns {', '.join(self.box_columns)}: give one column of lists, or four of numbers")
-        if self.shorter_side < 16:
-            raise UserError(f"shorter side {self.shorter_side}: at least 16 pixels")
+        check_storing(self.shorter_side, self.max_reject_share, self.workers)
         if self.value_range not in ("auto", "full") and not re.fullmatch(r"[1-9]\d{0,4}", self.value_range):
             raise UserError(f"value range {self.value_range!r} is not auto, full or a maximum such as 4095")
-        if not 0 <= self.max_reject_share <= 1:
-            raise UserError(f"max reject share {self.max_reject_share} is not between 0 and 1")
         for item in self.label_map:
             if "=" not in item:
                 raise UserError(f"label map {item!r}: write LABEL=kind")
         parse_frame(self.box_frame)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reject:
-    """A row that could not be used (or a cell: see `consequence`). `row` counts as a spreadsheet does: header is 1."""
-
-    table: str
-    row: int
-    image: str
-    reason: str
-    consequence: str = LEFT_OUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,99 +215,55 @@ class _Source:
     frame_was_told: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Item:
-    """An image that has passed every check that does not need its pixels. `row` is the first that names it."""
-
-    source: _Source
-    row: int
-    file: pathlib.Path
-    id: str
-    split: str
-    patient: str
-    study: str
-    view: str
-    sex: str
-    age: float
-    findings: str
-    impression: str
-    labels: Mapping[str, LabelState]
-    boxes: tuple[tuple[str, RawBox], ...]  # (kind, box)
-
-    @property
-    def table(self) -> str:
-        return str(self.source.table.file)
-
-
-class TableBuilder(records.RecordsBuilder):
+class TableBuilder(Collection):
     """The records builder of a user's table; `build_table` is the way to use it."""
 
     VERSION = "1.0.0"
+    split_remedy = f"correct the table, or have patients divided anew with --split-column {UNUSED}"
 
     def __init__(self, options: TableOptions, data_dir: str | os.PathLike[str]):
-        super().__init__(data_dir)
+        super().__init__(options, data_dir)
         self.name = options.name
-        self.options = options
-        self.rejects: list[Reject] = []
+        self.shares = options.shares
         self._kinds = Kinds(options.label_map, options.ignore_labels)
         self._label_strings: dict[str, str] = {}
         self._unknown: collections.Counter[str] = collections.Counter()
         self._tables: list[dict[str, Any]] = []
-        self._rows = 0
 
-    # What records.build calls
+    def facts(self) -> Mapping[str, Any]:
+        """The tables as they were understood."""
+        return {"tables": self._tables, "label_strings": dict(sorted(self._label_strings.items()))}
 
-    def total(self) -> int:
-        """How many images the tables name, less those whose rows cannot be used."""
-        return len(self._items)
-
-    def examples(self, split: str) -> Iterator[Example]:
-        """Yields the images of one split; those that cannot be read join the rejects."""
-        items = [item for item in self._items if item.split == split]
-        for made in records.map_in_order(self._make, items, self.options.threads or None):
-            if isinstance(made, Example):
-                yield made
-                continue
-            self.rejects.append(made)
-            if len(self._left_out()) > max(100, 10 * self.options.max_reject_share * self._rows):
-                self._check_rejects()  # no use in going on
-
-    def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
-        """Writes the rejects, and says in the facts what was read and how."""
-        self._check_rejects()
-        self._write_rejects(directory / REJECTS_FILE)
-        (self.data_dir / self.name / REJECTS_FILE).unlink(missing_ok=True)  # of a build that was stopped
-        options = dataclasses.asdict(self.options)
+    def described_options(self) -> dict[str, Any]:
+        """The options, with files and folders by their last name only."""
+        options = super().described_options()
         for name in ("table", "images", "unpaired_table", "unpaired_images"):
-            options[name] = pathlib.Path(options[name]).name  # a record of what was asked, not of this machine
-        del options["threads"]
-        left_out = len(self._left_out())
-        return {
-            "tables": self._tables,
-            "label_strings": dict(sorted(self._label_strings.items())),
-            "rejects": left_out,
-            "cells_left_out": len(self.rejects) - left_out,
-            "options": options,
-        }
+            options[name] = pathlib.Path(options[name]).name
+        return options
 
-    # The tables
-
-    @functools.cached_property
-    def _items(self) -> list[_Item]:
-        """All images that can be used as far as their rows tell."""
+    def read(self) -> Iterator[Item | Reject]:
+        """All images of the one or two tables."""
         options = self.options
         given = [(options.table, options.images, "", True)]
         if options.unpaired_table:
             other_folder = options.unpaired_images not in ("", options.images)
             folder = options.unpaired_images or options.images
             given.append((options.unpaired_table, folder, "unpaired/" if other_folder else "", False))
-        items: list[_Item] = []
         seen: dict[pathlib.Path, str] = {}
         for table, folder, id_prefix, with_reports in given:
-            items += self._read(self._source(table, folder, id_prefix, with_reports), seen)
-        self._check_patients(items)
-        self._check_rejects()
-        return items
+            yield from self._read(self._source(table, folder, id_prefix, with_reports), seen)
+
+    def reject_hint(self) -> str:
+        """The label strings that nobody knows, and what to do about them."""
+        if not self._unknown:
+            return ""
+        labels = ", ".join(f"{label} ({count} rows)" for label, count in self._unknown.most_common(20))
+        return (
+            f"Unknown labels: {labels}; say what they mean with --label-map LABEL=KIND, or leave them out with "
+            f"--ignore-labels LABEL. "
+        )
+
+    # The tables
 
     def _source(self, path: str, images: str, id_prefix: str, with_reports: bool) -> _Source:
         options = self.options
@@ -366,23 +305,23 @@ class TableBuilder(records.RecordsBuilder):
                 continue  # the row itself is left out, with the reason, when its turn comes
         return frozenset(kind for kind in kinds if kind)
 
-    def _read(self, source: _Source, seen: dict[pathlib.Path, str]) -> Iterator[_Item]:
+    def _read(self, source: _Source, seen: dict[pathlib.Path, str]) -> Iterator[Item | Reject]:
         """The images of a table. `seen` says where each image file was named first; it is added to."""
         table, columns = source.table, source.columns
         views = {parse_view(view) for view in self.options.views}
         other_views = 0
         rows_of: dict[str, list[Row]] = {}
         for number, reason in table.ragged:
-            self._reject(source, number, "", reason)
+            yield _reject(source, number, "", reason)
         for row in table.rows:
             if views and parse_view(columns.get(row, "view")) not in views:
                 other_views += 1
             elif image := columns.get(row, "image"):
                 rows_of.setdefault(image, []).append(row)
             else:
-                self._reject(source, row.number, "", "no image is named")
+                yield _reject(source, row.number, "", "no image is named")
         count = len(table.rows) + len(table.ragged)
-        self._rows += count - other_views
+        self.rows += count - other_views
         self._tables.append(
             {
                 "file": table.file.name,
@@ -397,14 +336,14 @@ class TableBuilder(records.RecordsBuilder):
             same = [rows[0]]
             for row in rows[1:]:
                 if problem := self._not_another_box(source, rows[0], row):
-                    self._reject(source, row.number, image, problem)
+                    yield _reject(source, row.number, image, problem)
                 else:
                     same.append(row)
             try:
                 yield self._item(source, image, same, seen)
             except BadRow as bad:
                 for row in same:
-                    self._reject(source, row.number, image, str(bad))
+                    yield _reject(source, row.number, image, str(bad))
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
         """Where tables have a row for each box, an image has several rows; "" if this is one of these."""
@@ -417,7 +356,7 @@ class TableBuilder(records.RecordsBuilder):
                 return f"the image is in row {first.number} too, but column {name!r} differs"
         return ""
 
-    def _item(self, source: _Source, image: str, rows: Sequence[Row], seen: dict[pathlib.Path, str]) -> _Item:
+    def _item(self, source: _Source, image: str, rows: Sequence[Row], seen: dict[pathlib.Path, str]) -> Item:
         columns, row = source.columns, rows[0]
         file = _find_file(source.folder, image)
         here = f"{source.table.file.name} row {row.number}"
@@ -435,13 +374,13 @@ class TableBuilder(records.RecordsBuilder):
         age = parse_age(columns.get(row, "age"))
         if age is None:
             reason = f"age {columns.get(row, 'age')!r} is not 0 to 120 years"
-            self._reject(source, row.number, image, reason, "age left out")
-        return _Item(
-            source=source,
+            self.rejects.append(_reject(source, row.number, image, reason, "age left out"))
+        return Item(
+            table=str(source.table.file),
             row=row.number,
-            file=file,
+            file=str(file),
             id=id,
-            split=self._split(columns, row, patient),
+            split=self._split(columns, row),
             patient=patient,
             study=columns.get(row, "study") or id,
             view=parse_view(columns.get(row, "view")),
@@ -450,15 +389,21 @@ class TableBuilder(records.RecordsBuilder):
             findings=findings,
             impression=impression,
             labels=labels,
-            boxes=tuple(box for each in rows for box in self._boxes(columns, each, labels)),
+            boxes=tuple((kind, box.numbers) for each in rows for kind, box in self._boxes(columns, each, labels)),
+            frame=source.frame,
+            frame_was_told=source.frame_was_told,
+            box_format=self.options.box_format,
+            value_range=self.options.value_range
+            if self.options.value_range in ("auto", "full")
+            else int(self.options.value_range),
         )
 
-    def _split(self, columns: Columns, row: Row, patient: str) -> str:
+    def _split(self, columns: Columns, row: Row) -> str:
         if self.options.split:
             return self.options.split
         if "split" in columns.role:
             return parse_split(columns.get(row, "split"))
-        return split_of_patient(patient, self.options.shares, self.options.split_salt)
+        return ""
 
     def _kind(self, label: str) -> str:
         kind = self._kinds(label)
@@ -476,14 +421,9 @@ class TableBuilder(records.RecordsBuilder):
                 labels[kind] = state
         listed = split_labels(source.columns.get(row, "labels"), source.separator)
         present = {kind for kind in [self._kind(label) for label in listed] if kind}
-        for kind in sorted(present):
-            if labels.setdefault(kind, LabelState.PRESENT) != LabelState.PRESENT:
+        for kind, state in listed_labels(present, source.universe if present else ()).items():
+            if labels.setdefault(kind, state) != state and state == LabelState.PRESENT:
                 raise BadRow(f"the list of labels has {kind}, its own column says {labels[kind].name.lower()}")
-        if present:
-            # Who lists a special case says nothing against the broader kind: that stays unknown.
-            broader = {wider for kind in present for wider in prompts.ancestors(kind)}
-            for kind in sorted(source.universe - present - broader):
-                labels.setdefault(kind, LabelState.ABSENT)
         if labels.get("no_finding") == LabelState.PRESENT:
             found = [
                 kind
@@ -507,121 +447,9 @@ class TableBuilder(records.RecordsBuilder):
                 raise BadRow("a box without a label, and the row's labels do not tell which kind it shows")
             yield present[0], box
 
-    def _check_patients(self, items: Sequence[_Item]) -> None:
-        first: dict[str, _Item] = {}
-        for item in items:
-            other = first.setdefault(item.patient, item)
-            if other.split != item.split:
-                raise UserError(
-                    f"a patient is in two splits: {other.split} ({other.table} row {other.row}) and "
-                    f"{item.split} ({item.table} row {item.row}); correct the table, or have patients divided anew "
-                    f"with --split-column {UNUSED}"
-                )
 
-    # Images
-
-    def _make(self, item: _Item) -> Example | Reject:
-        options = self.options
-        try:
-            stored = store_image(
-                item.file.read_bytes(),
-                shorter_side=options.shorter_side,
-                value_range=options.value_range
-                if options.value_range in ("auto", "full")
-                else int(options.value_range),
-                encoding=options.encoding,
-            )
-            size = (float(stored.original_width), float(stored.original_height))
-            boxes = [
-                fraction_box(kind, box.numbers, _frame_of(item.source, size), options.box_format)
-                for kind, box in item.boxes
-            ]
-        except (BadRow, UserError, OSError) as error:
-            return Reject(item.table, item.row, item.id, str(error))
-        return records.finish_example(
-            id=item.id,
-            source=options.name,
-            split=item.split,
-            patient=item.patient,
-            study=item.study,
-            image=stored.image,
-            pixels=stored.pixels,
-            original_size=(stored.original_height, stored.original_width),
-            findings=item.findings,
-            impression=item.impression,
-            labels=item.labels,
-            boxes=boxes,
-            view=item.view,
-            sex=item.sex,
-            age=item.age,
-        )
-
-    # Rejects
-
-    def _reject(self, source: _Source, row: int, image: str, reason: str, consequence: str = LEFT_OUT) -> None:
-        self.rejects.append(Reject(str(source.table.file), row, image, reason, consequence))
-
-    def _left_out(self) -> list[Reject]:
-        return [reject for reject in self.rejects if reject.consequence == LEFT_OUT]
-
-    def _check_rejects(self) -> None:
-        """Raises UserError, and keeps the list, if too many rows cannot be used."""
-        left_out = self._left_out()
-        if len(left_out) <= self.options.max_reject_share * self._rows:
-            return
-        file = self.data_dir / self.name / REJECTS_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._write_rejects(file)
-        first = min(left_out, key=lambda reject: (reject.table, reject.row))
-        message = (
-            f"{len(left_out)} of {self._rows} rows cannot be used, more than "
-            f"{100 * self.options.max_reject_share:g} %; the first: {first.table} row {first.row}: "
-            f"{first.reason}. All are listed in {file}. "
-        )
-        if self._unknown:
-            labels = ", ".join(f"{label} ({count} rows)" for label, count in self._unknown.most_common(20))
-            message += (
-                f"Unknown labels: {labels}; say what they mean with --label-map LABEL=KIND, or leave them out with "
-                f"--ignore-labels LABEL. "
-            )
-        raise UserError(message + "Correct the table, or allow more with --max-reject-share.")
-
-    def _write_rejects(self, file: pathlib.Path) -> None:
-        with open(file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow([field.name for field in dataclasses.fields(Reject)])
-            for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
-                writer.writerow(dataclasses.astuple(reject))
-
-
-def split_of_patient(patient: str, shares: Sequence[float], salt: str = "") -> str:
-    """The split of a patient, from nothing but the id: the same patient is in the same split in every table.
-
-    Args:
-      patient: the id as the table has it.
-      shares: of patients in train, validation, test; their sum is 1.
-      salt: another string gives another, independent split.
-    """
-    digest = hashlib.sha256(f"{salt}\0{patient}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < shares[0]:
-        return "train"
-    return "validation" if place < shares[0] + shares[1] or shares[2] == 0 else "test"
-
-
-def _frame_of(source: _Source, size: tuple[float, float]) -> tuple[float, float]:
-    """(width, height) that box numbers are divided by; `size` is the original image's."""
-    frame = source.frame
-    if frame == "fraction":
-        return 1.0, 1.0
-    if isinstance(frame, str):
-        return size
-    if not source.frame_was_told and abs(frame[0] / frame[1] * size[1] / size[0] - 1) > 0.01:
-        raise BadRow(
-            f"boxes in a frame of {frame[0]:g} x {frame[1]:g}, but the image has {size[0]:g} x {size[1]:g} pixels; "
-            f"give the frame with --box-frame"
-        )
-    return frame
+def _reject(source: _Source, row: int, image: str, reason: str, *consequence: str) -> Reject:
+    return Reject(str(source.table.file), row, image, reason, *consequence)
 
 
 def _find_file(folder: pathlib.Path, image: str) -> pathlib.Path:

@@ -1,0 +1,475 @@
+"""What the builders of published data sets and of a user's table share: from the rows of tables to records.
+
+A builder reads its tables and yields an `Item` for each image, or a `Reject` that says why there is none. The rest is
+done here: reading the images in several processes, a restart that goes on where the last one stopped, the list of what
+was left out and the limit on it, splits by patient, training fractions.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import dataclasses
+import functools
+import hashlib
+import math
+import multiprocessing
+import os
+import pathlib
+import pickle
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import mmclip_jax
+from mmclip_jax.data import prompts, records
+from mmclip_jax.data.builders import files, fractions
+from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box
+from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
+from mmclip_jax.data.images import store_image
+from mmclip_jax.data.schema import Example, LabelState, Mask
+from mmclip_jax.errors import UserError
+
+REJECTS_FILE = "rejects.csv"
+LEFT_OUT = "row left out"
+ON_PURPOSE = "left out on purpose"
+
+FRONTAL_VIEWS = frozenset({"PA", "AP", "AP_HORIZONTAL", ""})
+"""Views that `views="frontal"` keeps; "" is a source that does not tell and is known to be frontal."""
+
+UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
+_MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
+
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A row that could not be used (or a cell: see `consequence`). `row` counts as a spreadsheet does: header is 1."""
+
+    table: str
+    row: int
+    image: str
+    reason: str
+    consequence: str = LEFT_OUT
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image that has passed every check that does not need its pixels.
+
+    table, row: where a person finds it; the first row that names it, where there are several.
+    file: as `files.read_bytes` takes it; "" if it was not found.
+    split: "" has the patient's id decide.
+    boxes: (kind, four numbers in units of `frame` as `box_format` says).
+    masks: regions; several of one kind are one mask, and each gives a box.
+    value_range: what is white in a file of more than 8 bits, see `images.store_image`.
+    """
+
+    table: str
+    row: int
+    file: str
+    id: str
+    patient: str
+    study: str
+    split: str = ""
+    view: str = ""
+    sex: str = ""
+    age: float = math.nan
+    findings: str = ""
+    impression: str = ""
+    labels: Mapping[str, LabelState] = dataclasses.field(default_factory=dict)
+    boxes: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
+    frame: Frame = "pixels"
+    frame_was_told: bool = False
+    box_format: str = "xywh"
+    masks: tuple[RunLengths, ...] = ()
+    value_range: str | int = "auto"
+
+
+def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+    """A field of an options class; the command line makes a flag of it."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectionOptions:
+    """What the build of a published data set can be told."""
+
+    manual_dir: str = dataclasses.field(metadata={"help": "folder of the downloaded files"})
+    views: str = option("frontal", "which views to keep", ("frontal", "all"))
+    uncertain: str = option(
+        "keep",
+        "what becomes of uncertain labels: keep them as such; ones: present; zeros: absent; mixed: present for "
+        "atelectasis, edema and pleural effusion, else absent; ignore: unknown",
+        UNCERTAIN_POLICIES,
+    )
+    shorter_side: int = option(256, "pixels of the shorter side of stored images; smaller images stay as they are")
+    encoding: str = option("jpeg", "how changed images are stored: jpeg (quality 95) or png", ("jpeg", "png"))
+    on_bad: str = option(
+        "fail", "when more than --max-reject-share of the rows cannot be used: fail, or skip them", ("fail", "skip")
+    )
+    max_reject_share: float = option(0.001, "the share of rows that may be unusable without the build failing")
+    split_salt: str = option("", "another string, another split by patient (where there is no official one)")
+    workers: int = option(0, "processes that read images; 0: one a core")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = field.metadata.get("choices")
+            if choices and getattr(self, field.name) not in choices:
+                name = field.name.replace("_", " ")
+                raise UserError(f"{name} {getattr(self, field.name)!r} is not one of {', '.join(choices)}")
+        check_storing(self.shorter_side, self.max_reject_share, self.workers)
+
+
+def check_storing(shorter_side: int, max_reject_share: float, workers: int) -> None:
+    """Raises UserError where an option that all builders have is out of its range."""
+    if shorter_side < 16:
+        raise UserError(f"shorter side {shorter_side}: at least 16 pixels")
+    if not 0 <= max_reject_share <= 1:
+        raise UserError(f"max reject share {max_reject_share} is not between 0 and 1")
+    if workers < 0:
+        raise UserError(f"workers {workers}: 0 for one a core, or their number")
+
+
+class Collection(records.RecordsBuilder):
+    """A data set that is made of tables and image files.
+
+    A subclass overrides `read`, and sets what a user needs to get the files: `licence`, `instructions` (where to apply,
+    which files, how large), `Options` if it has options of its own, and `shares`.
+
+    Attributes:
+      rejects: what was left out so far, on purpose or not.
+      rows: how many rows the tables have, those left out included.
+    """
+
+    Options: ClassVar[type[CollectionOptions]] = CollectionOptions
+    licence: ClassVar[str] = ""
+    instructions: ClassVar[str] = ""
+    shares: Sequence[float] = (0.8, 0.1, 0.1)
+
+    def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
+        super().__init__(data_dir)
+        self.options = options
+        self.rejects: list[Reject] = []
+        self.rows = 0
+        self._train_rows: list[fractions.Row] = []
+
+    def read(self) -> Iterator[Item | Reject]:
+        """Yields an item for each image of the tables, or why a row gives none; adds to `rows`."""
+        raise NotImplementedError
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the subclass adds to the facts."""
+        return {}
+
+    @property
+    def manual_dir(self) -> pathlib.Path:
+        """The folder of the downloaded files.
+
+        Raises:
+          UserError: it does not exist; the message tells how to get the files.
+        """
+        folder = pathlib.Path(self.options.manual_dir).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"folder {folder} does not exist; how to get {self.name}: {self.instructions}")
+        return folder
+
+    def required(self, *names: str) -> pathlib.Path:
+        """The first of these files that exists in the manual directory.
+
+        Raises:
+          UserError: none does; the message tells how to get it.
+        """
+        for name in names:
+            if (self.manual_dir / name).is_file():
+                return self.manual_dir / name
+        raise UserError(f"{self.manual_dir} has no {' or '.join(names)}; how to get {self.name}: {self.instructions}")
+
+    # What records.build calls
+
+    def total(self) -> int:
+        """How many images the tables name, less those whose rows cannot be used."""
+        return len(self.items)
+
+    def examples(self, split: str) -> Iterator[Example]:
+        """Yields the images of one split; those that cannot be read join the rejects."""
+        items = [item for item in self.items if item.split == split]
+        for made in self._make_all(items):
+            if isinstance(made, Reject):
+                self.rejects.append(made)
+                if len(self._left_out()) > max(100, 10 * self.options.max_reject_share * self.rows):
+                    self._check_rejects()  # no use in going on
+                continue
+            if split == "train":
+                present = frozenset(kind for kind, state in made.labels.items() if state == LabelState.PRESENT)
+                self._train_rows.append(fractions.Row(made.id, made.patient, present))
+            yield made
+
+    def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
+        """Writes the rejects and the training fractions, and says in the facts what was read and how."""
+        self._check_rejects()
+        self._write_rejects(directory / REJECTS_FILE)
+        (self.data_dir / self.name / REJECTS_FILE).unlink(missing_ok=True)  # of a build that was stopped
+        left_out = len(self._left_out())
+        on_purpose = collections.Counter(each.reason for each in self.rejects if each.consequence == ON_PURPOSE)
+        return {
+            "rows": self.rows,
+            "rejects": left_out,
+            "left_out_on_purpose": dict(sorted(on_purpose.items())),
+            "cells_left_out": len(self.rejects) - left_out - on_purpose.total(),
+            "fractions": fractions.write(self._train_rows, directory) if self._train_rows else {},
+            "options": self.described_options(),
+            **self.facts(),
+        }
+
+    def described_options(self) -> dict[str, Any]:
+        """The options as the facts keep them: a record of what was asked, not of this machine."""
+        options = dataclasses.asdict(self.options)
+        options.pop("manual_dir", None)
+        del options["workers"]
+        return options
+
+    def done(self) -> None:
+        """Removes the chunks that an interrupted build would have gone on from."""
+        shutil.rmtree(self._chunks_dir, ignore_errors=True)
+
+    # Items
+
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """All images that can be used as far as their rows tell, each with its split."""
+        items: list[Item] = []
+        for read in self.read():
+            if isinstance(read, Reject):
+                self.rejects.append(read)
+            elif problem := self._unwanted(read):
+                self.rejects.append(Reject(read.table, read.row, read.id, problem, ON_PURPOSE))
+            elif not read.file:
+                self.rejects.append(Reject(read.table, read.row, read.id, "there is no such image file"))
+            else:
+                split = read.split or split_of_patient(read.patient, self.shares, self.options.split_salt)
+                labels = settle_uncertain(read.labels, getattr(self.options, "uncertain", "keep"))
+                items.append(dataclasses.replace(read, split=split, labels=labels))
+        self._check_patients(items)
+        self._check_rejects()
+        return items
+
+    def _unwanted(self, item: Item) -> str:
+        """Why an image is left out on purpose; "" if it is not."""
+        if getattr(self.options, "views", "all") == "frontal" and item.view not in FRONTAL_VIEWS:
+            return f"view {item.view}"
+        return ""
+
+    def _check_patients(self, items: Iterable[Item]) -> None:
+        first: dict[str, Item] = {}
+        for item in items:
+            other = first.setdefault(item.patient, item)
+            if other.split != item.split:
+                raise UserError(
+                    f"a patient is in two splits: {other.split} ({other.table} row {other.row}) and "
+                    f"{item.split} ({item.table} row {item.row}); {self.split_remedy}"
+                )
+
+    split_remedy: ClassVar[str] = "correct the table"
+
+    # Images
+
+    @property
+    def _chunks_dir(self) -> pathlib.Path:
+        return self.data_dir / f".unfinished-{self.name}"
+
+    def _make_all(self, items: Sequence[Item]) -> Iterator[Example | Reject]:
+        """Makes examples, `_CHUNK` of them at a time in one of the worker processes, in the order of `items`."""
+        options = self.options
+        self._chunks_dir.mkdir(parents=True, exist_ok=True)
+        make = functools.partial(
+            _make_chunk,
+            Storing(self.name, self.VERSION, options.shorter_side, options.encoding),
+            self._chunks_dir,
+        )
+        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+        workers = options.workers or os.cpu_count() or 1
+        if workers == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                yield from make(chunk)
+            return
+        # A fresh process each: a fork of one that runs JAX may hang.
+        context = multiprocessing.get_context("spawn")
+        try:
+            with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+                for examples in records.in_order(pool, make, chunks, ahead=4 * workers):
+                    yield from examples
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a process that reads images was killed, perhaps for want of memory; run the same command again with "
+                "fewer --workers: it goes on where it stopped"
+            ) from error
+
+    # Rejects
+
+    def _left_out(self) -> list[Reject]:
+        return [reject for reject in self.rejects if reject.consequence == LEFT_OUT]
+
+    def reject_hint(self) -> str:
+        """What a subclass knows of the cause and remedy of many rejects; ends with a space if not empty."""
+        return ""
+
+    def _check_rejects(self) -> None:
+        """Raises UserError, and keeps the list, if too many rows cannot be used."""
+        left_out = self._left_out()
+        limit = self.options.max_reject_share * self.rows
+        if len(left_out) <= limit or getattr(self.options, "on_bad", "fail") == "skip":
+            return
+        file = self.data_dir / self.name / REJECTS_FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._write_rejects(file)
+        first = min(left_out, key=lambda reject: (reject.table, reject.row))
+        remedy = (
+            "--on-bad skip leaves them out" if hasattr(self.options, "on_bad") else "allow more with --max-reject-share"
+        )
+        raise UserError(
+            f"{len(left_out)} of {self.rows} rows cannot be used, more than {100 * self.options.max_reject_share:g} %; "
+            f"the first: {first.table} row {first.row}: {first.reason}. All are listed in {file}. {self.reject_hint()}"
+            f"Correct the files, or {remedy}."
+        )
+
+    def _write_rejects(self, file: pathlib.Path) -> None:
+        with open(file, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow([field.name for field in dataclasses.fields(Reject)])
+            for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
+                writer.writerow(dataclasses.astuple(reject))
+
+
+def split_of_patient(patient: str, shares: Sequence[float], salt: str = "") -> str:
+    """The split of a patient, from nothing but the id: the same patient is in the same split in every table.
+
+    Args:
+      patient: the id as the table has it.
+      shares: of patients in train, validation, test; their sum is 1.
+      salt: another string gives another, independent split.
+    """
+    digest = hashlib.sha256(f"{salt}\0{patient}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < shares[0]:
+        return "train"
+    return "validation" if place < shares[0] + shares[1] or shares[2] == 0 else "test"
+
+
+def listed_labels(present: Iterable[str], universe: Iterable[str]) -> dict[str, LabelState]:
+    """Labels of an image whose annotators looked for every kind of `universe` and listed what is there.
+
+    What is not listed is absent; but who lists a special case says nothing against the broader kind: it stays unknown.
+    """
+    present = set(present)
+    labels = dict.fromkeys(sorted(present), LabelState.PRESENT)
+    broader = {wider for kind in present for wider in prompts.ancestors(kind)}
+    for kind in sorted(set(universe) - present - broader):
+        labels[kind] = LabelState.ABSENT
+    return labels
+
+
+def settle_uncertain(labels: Mapping[str, LabelState], policy: str) -> dict[str, LabelState]:
+    """Labels with the uncertain ones made present, absent or unknown; `policy` is one of `UNCERTAIN_POLICIES`.
+
+    "mixed" is the common policy for CheXpert: present for atelectasis, edema and effusion, absent for cardiomegaly and
+    consolidation (and all others).
+    """
+    settled: dict[str, LabelState] = {}
+    for kind, state in labels.items():
+        if state != LabelState.UNCERTAIN or policy == "keep":
+            settled[kind] = state
+        elif policy == "ones" or (policy == "mixed" and kind in _MIXED_ONES):
+            settled[kind] = LabelState.PRESENT
+        elif policy in ("zeros", "mixed"):
+            settled[kind] = LabelState.ABSENT
+    return settled
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making examples, in worker processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Storing:
+    """What, beside the items themselves, determines the examples that are made of them."""
+
+    source: str
+    version: str
+    shorter_side: int
+    encoding: str
+    package: str = mmclip_jax.__version__
+
+
+def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]) -> list[Example | Reject]:
+    """Makes a chunk of examples, or takes it from an earlier run that made it of the same rows and files.
+
+    A chunk is written whole or not at all. One with a reject is not kept: the file may be mended by the next run.
+    """
+    stamps = [files.stamp(item.file) for item in items]
+    digest = hashlib.sha256(repr((storing, items, stamps)).encode()).hexdigest()
+    file = directory / f"{digest}.pickle"
+    if file.exists():
+        kept: list[Example | Reject] = pickle.loads(file.read_bytes())
+        return kept
+    made = [make_example(item, storing) for item in items]
+    if not any(isinstance(each, Reject) for each in made):
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
+        os.replace(unfinished, file)
+    return made
+
+
+def make_example(item: Item, storing: Storing) -> Example | Reject:
+    """The example of one image, or why there is none."""
+    try:
+        stored = store_image(
+            files.read_bytes(item.file),
+            shorter_side=storing.shorter_side,
+            value_range=item.value_range,
+            encoding=storing.encoding,
+        )
+        size = (float(stored.original_width), float(stored.original_height))
+        frame = _frame_of(item, size)
+        boxes = [fraction_box(kind, numbers, frame, item.box_format) for kind, numbers in item.boxes]
+        regions: dict[str, Any] = {}
+        for runs in item.masks:
+            inside = decode(runs)
+            boxes.append(fraction_box(runs.kind, bounds(inside), (float(runs.width), float(runs.height)), "xywh"))
+            regions[runs.kind] = regions[runs.kind] | inside if runs.kind in regions else inside
+    except (BadRow, UserError, OSError) as error:
+        return Reject(item.table, item.row, item.id, str(error))
+    return records.finish_example(
+        id=item.id,
+        source=storing.source,
+        split=item.split,
+        patient=item.patient,
+        study=item.study,
+        image=stored.image,
+        pixels=stored.pixels,
+        original_size=(stored.original_height, stored.original_width),
+        original_range=(getattr(stored, "original_min", 0.0), getattr(stored, "original_max", 0.0)),
+        findings=item.findings,
+        impression=item.impression,
+        labels=item.labels,
+        boxes=boxes,
+        masks=[Mask(kind, to_png(inside, *stored.pixels.shape)) for kind, inside in sorted(regions.items())],
+        view=item.view,
+        sex=item.sex,
+        age=item.age,
+    )
+
+
+def _frame_of(item: Item, size: tuple[float, float]) -> tuple[float, float]:
+    """(width, height) that box numbers are divided by; `size` is the original image's."""
+    frame = item.frame
+    if frame == "fraction":
+        return 1.0, 1.0
+    if isinstance(frame, str):
+        return size
+    if item.boxes and not item.frame_was_told and abs(frame[0] / frame[1] * size[1] / size[0] - 1) > 0.01:
+        raise BadRow(
+            f"boxes in a frame of {frame[0]:g} x {frame[1]:g}, but the image has {size[0]:g} x {size[1]:g} pixels; "
+            f"give the frame with --box-frame"
+        )
+    return frame

@@ -1,0 +1,85 @@
+"""The published data sets that can be built, by name. Their modules are imported when asked for."""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmclip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mmclip_jax.data.builders.collection import Collection
+
+COLLECTIONS: Mapping[str, str] = {
+    "mimic_cxr": "read MIMIC-CXR-JPG with the reports of MIMIC-CXR (paired)",
+    "padchest": "read PadChest (labels)",
+    "openi": "read the Indiana University collection of Open-I (paired)",
+    "chestxray14": "read the NIH's ChestX-ray14 (labels, boxes)",
+    "chexpert": "read CheXpert (labels)",
+    "rsna": "read the RSNA Pneumonia Detection Challenge (labels, boxes)",
+    "siim": "read the SIIM-ACR Pneumothorax Segmentation challenge (labels, masks)",
+    "covidx": "read COVIDx CXR (labels)",
+    "vindr": "read VinDr-CXR (labels, boxes)",
+}
+"""Name -> what `mmclip data build NAME` does; the module of that name has the class as `BUILDER`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What `build` did; `str(built)` is the text shown to a user."""
+
+    path: pathlib.Path
+    facts: Mapping[str, Any]
+    seconds: float
+
+    def __str__(self) -> str:
+        facts = self.facts
+        lines = [
+            f"built {self.path}: {facts['examples']} images of {facts['patients']} patients in {self.seconds:.1f} s"
+        ]
+        for part, counts in facts["splits"].items():
+            lines.append(f"  {part:20s} {counts['examples']:7d} images {counts['patients']:7d} patients")
+        for reason, count in facts["left_out_on_purpose"].items():
+            lines.append(f"  {count} rows left out on purpose: {reason}")
+        lines.append(f"  {facts['rejects']} rows could not be used, {facts['cells_left_out']} cells left out")
+        lines.append(f"  all are listed in {self.path / 'rejects.csv'}")
+        return "\n".join(lines)
+
+
+def load(name: str) -> "type[Collection]":
+    """The builder class of a data set.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    if name not in COLLECTIONS:
+        raise UserError(f"there is no data set {name!r}; those that can be built are {', '.join(COLLECTIONS)}")
+    module = importlib.import_module(f"mmclip_jax.data.builders.{name}")
+    found: type[Collection] = module.BUILDER
+    return found
+
+
+def build(
+    name: str, options: Any, data_dir: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = False
+) -> Built:
+    """Builds a published data set under `data_dir`.
+
+    Args:
+      name: one of `COLLECTIONS`.
+      options: of the builder's `Options` class.
+      data_dir: where the directory NAME/VERSION goes.
+      overwrite: whether to replace what is there.
+      progress: whether to show bars.
+
+    Raises:
+      UserError: a file is missing or cannot be understood, or too many rows cannot be used; the message names the
+        file, the row and the remedy.
+    """
+    from mmclip_jax.data import records
+
+    start = time.monotonic()
+    path = records.build(load(name)(options, data_dir), overwrite=overwrite, progress=progress)
+    return Built(path, records.dataset_facts(path), time.monotonic() - start)
