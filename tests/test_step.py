@@ -187,6 +187,7 @@ def test_switched_off_objectives_leave_the_clip_loss(params: Any, batch: Any) ->
     assert not {name for name in metrics if name.startswith("entmlm") or name == "attmim/loss"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_changes_neither_loss_nor_gradient(params: Any, batch: Any, accumulate: int) -> None:
     # Nearly all words to mask are in the first rows: a mean of the chunks' means would give another loss.
@@ -229,6 +230,7 @@ def test_the_local_loss_takes_affirmed_tokens_only(params: Any, batch: Any) -> N
         assert min(np.abs(every[1, place] - out["token"][1, slot]).max() for place in places) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_norms_of_single_losses(params: Any, batch: Any) -> None:
     weights = {"objective__attmim__weight": 0.7, "objective__entmlm__weight": 0.0, "objective__local__weight": 0.4}
     config = small(**weights)

@@ -43,6 +43,7 @@ def with_scale(state: step.TrainState, scale: float) -> step.TrainState:
     return with_parameters(state, log_logit_scale=jnp.float32(np.log(scale)))
 
 
+@pytest.mark.slow
 def test_one_executable_serves_random_and_attention_steps(plain: Any) -> None:
     train_step, state, config = plain
     batch, at_random = tiny.batch(config), []
@@ -56,6 +57,7 @@ def test_one_executable_serves_random_and_attention_steps(plain: Any) -> None:
     assert float(metrics["learning_rate"]) == pytest.approx(optim.learning_rate(config.optimizer, 50)(7))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again() -> None:
     train_step, state, config = make(optimizer__peak_lr=3e-3, optimizer__clip=100.0)
     batch, losses = tiny.batch(config), []
@@ -138,6 +140,7 @@ def test_a_step_depends_on_the_seed_and_the_step_alone(plain: Any) -> None:
     assert tiny.largest_difference(first.params, again.params) == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_float32_losses_with_float32_parameters(plain: Any) -> None:
     exact, exact_state, config = plain
     rough, state, _ = make(objective__attmim__random_share=0.1, optimizer__ema=0.0, model__dtype="bfloat16")
