@@ -295,7 +295,8 @@ def finish_example(
     labels: Mapping[str, LabelState] | None = None,
     boxes: Sequence[Box] = (),
     masks: Sequence[Mask] = (),
-    original_range: tuple[float, float] | None = None,
+    original_min: float | None = None,
+    original_max: float | None = None,
     view: str = "",
     sex: str = "",
     age: float = float("nan"),
@@ -317,7 +318,8 @@ def finish_example(
       labels: kind -> state; kinds that are left out are unknown.
       boxes: lesions, as fractions of the image.
       masks: lesions, as PNG files of the stored image's size.
-      original_range: (least, greatest) value in that file; default: those of the stored image.
+      original_min: the least value in that file; default: that of the stored image.
+      original_max: the greatest, likewise.
       view: e.g. "PA", or "".
       sex: "M", "F" or "".
       age: years, or NaN.
@@ -348,7 +350,6 @@ def finish_example(
         text = schema.report_text(findings, impression)
         entities = find_entities(text) if text else ()
     height, width = original_size or pixels.shape
-    low, high = original_range or (float(pixels.min()), float(pixels.max()))
     return Example(
         id=id,
         image=image,
@@ -368,8 +369,8 @@ def finish_example(
         pixels_sha256=schema.pixels_sha256(pixels),
         original_height=int(height),
         original_width=int(width),
-        original_min=low,
-        original_max=high,
+        original_min=float(pixels.min()) if original_min is None else float(original_min),
+        original_max=float(pixels.max()) if original_max is None else float(original_max),
     )
 
 
