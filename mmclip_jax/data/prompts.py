@@ -21,6 +21,11 @@ def kind_of(label: str, resources: Resources | None = None) -> str | None:
     return (resources or default()).names.get(_resources.squeeze(label)) if label.strip() else None
 
 
+def is_unmapped(label: str, resources: Resources | None = None) -> bool:
+    """Whether a data set's label string deliberately stands for no kind (unmapped.yaml), or is blank."""
+    return not label.strip() or _resources.squeeze(label) in (resources or default()).unmapped
+
+
 def display_name(kind: str, resources: Resources | None = None) -> str:
     """What to call a kind in print: "pleural effusion" for "pleural_effusion"."""
     return _kind(kind, resources or default()).display

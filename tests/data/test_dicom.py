@@ -198,7 +198,7 @@ def test_what_is_stored_of_a_dicom_file() -> None:
     assert np.abs(stored.pixels - blocks).mean() < 12, "the same picture, but for ringing at the jumps of the ramp"
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "frames": ({"NumberOfFrames": 2, "PixelData": TWELVE_BITS.tobytes() * 2}, "2 frames"),
     "bomb": ({"Rows": 30_000, "Columns": 30_000}, "claims 30000 x 30000 pixels"),
     "short": ({"PixelData": TWELVE_BITS.tobytes()[:-40]}, "damaged or incomplete"),

@@ -117,7 +117,11 @@ def _read_csv(file: pathlib.Path, encoding: str) -> Table:
             delimiter = max(",;\t", key=first.count)
             reader = csv.reader(stream, delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(reader, [])]
+            while header and not header[-1]:  # commas at the end of lines make nameless columns
+                header.pop()
             for number, cells in enumerate(reader, start=2):
+                while len(cells) > len(header) and not cells[-1].strip():
+                    cells.pop()
                 if len(cells) == len(header):
                     rows.append(Row(number, [_cell(cell) for cell in cells]))
                 elif cells:

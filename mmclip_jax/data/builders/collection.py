@@ -23,15 +23,17 @@ from typing import Any, ClassVar
 import mmclip_jax
 from mmclip_jax.data import prompts, records
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box
+from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
 from mmclip_jax.data.images import store_image
+from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState, Mask
 from mmclip_jax.errors import UserError
 
 REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
 ON_PURPOSE = "left out on purpose"
+LABEL_LEFT_OUT = "label left out"
 
 FRONTAL_VIEWS = frozenset({"PA", "AP", "AP_HORIZONTAL", ""})
 """Views that `views="frontal"` keeps; "" is a source that does not tell and is known to be frontal."""
@@ -184,6 +186,51 @@ class Collection(records.RecordsBuilder):
             if (self.manual_dir / name).is_file():
                 return self.manual_dir / name
         raise UserError(f"{self.manual_dir} has no {' or '.join(names)}; how to get {self.name}: {self.instructions}")
+
+    def table(self, file: pathlib.Path, *columns: str, count: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
+        """The rows of a table as (number, cells by column); rows that are not as long as the header join the rejects.
+
+        Args:
+          file: CSV, perhaps gzipped.
+          columns: those that must be there.
+          count: whether its rows are what the limit on rejects is a share of (those of a side table are not).
+
+        Raises:
+          UserError: it cannot be read, or lacks a column.
+        """
+        read = read_table(str(file))
+        missing = [name for name in columns if name not in read.header]
+        if missing:
+            raise UserError(f"table {file}: there is no column {missing[0]!r} among {', '.join(read.header)}")
+        if count:
+            self.rows += len(read.rows) + len(read.ragged)
+        self.rejects += [Reject(file.name, number, "", reason) for number, reason in read.ragged]
+        for row in read.rows:
+            yield row.number, dict(zip(read.header, row.cells, strict=True))
+
+    def kinds_of(self, labels: Iterable[str], table: str, row: int, image: str) -> set[str]:
+        """The kinds that label strings stand for. Strings that nobody knows are listed; unmapped ones are passed over.
+
+        Where "no finding" stands beside a disease, the disease is believed, and the other label is listed.
+        """
+        kinds = set()
+        for label in labels:
+            kind = prompts.kind_of(label)
+            if kind is not None:
+                kinds.add(kind)
+            elif not prompts.is_unmapped(label):
+                self.rejects.append(Reject(table, row, image, f"unknown label {label!r}", LABEL_LEFT_OUT))
+        if NO_FINDING in kinds and any(kind != NO_FINDING and not prompts.is_device(kind) for kind in kinds):
+            kinds.remove(NO_FINDING)
+            self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
+        return kinds
+
+    def age(self, cell: str, table: str, row: int, image: str) -> float:
+        """Years, NaN where unknown; an impossible age is listed."""
+        age = parse_age(cell)
+        if age is None:
+            self.rejects.append(Reject(table, row, image, f"age {cell!r} is not 0 to 120 years", "age left out"))
+        return math.nan if age is None else age
 
     # What records.build calls
 

@@ -61,6 +61,11 @@ class ImageFiles:
         """Where the image of this file name is, as `read_bytes` takes it; None if it is nowhere."""
         return self._places.get(name)
 
+    def find_any(self, stem: str) -> str:
+        """Where the image of this name without a suffix is, DICOM first; "" if it is nowhere."""
+        found = (self.find(stem + suffix) for suffix in (".dcm", ".dicom", ".png", ".jpg", ".jpeg"))
+        return next(filter(None, found), "")
+
 
 def read_bytes(place: str) -> bytes:
     """The bytes of an image file, given as a path or as "ARCHIVE.zip!MEMBER".

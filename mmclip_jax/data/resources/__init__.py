@@ -16,8 +16,9 @@ from typing import Any
 from mmclip_jax.errors import UserError
 
 PACKAGED = Path(__file__).parent
-VOCABULARY, LEXICON, NEGATION, PROMPTS, TOKENIZER = (
+VOCABULARY, UNMAPPED, LEXICON, NEGATION, PROMPTS, TOKENIZER = (
     "vocabulary.yaml",
+    "unmapped.yaml",
     "lexicon.yaml",
     "negation.yaml",
     "prompts.yaml",
@@ -59,12 +60,14 @@ class Term:
 class Resources:
     """What the files say, checked.
 
-    kinds: by name, in the order of the file. terms: normalised term (see `normalise`) to what it means.
-    cues: the negation cues by role. compose: (observation, anatomy) to kind. prompts: the grammar; tokenizer: a file.
+    kinds: by name, in the order of the file. names: squeezed name or label string to kind; unmapped: squeezed label
+    strings that deliberately stand for no kind. terms: normalised term (see `normalise`) to what it means. cues: the
+    negation cues by role. compose: (observation, anatomy) to kind. prompts: the grammar; tokenizer: a file.
     """
 
     kinds: Mapping[str, Kind]
     names: Mapping[str, str]
+    unmapped: frozenset[str]
     terms: Mapping[str, Term]
     cues: Mapping[str, tuple[str, ...]]
     compose: Mapping[tuple[str, str], str]
@@ -123,21 +126,35 @@ def _default(directory: str | None) -> Resources:
 
 @functools.lru_cache(maxsize=16)
 def _load(directory: Path) -> Resources:
-    files = {name: directory / name for name in (VOCABULARY, LEXICON, NEGATION, PROMPTS, TOKENIZER)}
+    files = {name: directory / name for name in (VOCABULARY, UNMAPPED, LEXICON, NEGATION, PROMPTS, TOKENIZER)}
     if not any(file.is_file() for file in files.values()):
         raise UserError(f"{directory}: no resource file here; it may hold copies of {', '.join(files)}")
     files = {name: file if file.is_file() else PACKAGED / name for name, file in files.items()}
     kinds = _read_kinds(files[VOCABULARY])
     terms, compose = _read_lexicon(files[LEXICON], files[VOCABULARY], kinds)
+    names = _read_names(files[VOCABULARY], kinds)
     return Resources(
         kinds=kinds,
-        names=_read_names(files[VOCABULARY], kinds),
+        names=names,
+        unmapped=_read_unmapped(files[UNMAPPED], names),
         terms=terms,
         cues=_read_cues(files[NEGATION], terms),
         compose=compose,
         prompts=_read_prompts(files[PROMPTS]),
         tokenizer=files[TOKENIZER],
     )
+
+
+def _read_unmapped(file: Path, names: Mapping[str, str]) -> frozenset[str]:
+    unmapped = set()
+    for reason, labels in _read(file).items():
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise UserError(f"{file}: {reason!r} is not followed by a list of label strings")
+        for label in labels:
+            if squeeze(label) in names:
+                raise UserError(f"{file}: {label!r} is a name of {names[squeeze(label)]} in the vocabulary")
+            unmapped.add(squeeze(label))
+    return frozenset(unmapped)
 
 
 def _read(file: Path) -> dict[str, Any]:

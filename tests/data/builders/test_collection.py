@@ -62,7 +62,8 @@ def draw(folder: pathlib.Path, number: int, shape: tuple[int, int] = (17, 23)) -
 
 
 def build(tmp_path: pathlib.Path, out: str = "out", changes: Any = None, **options: Any) -> pathlib.Path:
-    chosen = CollectionOptions(**({"manual_dir": str(tmp_path / "images"), "workers": 1} | options))
+    given: dict[str, Any] = {"manual_dir": str(tmp_path / "images"), "workers": 1} | options
+    chosen = CollectionOptions(**given)
     return records.build(Toy(chosen, tmp_path / out, changes))
 
 

@@ -1,0 +1,98 @@
+"""PadChest of BIMCV, Alicante."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from mmclip_jax.data import prompts
+from mmclip_jax.data.builders.cells import BadRow, parse_sex, split_labels
+from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, listed_labels, split_of_patient
+from mmclip_jax.data.builders.files import ImageFiles
+
+_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+_VIEWS = {"L": "LATERAL", "AP_horizontal": "AP_HORIZONTAL"}
+_UNUSABLE = frozenset({"exclude", "suboptimal study"})
+
+
+class PadChest(Collection):
+    """160,861 images of 67,625 patients with 174 findings, of which 39,053 images were labelled by physicians.
+
+    The physicians' images are the test split. The other images of their patients (labelled by a recurrent network) are
+    left out on purpose; a tenth of the remaining patients is the validation split. Unlisted kinds are absent, except
+    where no label is a kind of the vocabulary: such images are left out on purpose. The Spanish reports are not stored.
+    """
+
+    name = "padchest"
+    description = "PadChest: 160,861 radiographs of 67,625 patients with labels of 174 findings."
+    citation = "Bustos et al., PadChest: A large chest x-ray image dataset with multi-label annotated reports, 2020."
+    licence = "PadChest Dataset Research Use Agreement (registration; no redistribution)."
+    instructions = (
+        f"register at bimcv.cipf.es (PadChest) and download {_TABLE}.gz and the image archives 0.zip to 54.zip (about "
+        "1 TB; they may stay zipped)."
+    )
+
+    def read(self) -> Iterator[Item | Reject]:
+        """Yields the images of the table, in its order."""
+        file = self.required(f"{_TABLE}.gz", _TABLE)
+        images = ImageFiles([self.manual_dir], (".png",))
+        rows = list(self.table(file, "ImageID", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels"))
+        by_physicians = {row["PatientID"] for _, row in rows if row["MethodLabel"] == "Physician"}
+        names = {label for _, row in rows for label in _listed(row["Labels"])}
+        universe = {kind for name in names if (kind := prompts.kind_of(name)) is not None}
+        seen: set[str] = set()
+        for number, row in rows:
+            image, patient = row["ImageID"], row["PatientID"]
+            if not image or not patient or image in seen:
+                yield Reject(file.name, number, image, "no image or no patient is named, or the image was named before")
+                continue
+            seen.add(image)
+            try:
+                labels = split_labels(row["Labels"], ",")
+                sex = parse_sex(row.get("PatientSex_DICOM", ""))
+            except BadRow as bad:
+                yield Reject(file.name, number, image, str(bad))
+                continue
+            view = _VIEWS.get(row["Projection"], row["Projection"] or "UNK")
+            item = Item(
+                table=file.name,
+                row=number,
+                file=images.find(image) or "",
+                id=image,
+                patient=patient,
+                study=row["StudyID"] or image,
+                view=view,
+                sex=sex,
+                age=self.age(_years(row), file.name, number, image),
+            )
+            if self._unwanted(item):
+                yield item
+                continue
+            problem = ""
+            if unusable := _UNUSABLE & set(labels):
+                problem = f"labelled {', '.join(sorted(unusable))}"
+            elif patient in by_physicians and row["MethodLabel"] != "Physician":
+                problem = "not labelled by physicians, of a patient in the test split"
+            present = set() if problem else self.kinds_of(labels, file.name, number, image)
+            if not problem and not present:
+                problem = "no label is a kind of the vocabulary"
+            if problem:
+                yield Reject(file.name, number, image, problem, ON_PURPOSE)
+                continue
+            salt = self.options.split_salt
+            split = "test" if patient in by_physicians else split_of_patient(patient, (0.9, 0.1, 0), salt)
+            yield dataclasses.replace(item, split=split, labels=listed_labels(present, universe))
+
+
+def _listed(cell: str) -> list[str]:
+    try:
+        return split_labels(cell, ",")
+    except BadRow:
+        return []  # the row itself is listed when its turn comes
+
+
+def _years(row: dict[str, str]) -> str:
+    """Age at the study, from the years that the table has; "" where it lacks one."""
+    born, taken = row.get("PatientBirth", "").removesuffix(".0"), row.get("StudyDate_DICOM", "")[:4]
+    return str(int(taken) - int(born)) if born.isdigit() and taken.isdigit() else ""
+
+
+BUILDER = PadChest
