@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import parse_sex, parse_view
-from mmclip_jax.data.builders.collection import Collection, Item, Reject, listed_labels, split_of_patient
+from mmclip_jax.data.builders.collection import Collection, Item, Reject, listed_labels
 from mmclip_jax.data.builders.files import ImageFiles
 from mmclip_jax.errors import UserError
 
@@ -53,7 +53,7 @@ class ChestXray14(Collection):
                 yield Reject(file.name, number, image, "the image is in neither train_val_list.txt nor test_list.txt")
                 continue
             if split == "train":
-                split = split_of_patient(patient, (0.9, 0.1, 0), self.options.split_salt)
+                split = self.divided(patient)
             present = self.kinds_of(filter(None, row["Finding Labels"].split("|")), file.name, number, image)
             yield Item(
                 table=file.name,

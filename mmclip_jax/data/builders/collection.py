@@ -208,6 +208,10 @@ class Collection(records.RecordsBuilder):
         for row in read.rows:
             yield row.number, dict(zip(read.header, row.cells, strict=True))
 
+    def divided(self, patient: str) -> str:
+        """Which of train and validation (a tenth of the patients) a patient of an official training part belongs to."""
+        return split_of_patient(patient, (0.9, 0.1, 0), self.options.split_salt)
+
     def kinds_of(self, labels: Iterable[str], table: str, row: int, image: str) -> set[str]:
         """The kinds that label strings stand for. Strings that nobody knows are listed; unmapped ones are passed over.
 

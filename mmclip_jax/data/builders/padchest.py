@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, parse_sex, split_labels
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, listed_labels, split_of_patient
+from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, listed_labels
 from mmclip_jax.data.builders.files import ImageFiles
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -77,8 +77,7 @@ class PadChest(Collection):
             if problem:
                 yield Reject(file.name, number, image, problem, ON_PURPOSE)
                 continue
-            salt = self.options.split_salt
-            split = "test" if patient in by_physicians else split_of_patient(patient, (0.9, 0.1, 0), salt)
+            split = "test" if patient in by_physicians else self.divided(patient)
             yield dataclasses.replace(item, split=split, labels=listed_labels(present, universe))
 
 

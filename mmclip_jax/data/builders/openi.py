@@ -1,0 +1,157 @@
+"""The Indiana University chest X-ray collection, as Open-I of the NLM or as Kaggle has it."""
+
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from xml.etree import ElementTree
+
+from mmclip_jax.data import prompts
+from mmclip_jax.data.builders.cells import BadRow
+from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject
+from mmclip_jax.data.builders.files import ImageFiles
+from mmclip_jax.data.schema import LabelState
+from mmclip_jax.errors import UserError
+
+_MAX_BYTES = 1_000_000
+_SERIES = re.compile(r"IM-[0-9-]+")
+_VIEWS = {"Frontal": "", "Lateral": "LATERAL"}
+
+
+class OpenI(Collection):
+    """7,470 images of 3,955 studies with reports and manual MeSH codes.
+
+    Every study is a patient of its own, as far as is published, and there is no official split: patients are divided by
+    a hash of their number. The codes say what is there ("normal" means no finding); what is not coded is unknown. The
+    NLM's copy does not tell frontal from lateral images: Kaggle's `indiana_projections.csv` does, for both copies.
+    """
+
+    name = "openi"
+    description = "Indiana University / Open-I: 7,470 radiographs of 3,955 studies with reports."
+    citation = "Demner-Fushman et al., Preparing a collection of radiology examinations for distribution, JAMIA 2016."
+    licence = "CC BY-NC-ND 4.0."
+    instructions = (
+        "download NLMCXR_png.tgz (1.2 GB) and NLMCXR_reports.tgz from openi.nlm.nih.gov/faq and unpack both into one "
+        "folder, with indiana_projections.csv of Kaggle's chest-xrays-indiana-university beside them; or that copy "
+        "whole (indiana_reports.csv, indiana_projections.csv, images/, 14 GB)."
+    )
+
+    def read(self) -> Iterator[Item | Reject]:
+        """Yields the images of each report, in the order of the reports' numbers."""
+        images = ImageFiles([self.manual_dir], (".png",))
+        views = self._views()
+        if (self.manual_dir / "indiana_reports.csv").is_file():
+            yield from self._read_kaggle(images, views)
+        else:
+            yield from self._read_nlm(images, views)
+
+    def _views(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """(study number, series) -> (file name at Kaggle, view)."""
+        file = self.manual_dir / "indiana_projections.csv"
+        if not file.is_file():
+            if self.options.views == "frontal":
+                raise UserError(
+                    f"{self.manual_dir} has no indiana_projections.csv, without which frontal images cannot be told "
+                    f"from lateral ones; get it, or take both with --views all. How to get {self.name}: {self.instructions}"
+                )
+            return {}
+        views = {}
+        for number, row in self.table(file, "uid", "filename", "projection", count=False):
+            series = _SERIES.search(row["filename"])
+            if series is None or row["projection"] not in _VIEWS:
+                reason = "the file name has no series, or the projection is neither Frontal nor Lateral"
+                self.rejects.append(Reject(file.name, number, row["filename"], reason))
+                continue
+            views[row["uid"], series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
+        return views
+
+    def _read_kaggle(
+        self, images: ImageFiles, views: dict[tuple[str, str], tuple[str, str]]
+    ) -> Iterator[Item | Reject]:
+        file = self.manual_dir / "indiana_reports.csv"
+        of_study: dict[str, list[tuple[str, str]]] = {}
+        for (uid, _), image in views.items():
+            of_study.setdefault(uid, []).append(image)
+        for number, row in self.table(file, "uid", "MeSH", "findings", "impression"):
+            shown = [(name, images.find(name) or "", view) for name, view in of_study.get(row["uid"], [])]
+            codes = [code for code in row["MeSH"].split(";") if code.strip()]
+            yield from self._items(file.name, number, row["uid"], codes, row["findings"], row["impression"], shown)
+
+    def _read_nlm(self, images: ImageFiles, views: dict[tuple[str, str], tuple[str, str]]) -> Iterator[Item | Reject]:
+        reports = sorted(self.manual_dir.rglob("*.xml"), key=lambda file: (len(file.stem), file.stem))
+        if not reports:
+            raise UserError(f"{self.manual_dir} has no reports (*.xml); how to get {self.name}: {self.instructions}")
+        for file in reports:
+            self.rows += 1
+            try:
+                root = _parse(file)
+                uid = root.find("uId")
+                number = "" if uid is None else str(uid.get("id", "")).removeprefix("CXR")
+                if not number:
+                    raise BadRow("the report has no number (uId)")
+            except BadRow as bad:
+                yield Reject(file.name, 1, "", str(bad))
+                continue
+            texts = {str(part.get("Label")).upper(): _text(part) for part in root.iter("AbstractText")}
+            shown = []
+            for parent in root.iter("parentImage"):
+                name = str(parent.get("id", ""))
+                series = _SERIES.search(name)
+                _, view = views.get((number, series[0].rstrip("-")) if series else ("", ""), ("", "UNKNOWN"))
+                shown.append((f"{name}.png", images.find(f"{name}.png") or "", view))
+            codes = [_text(code) for code in root.findall("MeSH/major")]
+            yield from self._items(
+                file.name, 1, number, codes, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), shown
+            )
+
+    def _items(
+        self,
+        table: str,
+        row: int,
+        study: str,
+        codes: Iterable[str],
+        findings: str,
+        impression: str,
+        shown: Iterable[tuple[str, str, str]],
+    ) -> Iterator[Item | Reject]:
+        shown = list(shown)
+        if not shown or not (findings or impression):
+            reason = "the report has neither findings nor impression" if shown else "the report has no image"
+            yield Reject(table, row, study, reason, ON_PURPOSE)
+            return
+        heads = {code.split("/")[0].strip() for code in codes} - {"No Indexing"}
+        kinds = {kind for head in heads if (kind := prompts.kind_of(head)) is not None}
+        if any(not prompts.is_device(kind) for kind in kinds - {"no_finding"}):
+            kinds.discard("no_finding")
+        for name, place, view in shown:
+            yield Item(
+                table=table,
+                row=row,
+                file=place,
+                id=name,
+                patient=study,
+                study=study,
+                view=view,
+                findings=findings,
+                impression=impression,
+                labels=dict.fromkeys(sorted(kinds), LabelState.PRESENT),
+            )
+
+
+def _parse(file: pathlib.Path) -> ElementTree.Element:
+    """A report's XML. Entities are refused: published reports have none, and a few lines of them can fill memory."""
+    data = file.read_bytes()
+    if len(data) > _MAX_BYTES:
+        raise BadRow(f"the report has {len(data)} bytes, more than {_MAX_BYTES}")
+    if b"<!ENTITY" in data or b"<!DOCTYPE" in data:
+        raise BadRow("the report declares a document type or entities, as no published one does")
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise BadRow(f"the report is not valid XML ({error})") from None
+
+
+def _text(element: ElementTree.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+BUILDER = OpenI
