@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mmclip_jax
-from mmclip_jax.errors import TrainingError, UserError
+from mmclip_jax.errors import LeakageError, TrainingError, UserError
 
 if typing.TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -77,6 +77,21 @@ def _data_info(args: argparse.Namespace) -> None:
     from mmclip_jax.data import info
 
     print(info.describe(args.path))
+
+
+def _data_audit(args: argparse.Namespace) -> None:
+    from mmclip_jax.data import audit
+
+    looks = not args.no_pixels
+    train = [audit.read_set(s, ("train",), looks=looks, patient_pattern=args.patient_pattern) for s in args.train]
+    held_out = ("validation", "test")
+    test = [audit.read_set(s, held_out, looks=looks, patient_pattern=args.patient_pattern) for s in args.against]
+    found = audit.audit(train, test)
+    print(audit.describe(found, train, test, args.show_ids))
+    if args.out is not None:
+        audit.write_csv(found, train, test, args.out)
+    if any(each.is_leak for each in found):
+        raise LeakageError("the test sets share images, studies or patients with the training sets")
 
 
 def _tokenizer_train(args: argparse.Namespace) -> None:
@@ -432,6 +447,18 @@ def _make_parser() -> _Parser:
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing, help="directory of a built data set")
 
+    check = _add(data, "audit", "look for anything of test sets in training sets; exit 1 if there is", _data_audit)
+    check.add_argument(
+        "train", nargs="+", metavar="TRAIN", help="a built data set (its train split, or DIR:SPLIT), or FILE.csv:COLUMN"
+    )
+    check.add_argument(
+        "--against", nargs="+", required=True, metavar="TEST", help="likewise (validation and test, or DIR:SPLIT)"
+    )
+    check.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in the ids of a list")
+    check.add_argument("--no-pixels", action="store_true", help="do not decode images to find those that are alike")
+    check.add_argument("--show-ids", action="store_true", help="name an example of each kind of leak")
+    check.add_argument("--out", type=_path, metavar="FILE.csv", help="write every pair")
+
     tokenizer = _add_commands(_add(top, "tokenizer", "train a tokenizer"))
     learn = _add(
         tokenizer, "train", "train a SentencePiece model on the training reports of data sets", _tokenizer_train
@@ -544,7 +571,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 2
-    except TrainingError as error:
+    except (TrainingError, LeakageError) as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

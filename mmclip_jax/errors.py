@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what was saved. The CLI exits with 1."""
+
+
+class LeakageError(RuntimeError):
+    """A test set shares something with a training set; the message says what. The CLI exits with 1."""

@@ -50,8 +50,8 @@ class OpenI(Collection):
         if not file.is_file():
             if self.options.views == "frontal":
                 raise UserError(
-                    f"{self.manual_dir} has no indiana_projections.csv, without which frontal images cannot be told "
-                    f"from lateral ones; get it, or take both with --views all. How to get {self.name}: {self.instructions}"
+                    f"{self.manual_dir} has no indiana_projections.csv, without which frontal and lateral images look alike; "
+                    f"get it, or take both with --views all. How to get {self.name}: {self.instructions}"
                 )
             return {}
         views = {}
