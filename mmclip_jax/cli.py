@@ -134,7 +134,17 @@ def _start_processes(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from mmclip_jax.evaluate import common
 
-    print(common.run(args.workdir, args.step, args.data, split=args.split, out=args.out, show_text=args.show_text))
+    print(
+        common.run(
+            args.workdir,
+            args.step,
+            args.data,
+            split=args.split,
+            out=args.out,
+            show_text=args.show_text,
+            allow_leakage=args.allow_leakage,
+        )
+    )
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -482,6 +492,9 @@ def _make_parser() -> _Parser:
     )
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="the part to score")
     evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
+    evaluate.add_argument(
+        "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
+    )
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
 
     predict = _add(top, "predict", "score single images by prompts", _predict)

@@ -63,6 +63,7 @@ def default_config() -> ConfigDict:
         {
             "train": (),  # directories of built data sets
             "evaluate": (),  # the same for evaluation while training; () means those of train, split "validation"
+            "allow_leakage": "",  # why evaluation data may share patients or images with the training data
             "paired_weights": (),  # share of each data set of `train` among the paired rows; () by size
             "unpaired_weights": (),
             "batch_paired": 768,

@@ -25,7 +25,7 @@ from mmclip_jax import optim, sharding, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import Checkpoints, abstract_like, check_same_settings, run_record
 from mmclip_jax.config import compiler_options
-from mmclip_jax.data import pipeline
+from mmclip_jax.data import audit, pipeline
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )
     manifest = make_manifest(config)
+    manifest["audit"] = audit_validation(config)
 
     # Model, optimizer, state: created sharded, no full copy on one device.
     model = build_model(config.model)
@@ -259,6 +260,18 @@ def validation_examples(directories: tuple[str, ...]) -> tuple[Example, ...]:
     return tuple(
         records[int(i)] for records in parts for i in np.linspace(0, len(records) - 1, min(share, len(records))).round()
     )
+
+
+def audit_validation(config: ConfigDict) -> dict[str, Any] | None:
+    """What `data.audit.check` says of the validation data; None for one data set, which is split by patient when built.
+
+    Raises:
+      LeakageError: validation images are known from training, and data.allow_leakage gives no reason.
+    """
+    evaluate = tuple(config.data.evaluate) or tuple(config.data.train)
+    if len({str(dataset_dir(directory)) for directory in (*config.data.train, *evaluate)}) == 1:
+        return None
+    return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage)
 
 
 def make_manifest(config: ConfigDict) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from mmclip_jax.data import records, resources
 from mmclip_jax.data.builders.cells import read_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import LeakageError, UserError
 
 HASH_BITS = 12
 """Perceptual hashes that differ in at most this many of 63 bits are looked at closely."""
@@ -241,6 +242,50 @@ def _alike(train: Sequence[Row], test: Sequence[Row]) -> Iterator[tuple[int, int
             best = int(alike.argmax())
             if alike[best] >= ALIKE:
                 yield ours[near[best]][0], index
+
+
+def check(
+    train: Sequence[str | os.PathLike[str]], test: Sequence[str | os.PathLike[str]], split: str, allowed: str = ""
+) -> dict[str, Any]:
+    """The audit that training and evaluation do themselves: all but look-alikes, which need every image decoded.
+
+    Args:
+      train: directories of built data sets whose train split a model learns from; those that are gone are named.
+      test: directories of built data sets.
+      split: of `test`.
+      allowed: why a leak is accepted; "" if it is not.
+
+    Returns:
+      {"status": "clean", "leaks" or "not audited", "missing": names of training sets that are not here, "allowed",
+      "overlaps": [{"kind", "is_leak", "train", "test", "rows", "of", "note"}]}, as results keep it.
+
+    Raises:
+      LeakageError: there is a leak, and no reason to accept it.
+    """
+    here = [path for path in train if pathlib.Path(path).is_dir()]
+    missing = [pathlib.Path(path).parent.name for path in train if path not in here]
+
+    def read(paths: Sequence[str | os.PathLike[str]], split: str) -> list[AuditSet]:
+        places = [records.dataset_dir(path) for path in paths]
+        return [_read_built(place, f"{place.parent.name}:{split}", (split,), looks=False) for place in places]
+
+    overlaps = [
+        {
+            "kind": each.kind, "is_leak": each.is_leak, "train": each.train, "test": each.test,
+            "rows": len(each.pairs), "of": each.test_rows, "note": each.note,
+        }
+        for each in (audit(read(here, "train"), read(test, split)) if here else [])
+    ]  # fmt: skip
+    leaks = [each for each in overlaps if each["is_leak"]]
+    if leaks and not allowed:
+        told = "; ".join(f"{e['kind']}: {e['rows']} of {e['of']} images of {e['test']} in {e['train']}" for e in leaks)
+        raise LeakageError(
+            f"test images are known from training ({told}). Leave that data set out (mmclip data audit lists them), "
+            f"or say why it does not matter: --config.data.allow_leakage=REASON in training, --allow-leakage REASON in "
+            f"evaluation"
+        )
+    status = "leaks" if leaks else "clean" if here and not missing else "not audited"
+    return {"status": status, "missing": missing, "allowed": allowed if leaks else "", "overlaps": overlaps}
 
 
 @functools.cache

@@ -9,13 +9,14 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import mmclip_jax
 from mmclip_jax import checkpoints
+from mmclip_jax.data import audit
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import cases as case_lib
@@ -40,6 +41,7 @@ def run(
     split: str = "test",
     out: str | os.PathLike[str] | None = None,
     show_text: bool = False,
+    allow_leakage: str = "",
     resamples: int = 1000,
     progress: bool = True,
 ) -> str:
@@ -52,10 +54,12 @@ def run(
       split: "test", "validation" or "train".
       out: where to write; None for WORKDIR/evaluation/STEP (for a single checkpoint it must be given).
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
+      allow_leakage: why images that are known from training may be scored; kept with the results.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
 
     Raises:
+      LeakageError: images of the split are known from training, and `allow_leakage` is empty.
       UserError: no checkpoint, no data set, no rows in the split, or no `out` for a single checkpoint.
     """
     model = mmclip_jax.load(workdir, step)
@@ -65,6 +69,10 @@ def run(
     if data is None:
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
     out_dir = pathlib.Path(out) if out is not None else workdir / "evaluation" / str(model.step)
+    directories = [data] if isinstance(data, str | os.PathLike) else list(data)
+    audited = None
+    if split != "train":
+        audited = audit.check(tuple(model.manifest.get("data", ())), directories, split, allow_leakage)
     results = evaluate_checkpoint(
         model,
         data,
@@ -75,14 +83,26 @@ def run(
         show_text=show_text,
         resamples=resamples,
         progress=progress,
+        audited=audited,
     )
     return "\n".join(
         [
             f"Step {model.step:,}, {split} split, {_extent(results)}",
             report.headline_text(results),
+            _audit_line(audited),
             f"Report: {out_dir / report.REPORT_FILE}",
         ]
     )
+
+
+def _audit_line(audited: Mapping[str, Any] | None) -> str:
+    if audited is None:
+        return "Audit: none, the training split itself was scored"
+    if audited["status"] == "leaks":
+        return f"Audit: test images are known from training; accepted because: {audited['allowed']}"
+    if audited["status"] == "not audited":
+        return f"Audit: none, training data are not here ({', '.join(audited['missing']) or 'no record of them'})"
+    return "Audit: no patient, study, image id or pixels in common with the training data"
 
 
 def evaluate_checkpoint(
@@ -99,6 +119,7 @@ def evaluate_checkpoint(
     cases: int = case_lib.CASES,
     seed: int = 0,
     progress: bool = True,
+    audited: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes report.html, results.json and scores.csv there.
 
@@ -115,11 +136,12 @@ def evaluate_checkpoint(
       cases: how many to show.
       seed: of everything that is drawn.
       progress: bars on stderr.
+      audited: what `data.audit.check` says of these data, to be kept with the results.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
-      "zero_shot", "grounding", "entmlm" and "source_probe" (None where the data does not allow them), "contrastive",
-      "headline" and "seconds".
+      "audit" (None where there was none), "zero_shot", "grounding", "entmlm" and "source_probe" (None where the data
+      does not allow them), "contrastive", "headline" and "seconds".
     """
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     seconds: dict[str, float] = {}
@@ -166,6 +188,7 @@ def evaluate_checkpoint(
                 "sources": rows.source_counts,
             },
             "exposure": model.manifest.get("exposure"),
+            "audit": audited,
             "zero_shot": scored.summary,
             "grounding": pointing,
             "entmlm": restored,

@@ -14,9 +14,11 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from mmclip_jax import cli
+from mmclip_jax.config import default_config
 from mmclip_jax.data import audit, records
 from mmclip_jax.data.schema import Example
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import LeakageError, UserError
+from mmclip_jax.train import audit_validation
 
 
 def pixels_of(seed: int) -> np.ndarray:
@@ -180,6 +182,43 @@ def test_lists_of_ids(tmp_path: pathlib.Path) -> None:
         audited(f"{tmp_path / 'train.csv'}:Name", str(tmp_path / "test.txt"))
 
 
+# The check of training and evaluation
+
+
+def test_check_refuses_a_leak_unless_told_why(tmp_path: pathlib.Path) -> None:
+    train = build(tmp_path, "a", [make(n, "train") for n in range(5)])
+    test = build(tmp_path, "b", [make(n, "test") for n in (3, 4, 50)])
+    with pytest.raises(LeakageError, match=r"patient: 2 of 3 images of b:test in a:train.*--allow-leakage REASON"):
+        audit.check([train], [test], "test")
+    told = audit.check([train], [test], "test", "it is a drill")
+    assert (told["status"], told["allowed"]) == ("leaks", "it is a drill")
+    assert {each["kind"]: each["rows"] for each in told["overlaps"]} == {
+        "patient": 2, "study": 2, "image id": 2, "pixels": 2, "report": 2,
+    }  # fmt: skip
+    other = build(tmp_path, "c", [make(n, "test") for n in (50, 51)])
+    assert audit.check([train], [other], "test", "unneeded") == {
+        "status": "clean", "missing": [], "allowed": "", "overlaps": [],
+    }  # fmt: skip
+    gone = str(tmp_path / "gone" / "1.0.0")
+    assert audit.check([train, gone], [other], "test")["missing"] == ["gone"]
+    assert audit.check([train, gone], [other], "test")["status"] == "not audited"
+
+
+def test_training_refuses_validation_data_that_it_learns_from(tmp_path: pathlib.Path) -> None:
+    train = build(tmp_path, "a", [make(n, "train") for n in range(5)])
+    validation = build(tmp_path, "b", [make(n, "validation") for n in (3, 4, 50)])
+    config = default_config()
+    config.data.train, config.data.evaluate = (train,), (validation,)
+    with pytest.raises(LeakageError, match="patient: 2 of 3 images of b:validation in a:train"):
+        audit_validation(config)
+    config.data.allow_leakage = "a drill"
+    told = audit_validation(config)
+    assert told is not None
+    assert told["allowed"] == "a drill"
+    config.data.evaluate = ()
+    assert audit_validation(config) is None
+
+
 # Real leaks
 
 
@@ -227,8 +266,8 @@ def test_real_images_are_alike_only_if_they_are_the_same(shared_dir: pathlib.Pat
             looks.append(audit.look_of(data))
             with Image.open(io.BytesIO(data)) as opened:
                 pixels = np.asarray(opened.convert("L"))
-            half = Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2))
-            other = np.clip(np.asarray(half) * 0.8 + 20, 0, 255).astype(np.uint8)
+            smaller = Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2))
+            other = np.clip(np.asarray(smaller) * 0.8 + 20, 0, 255).astype(np.uint8)
             changed.append(audit.look_of(jpeg(other, 50)))
     rows = [audit.Row(f"{n}", "s", look=look) for n, look in enumerate(looks)]
     again = [audit.Row(f"{n}", "s", look=look) for n, look in enumerate(changed)]

@@ -50,7 +50,7 @@ class OpenI(Collection):
         if not file.is_file():
             if self.options.views == "frontal":
                 raise UserError(
-                    f"{self.manual_dir} has no indiana_projections.csv, without which frontal and lateral images look alike; "
+                    f"{self.manual_dir} has no indiana_projections.csv, which alone tells frontal from lateral images; "
                     f"get it, or take both with --views all. How to get {self.name}: {self.instructions}"
                 )
             return {}

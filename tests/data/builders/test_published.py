@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import picture
 from PIL import Image
+from workbench import all_images_exist, bench, picture, wheel_table
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.collection import ON_PURPOSE, split_of_patient
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+
+FIXTURES = (
+    all_images_exist,
+    bench,
+    wheel_table,
+)
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"

@@ -8,14 +8,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workbench import bench, picture
 
 from mmclip_jax.data.builders.collection import split_of_patient
 from mmclip_jax.data.builders.sections import read_report, sections
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+
+FIXTURES = (bench,)
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 
@@ -214,7 +216,7 @@ def test_openi_of_nlm_and_of_kaggle_agree(bench: Any, tmp_path: pathlib.Path) ->
             projections.append(
                 f"{n},{n}_{name.removeprefix('1_')}.dcm.png,{'Lateral' if '4001' in name else 'Frontal'}"
             )
-    with pytest.raises(UserError, match=r"indiana_projections.csv, without which .* --views all"):
+    with pytest.raises(UserError, match=r"indiana_projections.csv, which alone tells .* --views all"):
         bench.build("openi")
     bench.write("indiana_projections.csv", "\n".join(projections) + "\n")
     nlm, facts = bench.build("openi")

@@ -1,3 +1,5 @@
+"""Fixtures for builders of published data sets; imported by name, since a second conftest would hide the first."""
+
 import gzip
 import importlib
 import io
