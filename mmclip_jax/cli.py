@@ -409,8 +409,8 @@ def _add_collection_options(parser: _Parser) -> None:
 
     collection = registry.load(parser.get_default("collection"))
     _add_options(parser, collection.Options)
-    text = f"{collection.description} {collection.instructions} Licence: {collection.licence}"
-    parser.epilog = textwrap.fill(" ".join(text.split()), 78)
+    text = f"{collection.description} To get it: {collection.instructions} Licence: {collection.licence}"
+    parser.epilog = textwrap.fill(" ".join(text.split()), 78, break_on_hyphens=False)
 
 
 def _add_options(parser: _Parser, options: type) -> None:
