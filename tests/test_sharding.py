@@ -247,7 +247,7 @@ def test_masks_and_draws_of_a_row_are_those_of_one_device() -> None:
 
 
 CASES = [
-    pytest.param("4x2", 1),
+    pytest.param("4x2", 1, marks=pytest.mark.slow),
     pytest.param("8x1", 1, marks=pytest.mark.slow),
     pytest.param("2x4", 1, marks=pytest.mark.slow),
     pytest.param("8x1", 2, marks=pytest.mark.slow),
