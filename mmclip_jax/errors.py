@@ -7,3 +7,10 @@ class UserError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what was saved. The CLI exits with 1."""
+
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"; the launchers start the same command again
+
+
+class PreemptedError(RuntimeError):
+    """SIGTERM asked the run to stop; a checkpoint holds every step that was done. The CLI exits with 75."""
