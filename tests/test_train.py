@@ -25,8 +25,8 @@ from mmclip_jax.errors import UserError
 
 STEPS = 20
 
-# argv: workdir, data set, {"steps": ..., "settings": {dotted: value}, "hang_at": batch, "white_at": batch, "pause": seconds a batch,
-# "address": ..., "process": ...}. Prints the last metrics as JSON.
+# argv: workdir, data set, {"steps": ..., "settings": {dotted: value}, "hang_at": batch, "white_at": batch,
+# "pause": seconds a batch, "address": ..., "process": ...}. Prints the last metrics as JSON.
 RUNNER = """
 import importlib.util, json, sys, time
 
