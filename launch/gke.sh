@@ -169,6 +169,9 @@ case $action in
   logs)
     run kubectl logs "${where[@]}" --selector="$pods,batch.kubernetes.io/job-completion-index=$worker" --tail=100 --follow
     ;;
-  status) run kubectl get "${where[@]}" jobsets.jobset.x-k8s.io,pods --selector="$pods" ;;
+  status)
+    run kubectl get "${where[@]}" jobsets.jobset.x-k8s.io "$name"
+    run kubectl get "${where[@]}" pods --selector="$pods" --output=wide
+    ;;
   down) run kubectl delete "${where[@]}" jobsets.jobset.x-k8s.io "$name" ;;
 esac

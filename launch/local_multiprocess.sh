@@ -92,9 +92,9 @@ done
 running[$!]=0
 result=0
 while ((${#running[@]})); do
-  status=0 pid=''
+  status=0
   wait -n -p pid "${!running[@]}" || status=$?
-  [[ -n $pid ]] || continue # a signal came meanwhile
+  [[ -n ${pid:-} ]] || continue # a signal came meanwhile
   number=${running[$pid]}
   unset "running[$pid]"
   if ((status == 75)); then # it has saved; the others are about to
