@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mmclip_jax
-from mmclip_jax.errors import EXIT_PREEMPTED, PreemptedError, TrainingError, UserError
+from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
 
 if typing.TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -521,7 +521,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
     except PreemptedError as error:
-        print(f"mmclip: {_one_line(error)}", file=sys.stderr)
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, LostProcessError):
+            os._exit(EXIT_PREEMPTED)  # JAX would wait for the lost process at exit, and abort in the end
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("mmclip: interrupted", file=sys.stderr)

@@ -14,3 +14,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"; the launche
 
 class PreemptedError(RuntimeError):
     """SIGTERM asked the run to stop; a checkpoint holds every step that was done. The CLI exits with 75."""
+
+
+class LostProcessError(PreemptedError):
+    """Another process of the run is gone, so this one cannot go on. The CLI exits with 75, without waiting for it."""

@@ -32,11 +32,12 @@ from mmclip_jax.data import pipeline
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
-from mmclip_jax.errors import EXIT_PREEMPTED, PreemptedError, TrainingError, UserError
+from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
 from mmclip_jax.models.mmclip import build_model
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 _VALIDATION_EXAMPLES = 512
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # a lost process causes none of these
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
@@ -53,6 +54,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
       UserError: settings or data that do not fit; nothing was changed.
       TrainingError: the loss is no longer finite; the last good state was saved.
       PreemptedError: SIGTERM came; the state after the last step was saved, by all processes at the same step.
+      LostProcessError: another process of the run is gone.
     """
     # Mesh and settings.
     config = config.copy_and_resolve_references()
@@ -142,7 +144,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return number == config.train.steps or (every > 0 and number % every == 0)
 
     stop = False
-    with preemption_notice() as preempted:
+    with preemption_notice() as preempted, lost_process_is_named():
         for number in range(first + 1, config.train.steps + 1):
             with progress.waiting_for_data():
                 batch = next(iterator)
@@ -199,6 +201,20 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
             yield lambda step: noticed.is_set()
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def lost_process_is_named() -> Iterator[None]:
+    """Turns the failed exchange with a process that is gone into a LostProcessError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or any(word in str(error) for word in _OWN_FAULTS):
+            raise
+        raise LostProcessError(
+            f"another process of this run was lost, or a device failed ({error}); the same command goes on from the "
+            "newest checkpoint"
+        ) from error
 
 
 class Progress:

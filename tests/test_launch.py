@@ -1,10 +1,12 @@
-"""The launch scripts: their help, their dry run, and what they do with processes, with a stand-in for mmclip."""
+"""The launch scripts: help, dry runs, what they do with stand-ins for mmclip and the schedulers, and real training."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +14,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import tiny
 import yaml
 from hypothesis import strategies
+
+import mmclip_jax
+from mmclip_jax.checkpoints import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL, POD, GKE, SLURM, WORKER = (
@@ -175,7 +181,87 @@ def test_a_second_signal_kills(tmp_path):
         assert process.wait(30) == 130
     time.sleep(0.2)
     for path in tmp_path.glob("up_*"):
-        assert not Path(f"/proc/{path.read_text().strip()}/cmdline").exists()
+        stat = Path(f"/proc/{path.read_text().strip()}/stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # gone, or not yet collected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real training
+
+# Masks at random: a tie broken otherwise by rounding would say nothing about processes. A small rate: Adam turns the
+# rounding of gradients that are nearly zero into updates of the size of the rate.
+EQUAL = ["--config", "configs/demo.py:runlocal", "--config.train.log_every=1", "--config.train.evaluate_every=0",
+         "--config.objective.attmim.strategy=random", "--config.optimizer.peak_lr=1e-4"]  # fmt: skip
+
+
+@pytest.fixture
+def training(tmp_path_factory):
+    """The environment of runs that share compiled code, and a script that stands for the installed command."""
+    folder = tmp_path_factory.mktemp("training")
+    script = folder / "mmclip"
+    script.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -m mmclip_jax.cli "$@"\n')
+    script.chmod(0o755)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    }
+    return script, environment
+
+
+def _losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows}
+
+
+@pytest.mark.slow
+def test_two_local_processes_train_the_demo_as_one_does(tmp_path, phantom_dir, training):
+    script, environment = training
+    arguments = [*EQUAL, f"--config.data.train=('{phantom_dir}',)", "--config.train.steps=20"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for command in (
+        [str(script), "train", *arguments, "--workdir", str(one)],
+        [str(LOCAL), "2", "--mmclip", str(script), "--logs", str(tmp_path), "--", *arguments, "--workdir", str(two)],
+    ):
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((two / "manifest.json").read_text())["processes"] == 2
+    expected, got = _losses(one), _losses(two)
+    assert sorted(expected) == sorted(got) == list(range(1, 21))
+    # Another record in any batch would show in its loss.
+    assert max(abs(expected[step] - got[step]) for step in expected) < 1e-5
+    assert expected[20] < expected[1] - 0.01
+    params = [mmclip_jax.load(workdir).params for workdir in (one, two)]
+    assert tiny.largest_difference(*params) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_other_process_says_that_one_was_lost_and_ends(tmp_path, phantom_dir, training):
+    script, environment = training
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    workdir = tmp_path / "run"
+    arguments = [*EQUAL, f"--config.data.train=('{phantom_dir}',)", "--config.train.steps=100000", "--workdir",
+                 str(workdir), "--coordinator", address, "--processes", "2"]  # fmt: skip
+    first, second = (
+        subprocess.Popen([str(script), "train", *arguments, "--process", process], env=environment, cwd=ROOT,
+                         text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for process in "01"
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (workdir / "checkpoints" / "10").exists():
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    second.kill()
+    _, err = first.communicate(timeout=60)  # JAX alone would abort after its heartbeat's 100 seconds
+    assert first.returncode == 75, err
+    assert err.splitlines()[-1].startswith("mmclip: another process of this run was lost")
+    second.communicate()
+    assert find_checkpoint(workdir).step >= 10
 
 
 # ---------------------------------------------------------------------------------------------------------------------
