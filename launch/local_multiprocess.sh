@@ -5,9 +5,9 @@ usage() {
   cat <<'TEXT'
 Trains with several processes on this machine, as on several hosts: they meet at 127.0.0.1 and share one mesh.
 
-usage: launch/local_multiprocess.sh [options] -- --config FILE.py --workdir DIR [--config.KEY=VALUE ...]
+usage: launch/local_multiprocess.sh [N] [options] -- --config FILE.py --workdir DIR [--config.KEY=VALUE ...]
 
-  --processes N   how many processes (default: 2)
+  N               how many processes (default: 2)
   --devices N     CPU devices of each process (default: 1)
   --port PORT     where process 0 listens (default: a free one)
   --logs DIR      where the output of processes 1, 2, ... goes (default: a new temporary directory)
@@ -15,7 +15,8 @@ usage: launch/local_multiprocess.sh [options] -- --config FILE.py --workdir DIR 
   --dry-run       print the commands and stop
   --help          print this
 
-Process 0 prints to the terminal. If one process fails the others are ended, and its exit status is returned.
+Process 0 prints to the terminal. If one process fails the others are killed, and its exit status is returned.
+An interrupt (Ctrl-C) or SIGTERM makes the run save the step it is at and end with status 75; a second one kills it.
 Needs bash 5.1 or newer.
 TEXT
 }
@@ -27,11 +28,14 @@ fail() {
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 processes=2 devices=1 port='' logs='' mmclip='' dry_run=no
+if (($#)) && [[ $1 != -* ]]; then
+  processes=$1 && shift
+fi
 while (($#)); do
   case $1 in
     --help) usage && exit ;;
     --dry-run) dry_run=yes && shift ;;
-    --processes | --devices | --port | --logs | --mmclip)
+    --devices | --port | --logs | --mmclip)
       (($# > 1)) || fail "$1 needs a value"
       declare "${1#--}=$2"
       shift 2
@@ -40,9 +44,9 @@ while (($#)); do
     *) fail "there is no option $1" ;;
   esac
 done
-(($#)) || fail "nothing to train: give the arguments of mmclip train after --"
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes $processes is not a whole number above 0"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "N is $processes, which is not a whole number above 0"
 [[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices $devices is not a whole number above 0"
+(($#)) || fail "nothing to train: give the arguments of mmclip train after --"
 if [[ -z $mmclip ]]; then
   mmclip=mmclip
   [[ -x $root/.venv/bin/mmclip ]] && mmclip=$root/.venv/bin/mmclip
@@ -52,12 +56,12 @@ if [[ -z $port ]]; then
 fi
 
 export JAX_PLATFORMS=cpu
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
+export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
 train=("$mmclip" train "$@" --coordinator "127.0.0.1:$port" --processes "$processes")
 if [[ $dry_run == yes ]]; then
   for ((i = 0; i < processes; i++)); do
-    printf '%q ' env JAX_PLATFORMS=cpu "XLA_FLAGS=$XLA_FLAGS" "${train[@]}" --process "$i"
-    echo
+    printf '%q ' env JAX_PLATFORMS=cpu "XLA_FLAGS=$XLA_FLAGS" "${train[@]}" --process
+    echo "$i"
   done
   exit
 fi
@@ -65,21 +69,39 @@ fi
 logs=${logs:-$(mktemp -d)}
 mkdir -p "$logs"
 declare -A running=()
-stop() { kill "${!running[@]}" 2>/dev/null || true; }
-trap stop EXIT
+notices=0
+# A process that waits for the others does not end by SIGTERM, which asks it to save first.
+# shellcheck disable=SC2317 # called by the traps
+end() { ((${#running[@]} == 0)) || kill -KILL "${!running[@]}" 2>/dev/null || true; }
+# shellcheck disable=SC2317
+notice() {
+  notices=$((notices + 1))
+  if ((notices > 1)); then
+    exit 130
+  fi
+  echo "saving the step; once more to kill" >&2
+  kill -TERM "${!running[@]}" 2>/dev/null || true
+}
+trap end EXIT
+trap notice INT TERM
 for ((i = 1; i < processes; i++)); do
   "${train[@]}" --process "$i" >"$logs/process_$i.log" 2>&1 &
   running[$!]=$i
 done
 "${train[@]}" --process 0 &
 running[$!]=0
+result=0
 while ((${#running[@]})); do
   status=0
   wait -n -p pid "${!running[@]}" || status=$?
+  [[ -n ${pid:-} ]] || continue # a signal came meanwhile
   number=${running[$pid]}
   unset "running[$pid]"
-  if ((status)); then
+  if ((status == 75)); then # it has saved; the others are about to
+    result=75
+  elif ((status)); then
     echo "process $number failed with status $status; the output of processes 1, 2, ... is in $logs" >&2
     exit "$status"
   fi
 done
+exit "$result"

@@ -1,8 +1,8 @@
 """The `mmclip` command: reads arguments, calls the function that does the work, prints what it returns.
 
 What a user got wrong (UserError, a mistyped option, a missing file, a wrong config key) is one line on stderr and exit
-status 2; training that cannot go on is one line and 1; an interrupt is 130. Everything else is a bug and keeps its
-traceback. Whatever takes long to import is imported by the command that needs it.
+status 2; training that cannot go on is one line and 1; a run that SIGTERM stopped is 75, an interrupt 130. Everything
+else is a bug and keeps its traceback. Whatever takes long to import is imported by the command that needs it.
 """
 
 import argparse
@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import mmclip_jax
-from mmclip_jax.errors import LeakageError, TrainingError, UserError
+from mmclip_jax.errors import (
+    EXIT_PREEMPTED,
+    LeakageError,
+    LostProcessError,
+    PreemptedError,
+    TrainingError,
+    UserError,
+)
 
 if typing.TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -128,7 +135,11 @@ def _start_processes(args: argparse.Namespace) -> None:
     if args.pod or args.coordinator is not None:
         import jax
 
-        jax.distributed.initialize(*told)
+        try:
+            jax.distributed.initialize(*told)
+        except ValueError as error:  # an address or a number that cannot be, or nothing that names the other processes
+            remedy = "; give --coordinator, --processes and --process instead" if args.pod else ""
+            raise UserError(f"the processes cannot be joined: {error}{remedy}") from error
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -587,6 +598,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TrainingError, LeakageError) as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
+    except PreemptedError as error:
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, LostProcessError):
+            os._exit(EXIT_PREEMPTED)  # JAX would wait for the lost process at exit, and abort in the end
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("mmclip: interrupted", file=sys.stderr)
         return 130

@@ -11,3 +11,14 @@ class TrainingError(RuntimeError):
 
 class LeakageError(RuntimeError):
     """A test set shares something with a training set; the message says what. The CLI exits with 1."""
+
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"; the launchers start the same command again
+
+
+class PreemptedError(RuntimeError):
+    """SIGTERM asked the run to stop; a checkpoint holds every step that was done. The CLI exits with 75."""
+
+
+class LostProcessError(PreemptedError):
+    """Another process of the run is gone, so this one cannot go on. The CLI exits with 75, without waiting for it."""

@@ -7,10 +7,12 @@ import contextlib
 import functools
 import json
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +20,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 import mmclip_jax
@@ -29,11 +32,12 @@ from mmclip_jax.data import audit, pipeline
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
-from mmclip_jax.errors import TrainingError, UserError
+from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
 from mmclip_jax.models.mmclip import build_model
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 _VALIDATION_EXAMPLES = 512
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # a lost process causes none of these
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
@@ -49,6 +53,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     Raises:
       UserError: settings or data that do not fit; nothing was changed.
       TrainingError: the loss is no longer finite; the last good state was saved.
+      PreemptedError: SIGTERM came; the state after the last step was saved, by all processes at the same step.
+      LostProcessError: another process of the run is gone.
     """
     # Mesh and settings.
     config = config.copy_and_resolve_references()
@@ -138,34 +144,78 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     def due(number: int, every: int) -> bool:
         return number == config.train.steps or (every > 0 and number % every == 0)
 
-    for number in range(first + 1, config.train.steps + 1):
-        with progress.waiting_for_data():
-            batch = next(iterator)
-        records = {part: rows.pop("record") for part, rows in batch.items()}
-        rows = _to_devices(batch, mesh)
-        # At the first step too: that it fits into memory should show at once.
-        if norms_every and (number % norms_every == 0 or number == first + 1):
+    stop = False
+    with preemption_notice() as preempted, lost_process_is_named():
+        for number in range(first + 1, config.train.steps + 1):
+            with progress.waiting_for_data():
+                batch = next(iterator)
+            records = {part: rows.pop("record") for part, rows in batch.items()}
+            rows = _to_devices(batch, mesh)
+            # At the first step too: that it fits into memory should show at once.
+            if norms_every and (number % norms_every == 0 or number == first + 1):
+                settle()
+                with progress.paused(), jax.set_mesh(mesh):
+                    norms = jax.device_get(loss_gradient_norms(state.params, state.step, rows))
+                    writer.write_scalars(number, {name: float(norm) for name, norm in norms.items()})
+            with jax.set_mesh(mesh):
+                state, metrics = train_step(state, rows)
             settle()
-            with progress.paused(), jax.set_mesh(mesh):
-                norms = jax.device_get(loss_gradient_norms(state.params, state.step, rows))
-                writer.write_scalars(number, {name: float(norm) for name, norm in norms.items()})
-        with jax.set_mesh(mesh):
-            state, metrics = train_step(state, rows)
+            pending = (number, metrics, records)
+            stop = preempted(number) and number < config.train.steps
+            if stop or due(number, config.train.evaluate_every) or due(number, config.train.checkpoint_every):
+                settle()
+                with progress.paused():
+                    if stop or due(number, config.train.checkpoint_every):
+                        checkpoints.save(state, iterator, run)
+                    if not stop and config.train.evaluate_every and due(number, config.train.evaluate_every):
+                        writer.write_scalars(number, evaluation(state))
+            if stop:
+                break
         settle()
-        pending = (number, metrics, records)
-        if due(number, config.train.evaluate_every) or due(number, config.train.checkpoint_every):
-            settle()
-            with progress.paused():
-                if due(number, config.train.checkpoint_every):
-                    checkpoints.save(state, iterator, run)
-                if config.train.evaluate_every and due(number, config.train.evaluate_every):
-                    writer.write_scalars(number, evaluation(state))
-    settle()
-    writer.flush()
-    writer.close()
-    checkpoints.close()
-    iterator.close()
+        writer.flush()
+        writer.close()
+        checkpoints.close()
+        iterator.close()
+    if stop:
+        raise PreemptedError(
+            f"stopped by SIGTERM; step {int(state.step)} is saved, and the same command goes on from there"
+        )
     return logged
+
+
+@contextlib.contextmanager
+def preemption_notice() -> Iterator[Callable[[int], bool]]:
+    """Inside, SIGTERM ends no process: it is the notice that the machine will be taken away.
+
+    Yields:
+      preempted(step): to be asked after every step, in every process; True at the step to save and to stop at, which is
+        the same for all processes however many of them got the signal.
+    """
+    if jax.distributed.is_initialized():  # JAX has taken over SIGTERM and tells the other processes
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield lambda step: False
+    else:
+        noticed = threading.Event()
+        before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+        try:
+            yield lambda step: noticed.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def lost_process_is_named() -> Iterator[None]:
+    """Turns the failed exchange with a process that is gone into a LostProcessError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or any(word in str(error) for word in _OWN_FAULTS):
+            raise
+        raise LostProcessError(
+            f"another process of this run was lost, or a device failed ({error}); the same command goes on from the "
+            "newest checkpoint"
+        ) from error
 
 
 class Progress:
@@ -373,6 +423,9 @@ def main(argv: Sequence[str]) -> None:
     except TrainingError as error:
         print(f"mmclip train: {error}", file=sys.stderr)
         sys.exit(1)
+    except PreemptedError as error:
+        print(f"mmclip train: {error}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
 
 
 if __name__ == "__main__":

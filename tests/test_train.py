@@ -26,52 +26,58 @@ from mmclip_jax.errors import UserError
 STEPS = 20
 
 # argv: workdir, data set, {"steps": ..., "settings": {dotted: value}, "hang_at": batch, "white_at": batch,
-# "address": ..., "process": ...}. Prints the last metrics as JSON.
+# "pause": seconds a batch, "address": ..., "process": ...}. Prints the last metrics as JSON.
 RUNNER = """
 import importlib.util, json, sys, time
-import jax
-import numpy as np
 
-workdir, data, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-if "address" in options:
-    jax.distributed.initialize(options["address"], 2, options["process"])
-jax.config.update("jax_default_matmul_precision", "highest")
-from mmclip_jax import errors, step, train
-from mmclip_jax.data import pipeline
+if __name__ == "__main__":  # worker processes import this file too
+    import jax
+    import numpy as np
 
-spec = importlib.util.spec_from_file_location("demo", "configs/demo.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-config = module.get_config("runlocal")
-config.data.train = (data,)
-for name, value in options["settings"].items():
-    part, *rest = name.split(".")
-    target = config[part]
-    for key in rest[:-1]:
-        target = target[key]
-    target[rest[-1]] = value
+    workdir, data, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    if "address" in options:
+        jax.distributed.initialize(options["address"], 2, options["process"])
+    jax.config.update("jax_default_matmul_precision", "highest")
+    from mmclip_jax import errors, step, train
+    from mmclip_jax.data import pipeline
 
-take = pipeline.TrainIterator.__next__
+    spec = importlib.util.spec_from_file_location("demo", "configs/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("runlocal")
+    config.data.train = (data,)
+    for name, value in options["settings"].items():
+        part, *rest = name.split(".")
+        target = config[part]
+        for key in rest[:-1]:
+            target = target[key]
+        target[rest[-1]] = value
 
-def take_and_tamper(iterator):
-    number = iterator.get_state()["next_batch"] + 1
-    if number == options.get("hang_at"):
-        while True:
-            time.sleep(1)
-    batch = take(iterator)
-    if number == options.get("white_at"):
-        batch["paired"]["image"] = np.full_like(batch["paired"]["image"], 255)
-    return batch
+    take = pipeline.TrainIterator.__next__
 
-pipeline.TrainIterator.__next__ = take_and_tamper
-if "white_at" in options:  # an image that is white all over is no number
-    pixels = step.pixels
-    step.pixels = lambda x: jax.numpy.where((x == 255).all(axis=(1, 2, 3), keepdims=True), jax.numpy.nan, pixels(x))
-try:
-    print(json.dumps(train.train(config, workdir)))
-except (errors.UserError, errors.TrainingError) as error:
-    print(type(error).__name__, error, file=sys.stderr)
-    sys.exit(3)
+    def take_and_tamper(iterator):
+        number = iterator.get_state()["next_batch"] + 1
+        if number == options.get("hang_at"):
+            while True:
+                time.sleep(1)
+        time.sleep(options.get("pause", 0))
+        batch = take(iterator)
+        if number == options.get("white_at"):
+            batch["paired"]["image"] = np.full_like(batch["paired"]["image"], 255)
+        return batch
+
+    pipeline.TrainIterator.__next__ = take_and_tamper
+    if "white_at" in options:  # an image that is white all over is no number
+        pixels = step.pixels
+        step.pixels = lambda x: jax.numpy.where((x == 255).all(axis=(1, 2, 3), keepdims=True), jax.numpy.nan, pixels(x))
+    try:
+        print(json.dumps(train.train(config, workdir)))
+    except (errors.UserError, errors.TrainingError) as error:
+        print(type(error).__name__, error, file=sys.stderr)
+        sys.exit(3)
+    except errors.PreemptedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(75)
 """
 
 
@@ -87,9 +93,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def start(workdir: pathlib.Path, data: pathlib.Path, env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RUNNER, str(workdir), str(data), json.dumps({"settings": {}} | options)]
-    return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(
+    workdir: pathlib.Path, data: pathlib.Path, env: dict[str, str], start_new_session: bool = False, **options: Any
+) -> subprocess.Popen[str]:
+    # Worker processes import the main module again: from a file, and behind its guard.
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    script = workdir.parent / "runner.py"
+    script.write_text(RUNNER)
+    command = [sys.executable, str(script), str(workdir), str(data), json.dumps({"settings": {}} | options)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, text=True, stdout=pipe, stderr=pipe, start_new_session=start_new_session
+    )
 
 
 def run(workdir: pathlib.Path, data: pathlib.Path, env: dict[str, str], **options: Any) -> tuple[int, str, str]:
@@ -185,13 +200,49 @@ def test_killed_at_nine_and_resumed_is_the_same_run_to_the_bit(
     assert find_checkpoint(tmp_path).step == 9
     code, _, err = run(tmp_path, phantom_dir, environment, settings=SETTINGS)
     assert code == 0, err
-    for item in ("params", "ema", "optimizer"):
-        expected, got = saved(full_run, STEPS, item), saved(tmp_path, STEPS, item)
-        assert str(jax.tree.structure(expected)) == str(jax.tree.structure(got))
-        for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
-            assert np.array_equal(a, b), (item, path)
+    assert_same_to_the_bit(full_run, tmp_path, STEPS)
     whole, resumed = ({row["step"]: row["loss"] for row in metrics(folder)} for folder in (full_run, tmp_path))
     assert resumed == whole  # steps 10 to 12 were logged twice: what is read is one series
+
+
+def wait_for_step(workdir: pathlib.Path, number: int, *processes: subprocess.Popen[str]) -> None:
+    """Until the metrics of step `number` are written."""
+    deadline = time.monotonic() + 600
+    while not (workdir / "metrics.jsonl").exists() or max([0, *(row["step"] for row in metrics(workdir))]) < number:
+        for process in processes:
+            assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_same_to_the_bit(expected: pathlib.Path, got: pathlib.Path, number: int) -> None:
+    for item in ("params", "ema", "optimizer"):
+        trees = saved(expected, number, item), saved(got, number, item)
+        assert str(jax.tree.structure(trees[0])) == str(jax.tree.structure(trees[1]))
+        for (path, a), b in zip(jax.tree.leaves_with_path(trees[0]), jax.tree.leaves(trees[1]), strict=True):
+            assert np.array_equal(a, b), (item, path)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_last_step_and_the_resumed_run_is_the_same_to_the_bit(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str], full_run: pathlib.Path
+) -> None:
+    # Worker processes get the signal too, as under SLURM; a second signal comes while the first is being answered.
+    options: dict[str, Any] = {"settings": SETTINGS | {"data.workers": 2}, "pause": 0.4}
+    process = start(tmp_path, phantom_dir, environment, **options, start_new_session=True)
+    wait_for_step(tmp_path, 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 75, err
+    step = find_checkpoint(tmp_path).step
+    assert 3 <= step < 9
+    assert max(row["step"] for row in metrics(tmp_path)) == step  # no step was done that is not saved
+    assert f"step {step} is saved" in err
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=SETTINGS)
+    assert code == 0, err
+    assert_same_to_the_bit(full_run, tmp_path, STEPS)
 
 
 @pytest.mark.slow
@@ -290,6 +341,44 @@ def test_two_processes_are_as_good_as_one(
     # What two processes saved, one goes on with.
     code, _, err = run(tmp_path / "two", phantom_dir, env[4], settings=settings | {"train.steps": 6})
     assert code == 0, err
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> None:
+    settings = SETTINGS | {
+        "train.steps": 10, "train.checkpoint_every": 0, "optimizer.peak_lr": 1e-4,
+        "objective.attmim.strategy": "random", "train.gradient_norms_every": 0,
+    }  # fmt: skip
+
+    def both(name: str, **options: Any) -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        return [
+            start(tmp_path / name, phantom_dir, environment, settings=settings, address=address, process=n, **options)
+            for n in (0, 1)
+        ]
+
+    def finish(processes: list[subprocess.Popen[str]], code: int) -> list[str]:
+        messages = []
+        for process in processes:
+            messages.append(process.communicate(timeout=600)[1])
+            assert process.returncode == code, messages[-1]
+        return messages
+
+    processes = both("stopped", pause=0.7)
+    wait_for_step(tmp_path / "stopped", 2, *processes)
+    processes[1].send_signal(signal.SIGTERM)
+    messages = finish(processes, 75)
+    step = find_checkpoint(tmp_path / "stopped").step
+    assert 2 <= step < 10
+    assert all(f"step {step} is saved" in message for message in messages)
+    assert max(row["step"] for row in metrics(tmp_path / "stopped")) == step
+    finish(both("stopped"), 0)
+    finish(both("whole"), 0)
+    assert_same_to_the_bit(tmp_path / "whole", tmp_path / "stopped", 10)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import signal
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -328,8 +329,14 @@ class TrainIterator(grain.DatasetIterator):
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands its debugging flags to the worker processes
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            options = grain.MultiprocessingOptions(num_workers=self._workers)
+            batches = batches.mp_prefetch(options, worker_init_fn=_ignore_sigterm)
         return iter(batches)
+
+
+def _ignore_sigterm(worker: int, workers: int) -> None:
+    """Schedulers signal every process of a job; the trainer needs its workers until the notice's last step is done."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def eval_rows(
