@@ -138,8 +138,9 @@ def _start_processes(args: argparse.Namespace) -> None:
         try:
             jax.distributed.initialize(*told)
         except ValueError as error:  # an address or a number that cannot be, or nothing that names the other processes
-            remedy = "; give --coordinator, --processes and --process instead" if args.pod else ""
-            raise UserError(f"the processes cannot be joined: {error}{remedy}") from error
+            problem = "--pod finds no cluster around it" if args.pod else "the processes cannot be joined"
+            remedy = "; --coordinator, --processes and --process say where the others are" if args.pod else ""
+            raise UserError(f"{problem} ({str(error).rstrip('.')}){remedy}") from error
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mmclip_jax import cli
-from mmclip_jax.errors import TrainingError, UserError
+from mmclip_jax.errors import LostProcessError, PreemptedError, TrainingError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -64,6 +64,10 @@ def config(tmp_path: Path) -> str:
         ("train --config {config} --workdir w --config.train.steps", "Missing value for flag --config.train.steps"),
         ("train --config {config} --workdir w --process 1", "--coordinator, --processes and --process belong together"),
         ("train --config {config} --workdir w --pod --process 1", "--pod finds the other processes by itself"),
+        (
+            "train --config {config} --workdir w --coordinator h:1 --processes 2 --process 2",
+            "cannot be joined",
+        ),
         ("evaluate --workdir /no/such --data /", "/no/such does not exist"),
         ("evaluate --workdir / --data / --split tset", "invalid choice: 'tset'"),
         ("evaluate --workdir {empty} --data {empty}", "holds no checkpoints"),
@@ -136,6 +140,7 @@ def _run_as(monkeypatch, error: BaseException | None) -> None:
     [
         (UserError("two\nlines"), 2, "mmclip: two lines\n"),
         (TrainingError("not finite"), 1, "mmclip: not finite\n"),
+        (PreemptedError("saved"), 75, "mmclip: saved\n"),
         (KeyboardInterrupt(), 130, "mmclip: interrupted\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "mmclip: /x: Permission denied\n"),
         (None, 0, ""),
@@ -145,6 +150,15 @@ def test_exit_statuses(monkeypatch, capsys, error, status, line, tmp_path):
     _run_as(monkeypatch, error)
     assert cli.main(["data", "info", str(tmp_path)]) == status
     assert capsys.readouterr().err == line
+
+
+def test_a_process_that_lost_another_ends_at_once_without_what_waits_for_it(monkeypatch, capsys, tmp_path):
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    _run_as(monkeypatch, LostProcessError("lost"))
+    cli.main(["data", "info", str(tmp_path)])
+    assert ended == [75]
+    assert capsys.readouterr().err == "mmclip: lost\n"
 
 
 @pytest.mark.parametrize("bug", [ValueError("a bug"), FileNotFoundError(2, "No such file", "inside")])
