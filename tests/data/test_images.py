@@ -1,5 +1,7 @@
 import io
+import resource
 import struct
+import warnings
 import zlib
 from typing import Any
 
@@ -173,3 +175,115 @@ def test_rotation_flags_are_honoured(orientation: int, shorter_side: int) -> Non
 def test_unusable_files(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         store_image(data)
+
+
+def test_the_range_of_the_source_is_kept() -> None:
+    values = (RAMP * 10 + 300).astype(np.uint16)
+    stored = store_image(encoded(values))
+    assert (stored.original_min, stored.original_max) == (300, 2850)
+    narrow = (RAMP // 2 + 40).astype(np.uint8)
+    for data in (encoded(narrow), encoded(narrow, "TIFF"), encoded(Image.fromarray(narrow).convert("RGB"))):
+        stored = store_image(data, shorter_side=20)
+        assert (stored.original_min, stored.original_max) == (narrow.min(), narrow.max())
+
+
+@pytest.mark.parametrize("is_adobe", [True, False])
+def test_cmyk(is_adobe: bool) -> None:
+    """Adobe's CMYK JPEG holds 255 minus the ink and says so in a marker; without it, the ink itself."""
+    ink = np.stack([RAMP // 2, RAMP[::-1] // 3, np.full_like(RAMP, 60), RAMP[:, ::-1] // 4], axis=-1).astype(np.uint8)
+    data = encoded(Image.frombytes("CMYK", (53, 37), ink.tobytes()), "JPEG", quality=100, subsampling=0)
+    at = data.index(b"\xff\xee")  # the Adobe marker, which Pillow writes, as well as the inverted values
+    assert data[at + 4 : at + 9] == b"Adobe"
+    if not is_adobe:
+        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+        ink = 255 - ink
+    cyan, magenta, yellow, black = np.moveaxis(ink / 255, -1, 0)
+    luma = 255 * (1 - black) * (0.299 * (1 - cyan) + 0.587 * (1 - magenta) + 0.114 * (1 - yellow))
+    np.testing.assert_allclose(store_image(data, encoding="png").pixels, luma, atol=4)
+
+
+def test_palettes_with_transparency() -> None:
+    """A palette of other greys than its indices, of which one is transparent."""
+    indices = Image.fromarray((RAMP // 64).astype(np.uint8))
+    indices.putpalette([10, 10, 10, 80, 80, 80, 150, 150, 150, 250, 250, 250])
+    paletted = Image.frombytes("P", indices.size, indices.tobytes())
+    paletted.putpalette([10, 10, 10, 80, 80, 80, 150, 150, 150, 250, 250, 250])
+    pixels = store_image(encoded(paletted, transparency=2), encoding="png").pixels
+    np.testing.assert_array_equal(pixels, np.array([10, 80, 0, 250])[RAMP // 64])
+
+
+def test_tiff() -> None:
+    wide = (RAMP * 16 + 7).astype(np.uint16)
+    expected = np.rint(wide * 255.0 / 4095)
+    np.testing.assert_allclose(store_image(encoded(wide, "TIFF"), encoding="png").pixels, expected, atol=1)
+    big_endian = io.BytesIO()
+    Image.frombytes("I;16B", (53, 37), wide.astype(">u2").tobytes()).save(big_endian, "TIFF")
+    np.testing.assert_allclose(store_image(big_endian.getvalue(), encoding="png").pixels, expected, atol=1)
+    grey = RAMP.astype(np.uint8)
+    for options in ({"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {}):
+        np.testing.assert_array_equal(store_image(encoded(grey, "TIFF", **options), encoding="png").pixels, grey)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = store_image(encoded(grey, "TIFF", exif=exif), encoding="png")
+    np.testing.assert_array_equal(turned.pixels, np.rot90(grey, -1))
+    assert (turned.original_height, turned.original_width) == (53, 37)
+
+
+def test_several_pages() -> None:
+    image = Image.fromarray(RAMP.astype(np.uint8))
+    with pytest.raises(UserError, match="several pages"):
+        store_image(encoded(image, "TIFF", save_all=True, append_images=[image]))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that claims a size and whose data begin well: 10 MB of zeros."""
+    small = png(np.zeros((2, 2, 1), np.uint16), 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    start = small[:8] + struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    body = zlib.compress(bytes(10_000_000))
+    return start + struct.pack(">I", len(body)) + b"IDAT" + body + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(30000, 30000), (13000, 13000), (2**31 - 1, 2**31 - 1), (150_000_001, 1), (0, 7)]
+)
+def test_decompression_bombs(width: int, height: int) -> None:
+    """Of sizes at which Pillow refuses, warns, or says nothing; decoding would take gigabytes."""
+    data = bomb(width, height)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match=r"megapixels|damaged|decoded"):
+            store_image(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000, "KiB"
+
+
+def test_a_large_image_within_the_limit() -> None:
+    """100 megapixels, at which Pillow would warn."""
+    pixels = np.zeros((10_000, 10_000), np.uint8)
+    pixels[:, 5_000:] = 200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stored = store_image(encoded(pixels, compress_level=1), shorter_side=20, encoding="png")
+    np.testing.assert_allclose(stored.pixels[:, :8], 0, atol=1)
+    np.testing.assert_allclose(stored.pixels[:, 12:], 200, atol=1)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "BMP", "WEBP"])
+def test_formats_that_are_not_read(file_format: str) -> None:
+    with pytest.raises(UserError, match="no JPEG, PNG, TIFF or DICOM file"):
+        store_image(encoded(RAMP.astype(np.uint8), file_format))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF"])
+def test_truncation_anywhere_is_one_error_or_the_image(file_format: str) -> None:
+    """What follows the last pixel may be missing; a cut before it never goes unnoticed."""
+    data = encoded(RAMP.astype(np.uint8), file_format)
+    whole = store_image(data, encoding="png").pixels
+    for length in range(0, len(data), 7):
+        try:
+            pixels = store_image(data[:length], encoding="png").pixels
+        except UserError:
+            continue
+        np.testing.assert_array_equal(pixels, whole)
+        assert length > len(data) * 0.6

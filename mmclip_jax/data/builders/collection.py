@@ -34,6 +34,7 @@ REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
 ON_PURPOSE = "left out on purpose"
 LABEL_LEFT_OUT = "label left out"
+SHOWN_BY_RANGE = "its values span black to white"
 
 FRONTAL_VIEWS = frozenset({"PA", "AP", "AP_HORIZONTAL", ""})
 """Views that `views="frontal"` keeps; "" is a source that does not tell and is known to be frontal."""
@@ -463,16 +464,16 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
     if file.exists():
         kept: list[Example | Reject] = pickle.loads(file.read_bytes())
         return kept
-    made = [make_example(item, storing) for item in items]
-    if not any(isinstance(each, Reject) for each in made):
+    made = [each for item in items for each in make_example(item, storing)]
+    if not any(isinstance(each, Reject) and each.consequence == LEFT_OUT for each in made):
         unfinished = file.with_suffix(f".{os.getpid()}")
         unfinished.write_bytes(pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
         os.replace(unfinished, file)
     return made
 
 
-def make_example(item: Item, storing: Storing) -> Example | Reject:
-    """The example of one image, or why there is none."""
+def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
+    """Yields the example of one image, or why there is none; before it, what its file says in vain of its display."""
     try:
         stored = store_image(
             files.read_bytes(item.file),
@@ -489,8 +490,11 @@ def make_example(item: Item, storing: Storing) -> Example | Reject:
             boxes.append(fraction_box(runs.kind, bounds(inside), (float(runs.width), float(runs.height)), "xywh"))
             regions[runs.kind] = regions[runs.kind] | inside if runs.kind in regions else inside
     except (BadRow, UserError, OSError) as error:
-        return Reject(item.table, item.row, item.id, str(error))
-    return records.finish_example(
+        yield Reject(item.table, item.row, item.id, str(error))
+        return
+    if stored.note:
+        yield Reject(item.table, item.row, item.id, stored.note, SHOWN_BY_RANGE)
+    yield records.finish_example(
         id=item.id,
         source=storing.source,
         split=item.split,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from dicoms import dicom_file
 from PIL import Image
 from workbench import all_images_exist, bench, picture, wheel_table
 
@@ -414,23 +415,23 @@ def test_siims_second_spelling_of_no_mask(bench: Any) -> None:
 
 
 def test_rsna_dicom_files(bench: Any) -> None:
-    import pydicom
-    from pydicom import uid
-    from pydicom.dataset import FileDataset, FileMetaDataset
-
     pixels = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = uid.generate_uid()
-    made = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    made.Rows, made.Columns, made.SamplesPerPixel, made.PhotometricInterpretation = 64, 64, 1, "MONOCHROME1"
-    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 8, 8, 7, 0
-    made.WindowCenter, made.WindowWidth, made.PixelData = 64, 128, pixels.tobytes()
-    (bench.raw / "stage_2_train_images").mkdir()
-    pydicom.dcmwrite(bench.raw / "stage_2_train_images" / "n.dcm", made, enforce_file_format=True)
-    bench.write("stage_2_train_labels.csv", "patientId,x,y,width,height,Target\nn,,,,,0\n")
+    folder = bench.raw / "stage_2_train_images"
+    folder.mkdir()
+    grey = {"bits": 8, "PhotometricInterpretation": "MONOCHROME1"}
+    (folder / "n.dcm").write_bytes(dicom_file(pixels, WindowCenter=64, WindowWidth=128, **grey))
+    (folder / "m.dcm").write_bytes(dicom_file(pixels, WindowCenter=64, WindowWidth=0, **grey))
+    bench.write("stage_2_train_labels.csv", "patientId,x,y,width,height,Target\nn,,,,,0\nm,,,,,0\n")
     examples, _ = bench.build("rsna", encoding="png")
-    stored = np.asarray(Image.open(io.BytesIO(examples["n"].image)))
-    np.testing.assert_allclose(stored, 255 - np.clip((pixels / 127.0) * 255, 0, 255), atol=1.5)
+    for name, white in (("n", 127), ("m", 126)):
+        stored = np.asarray(Image.open(io.BytesIO(examples[name].image)))
+        np.testing.assert_allclose(stored, 255 - np.clip((pixels / white) * 255, 0, 255), atol=1.5)
+    (listed,) = (bench.folder / "out").rglob("rejects.csv")
+    assert pd.read_csv(listed)[["row", "image", "reason", "consequence"]].to_numpy().tolist() == [
+        [
+            3,
+            "m",
+            "the window was ignored: its centre or width is not a usable number",
+            "its values span black to white",
+        ]
+    ]
