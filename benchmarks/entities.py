@@ -1,6 +1,7 @@
 """Entities on real reports: coverage, MeSH recall, negation, speed. Prints one table.
 
     python benchmarks/entities.py DIRECTORY      # the folder torchxrayvision/data of the wheel torchxrayvision==1.5.7
+    python benchmarks/entities.py DIRECTORY --entities medspacy      # by another recogniser, without the speeds
 
 MeSH recall, precisely: of each report (findings and impression, not empty), the distinct heads of its manual MeSH terms
 count (the part before the first "/", lower case), without "normal" and "no indexing". Words are compared by their first
@@ -10,8 +11,8 @@ polarity). Its ceiling is the same with all words of the report in place of the 
 has a word that starts with one of the stems given there; the others as before.
 """
 
+import argparse
 import re
-import sys
 import tarfile
 import time
 import xml.etree.ElementTree as ElementTree
@@ -19,9 +20,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mmclip_jax.data import recognisers
 from mmclip_jax.data.entities import find_entities, find_terms
 from mmclip_jax.data.schema import Entity, report_text
-from mmclip_jax.data.tokenizer import load_tokenizer
 
 STEM = 6
 IGNORED_HEADS = ("normal", "no indexing")
@@ -104,9 +105,9 @@ def rate(function: Callable[[str], object], texts: Sequence[str], repeats: int =
     return len(texts) / best
 
 
-def measure(reports: Sequence[Report]) -> dict[str, float]:
+def measure(reports: Sequence[Report], recogniser: str = recognisers.LEXICON) -> dict[str, float]:
     """All figures of the table but the speeds."""
-    entities = [find_entities(report.text) for report in reports]
+    entities = recognisers.load(recogniser).recognise([report.text for report in reports])
     counts = [sum(entity.label != "modifier" for entity in found) for found in entities]
     observations = [entity for found in entities for entity in found if entity.label == "observation"]
     normal = [is_affirmed(f) for f, r in zip(entities, reports, strict=True) if r.heads == {"normal"}]
@@ -129,15 +130,14 @@ def measure(reports: Sequence[Report]) -> dict[str, float]:
     }
 
 
-def main(directory: Path) -> None:
-    """Prints the table."""
-    reports = read_reports(directory)
-    texts = [report.text for report in reports]
-    figures = measure(reports)
+def speeds(texts: Sequence[str]) -> dict[str, float]:
+    """What the package's own recogniser and tokenizer do in a second, and how long reports become."""
+    from mmclip_jax.data.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer()
     pairs = {text: find_entities(text) for text in texts}
     lengths = sorted(len(tokenizer.encode(text)[0]) for text in texts)
-    figures |= {
+    return {
         "terms alone, reports/s": rate(find_terms, texts),
         "entities with negation, reports/s": rate(find_entities, texts),
         "tokens with masks, reports/s": rate(lambda text: tokenizer.tokenize(text, pairs[text], 128), texts),
@@ -145,11 +145,25 @@ def main(directory: Path) -> None:
         "tokens a report, 95th percentile": lengths[int(0.95 * len(lengths))],
         "tokens a word": sum(lengths) / sum(len(text.split()) for text in texts),
     }
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("directory", type=Path, help="torchxrayvision/data of the wheel")
+    parser.add_argument("--entities", default=recognisers.LEXICON, help=", ".join(recognisers.NAMES))
+    options = parser.parse_args()
+    reports = read_reports(options.directory)
+    start = time.perf_counter()
+    figures = measure(reports, options.entities)
+    seconds = time.perf_counter() - start
+    if options.entities == recognisers.LEXICON:
+        figures |= speeds([report.text for report in reports])
+    else:
+        figures["reports/s, loading included"] = len(reports) / seconds
     for name, value in figures.items():
         print(f"{name:<48}{value:>10.3f}" if value < 100 else f"{name:<48}{value:>10,.0f}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python {sys.argv[0]} DIRECTORY (torchxrayvision/data of the wheel)")
-    main(Path(sys.argv[1]))
+    main()

@@ -3,13 +3,13 @@
 import bisect
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mmclip_jax.data.resources import Resources, Term, default, normalise
+from mmclip_jax.data.resources import LABELS, Resources, Term, default, normalise, squeeze
 from mmclip_jax.data.schema import Entity
 
-__all__ = ["Entity", "find_entities", "find_terms"]
+__all__ = ["Entity", "describe_spans", "find_entities", "find_terms"]
 
 
 def find_entities(text: str, resources: Resources | None = None) -> list[Entity]:
@@ -33,6 +33,33 @@ def find_entities(text: str, resources: Resources | None = None) -> list[Entity]
 def find_terms(text: str, resources: Resources | None = None) -> list[tuple[int, int, Term]]:
     """The matcher alone, as (start, end, term): no polarity, and no kinds that hang on the context."""
     return _finder(resources or default()).terms(text)
+
+
+def describe_spans(
+    text: str, spans: Iterable[tuple[int, int, str]], resources: Resources | None = None
+) -> list[Entity]:
+    """Entities of places that another recogniser found, with the kinds and the polarity that this package gives them.
+
+    Args:
+        text: the report.
+        spans: (start, end, label) in any order; of those that overlap the first, and of those the longest, is kept. The
+          label ("observation", "anatomy", "device" or "modifier") counts where the lexicon does not know the words.
+        resources: the words to use; None for `resources.default()`.
+
+    Returns:
+        As `find_entities`.
+
+    Raises:
+        ValueError: a span that is empty or beyond the text, or another label.
+    """
+    used = resources or default()
+    kept: list[tuple[int, int, str]] = []
+    for start, end, label in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not 0 <= start < end <= len(text) or label not in LABELS:
+            raise ValueError(f"span {start}:{end} of {label!r} in a text of {len(text)} characters")
+        if not kept or start >= kept[-1][1]:
+            kept.append((start, end, label))
+    return _finder(used).described(text, kept)
 
 
 # Roles of a match in the text. Sentence ends and commas are found beside terms and cues in one pass.
@@ -93,31 +120,62 @@ class _Finder:
         senses.update({mark: _Sense(_END) for mark in ".;:!?"})
         senses.update({",": _Sense(_COMMA), "\n": _Sense(_LINE)})
         self.senses = senses
+        self.names = resources.names
 
     def terms(self, text: str) -> list[tuple[int, int, Term]]:
         senses = self.term_senses
         return [(m.start(), m.end(), senses[m.group()]) for m in self.term_pattern.finditer(lowercase(text))]
 
     def entities(self, text: str) -> list[Entity]:
+        return self._judged(text, self._matches(text))
+
+    def described(self, text: str, spans: Sequence[tuple[int, int, str]]) -> list[Entity]:
+        """The entities at these places, sorted and without overlaps."""
+        starts = [start for start, _, _ in spans]
+        events = [(start, end, self._sense(text[start:end], label)) for start, end, label in spans]
+        for start, end, sense in self._matches(text):
+            before = bisect.bisect_right(starts, start) - 1
+            inside = before >= 0 and start < spans[before][1]
+            into = before + 1 < len(spans) and end > spans[before + 1][0]
+            if sense.role > _OTHER and not inside and not into:
+                events.append((start, end, sense))
+        return self._judged(text, sorted(events))
+
+    def _sense(self, words: str, label: str) -> _Sense:
+        sense = self.senses.get(normalise(words))
+        if sense is not None and sense.role <= _OTHER:
+            return sense
+        if label not in ("observation", "device"):
+            return _Sense(_OTHER, label)
+        kind = self.names.get(squeeze(words), "")
+        if not kind:  # "moderate cardiomegaly": the longest term inside says it
+            inside = [(end - start, term.kind) for start, end, term in self.terms(words) if term.kind]
+            kind = max(inside, default=(0, ""))[1]
+        return _Sense(_OBSERVATION, label, kind)
+
+    def _matches(self, text: str) -> Iterator[tuple[int, int, _Sense]]:
         senses = self.senses
+        return ((m.start(), m.end(), senses[m.group()]) for m in self.pattern.finditer(lowercase(text)))
+
+    def _judged(self, text: str, events: Iterable[tuple[int, int, _Sense]]) -> list[Entity]:
+        """The entities among terms, cues and marks in the order of the text, each with its polarity and kind."""
         found: list[tuple[int, int, _Sense]] = []
         negated: list[bool] = []
         ends: list[int] = []  # for each sentence end or terminator, how many entities stand before it
         denying = verb = joined = composable = False
         reach = reach_normal = 0  # the first entity that a cue standing after its terms may deny
-        for match in self.pattern.finditer(lowercase(text)):
-            sense = senses[match.group()]
+        for start, end, sense in events:
             role = sense.role
             if role <= _OTHER:
                 if joined and sense.affirming:
                     denying, reach = False, len(found)
                 joined = False
-                found.append((match.start(), match.end(), sense))
+                found.append((start, end, sense))
                 negated.append(denying and role == _OBSERVATION)
                 composable = composable or sense.composable
                 continue
             joined = role == _JOIN
-            if role == _END or (role == _LINE and _NEW_SENTENCE.match(text, match.end())):
+            if role == _END or (role == _LINE and _NEW_SENTENCE.match(text, end)):
                 denying = verb = False
                 reach = reach_normal = len(found)
                 ends.append(reach)

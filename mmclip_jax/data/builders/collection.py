@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
-from mmclip_jax.data import prompts, records
+from mmclip_jax.data import prompts, recognisers, records
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
@@ -94,6 +94,11 @@ def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
+def entities_option() -> Any:
+    """Which recogniser finds the entities; a field of the options of collections that have reports."""
+    return option(recognisers.LEXICON, f"who finds the entities of reports: {', '.join(recognisers.NAMES)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class CollectionOptions:
     """What the build of a published data set can be told."""
@@ -122,6 +127,13 @@ class CollectionOptions:
                 name = field.name.replace("_", " ")
                 raise UserError(f"{name} {getattr(self, field.name)!r} is not one of {', '.join(choices)}")
         check_storing(self.shorter_side, self.max_reject_share, self.workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions(CollectionOptions):
+    """What the build of a published data set with reports can be told."""
+
+    entities: str = entities_option()
 
 
 def check_storing(shorter_side: int, max_reject_share: float, workers: int) -> None:
@@ -333,10 +345,12 @@ class Collection(records.RecordsBuilder):
     def _make_all(self, items: Sequence[Item]) -> Iterator[Example | Reject]:
         """Makes examples, `_CHUNK` of them at a time in one of the worker processes, in the order of `items`."""
         options = self.options
+        recogniser = getattr(options, "entities", recognisers.LEXICON)
+        recognisers.load(recogniser)  # before the work: it may not be there
         self._chunks_dir.mkdir(parents=True, exist_ok=True)
         make = functools.partial(
             _make_chunk,
-            Storing(self.name, self.VERSION, options.shorter_side, options.encoding),
+            Storing(self.name, self.VERSION, options.shorter_side, options.encoding, recogniser),
             self._chunks_dir,
         )
         chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
@@ -450,6 +464,7 @@ class Storing:
     version: str
     shorter_side: int
     encoding: str
+    entities: str = recognisers.LEXICON
     package: str = mmclip_jax.__version__
 
 
@@ -465,6 +480,10 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
         kept: list[Example | Reject] = pickle.loads(file.read_bytes())
         return kept
     made = [each for item in items for each in make_example(item, storing)]
+    examples = [(n, each) for n, each in enumerate(made) if isinstance(each, Example) and each.text]
+    recognised = recognisers.load(storing.entities).recognise([example.text for _, example in examples])
+    for (n, example), entities in zip(examples, recognised, strict=True):
+        made[n] = dataclasses.replace(example, entities=tuple(entities))
     if not any(isinstance(each, Reject) and each.consequence == LEFT_OUT for each in made):
         unfinished = file.with_suffix(f".{os.getpid()}")
         unfinished.write_bytes(pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
@@ -473,7 +492,10 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
 
 
 def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
-    """Yields the example of one image, or why there is none; before it, what its file says in vain of its display."""
+    """Yields the example of one image, or why there is none; before it, what its file says in vain of its display.
+
+    Entities are left to the recogniser, which takes many reports at once.
+    """
     try:
         stored = store_image(
             files.read_bytes(item.file),
@@ -507,6 +529,7 @@ def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
         original_max=stored.original_max,
         findings=item.findings,
         impression=item.impression,
+        entities=(),
         labels=item.labels,
         boxes=boxes,
         masks=[Mask(kind, to_png(inside, *stored.pixels.shape)) for kind, inside in sorted(regions.items())],

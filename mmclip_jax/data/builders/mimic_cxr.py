@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, CollectionOptions, Item, Reject, option
+from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
 from mmclip_jax.data.builders.sections import read_report
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -16,7 +16,7 @@ _VIEWS = {"LL": "LATERAL", "LATERAL": "LATERAL", "": "UNKNOWN"}
 
 
 @dataclasses.dataclass(frozen=True)
-class MimicCxrOptions(CollectionOptions):
+class MimicCxrOptions(ReportOptions):
     """What the build of MIMIC-CXR can be told."""
 
     labels: str = option("chexpert", "which labeller's labels to keep", ("chexpert", "negbio", "none"))

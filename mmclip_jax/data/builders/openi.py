@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject
+from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
 from mmclip_jax.data.builders.files import ImageFiles
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -34,6 +34,7 @@ class OpenI(Collection):
         "folder, with indiana_projections.csv of Kaggle's chest-xrays-indiana-university beside them; or that copy "
         "whole (indiana_reports.csv, indiana_projections.csv, images/, 14 GB)."
     )
+    Options = ReportOptions
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of each report, in the order of the reports' numbers."""
