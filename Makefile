@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 FAST := not slow and not browser and not wheel and not shared
 
-.PHONY: demo test test-fast lint bench bench-entities wheel-data clean
+.PHONY: demo test test-fast test-beam lint bench bench-entities wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -14,6 +14,16 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(FAST)"
+
+# Builds on Apache Beam: its versions of shared packages are not those that JAX wants, so it has an environment of its own.
+test-beam: .venv-beam/.installed
+	.venv-beam/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/data/builders/test_beam.py
+
+.venv-beam/.installed: requirements-beam.txt
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/pip install -q --disable-pip-version-check -r requirements-beam.txt
+	.venv-beam/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy

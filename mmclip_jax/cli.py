@@ -69,7 +69,8 @@ def _data_build_table(args: argparse.Namespace) -> None:
 
     names = [field.name for field in dataclasses.fields(table.TableOptions)]
     options = table.TableOptions(**{name: getattr(args, name) for name in names})
-    print(table.build_table(options, args.data_dir, overwrite=args.overwrite, progress=True))
+    made = table.build_table(options, args.data_dir, overwrite=args.overwrite, progress=True, make=_make_of(args.beam))
+    print(made)
 
 
 def _data_build_collection(args: argparse.Namespace) -> None:
@@ -77,7 +78,22 @@ def _data_build_collection(args: argparse.Namespace) -> None:
 
     options_class = registry.load(args.collection).Options
     options = options_class(**{field.name: getattr(args, field.name) for field in dataclasses.fields(options_class)})
-    print(registry.build(args.collection, options, args.data_dir, overwrite=args.overwrite, progress=True))
+    made = registry.build(
+        args.collection, options, args.data_dir, overwrite=args.overwrite, progress=True, make=_make_of(args.beam)
+    )
+    print(made)
+
+
+def _make_of(beam_options: str | None) -> Any:
+    """What `records.build` takes as `make`."""
+    if beam_options is None:
+        return None
+    import functools
+    import shlex
+
+    from mmclip_jax.data.builders import beam
+
+    return functools.partial(beam.make, options=shlex.split(beam_options))
 
 
 def _data_info(args: argparse.Namespace) -> None:
@@ -408,6 +424,15 @@ def _add_build(parser: _Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of the same name")
 
 
+def _add_beam(parser: _Parser) -> None:
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="build on Apache Beam with its options in one word, e.g. --beam='--runner=FlinkRunner "
+        "--flink_master=HOST:8081', or '' for the Direct runner; the folders must be seen by all workers",
+    )
+
+
 def _add_table_options(parser: _Parser) -> None:
     from mmclip_jax.data.builders.table import TableOptions
 
@@ -460,10 +485,12 @@ def _make_parser() -> _Parser:
     phantom.add_argument("--workers", type=int, help="processes that draw; default: one a core")
     table = _add(build, "table", "read your own table and images", _data_build_table)
     _add_build(table)
+    _add_beam(table)
     table.more = _add_table_options
     for name, what in registry.COLLECTIONS.items():
         collection = _add(build, name, what, _data_build_collection)
         _add_build(collection)
+        _add_beam(collection)
         collection.set_defaults(collection=name)
         collection.more = _add_collection_options
     info = _add(data, "info", "show what a data set holds", _data_info)

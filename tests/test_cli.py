@@ -237,7 +237,7 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
 
     seen: dict[str, Any] = {}
 
-    def build_table(options, data_dir, *, overwrite, progress):
+    def build_table(options, data_dir, *, overwrite, progress, make):
         seen.update(options=options, data_dir=data_dir, overwrite=overwrite)
         return "built"
 

@@ -86,11 +86,19 @@ class RecordsBuilder:
         """Called once the data set is complete and in its place: what was kept for a restart can go."""
 
 
-def build(builder: RecordsBuilder, *, overwrite: bool = False, progress: bool = False) -> pathlib.Path:
+def build(
+    builder: RecordsBuilder, *, overwrite: bool = False, progress: bool = False, make: "Make | None" = None
+) -> pathlib.Path:
     """Writes a data set and returns its version directory. The result depends on the builder's examples alone.
 
     If the directory exists already: with `overwrite` it is replaced once the new one is complete; else, if the builder
     has a `recipe` and the existing directory was made by the same one, it is returned as it is.
+
+    Args:
+      builder: what to build.
+      overwrite: see above.
+      progress: whether to show bars.
+      make: how the examples become files; default: in this process. `builders.beam` has another way.
 
     Raises:
       UserError: the directory exists (and none of the above holds), there are no examples, two examples share an id, or
@@ -106,15 +114,10 @@ def build(builder: RecordsBuilder, *, overwrite: bool = False, progress: bool = 
     builder.data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".building-{builder.name}-", dir=builder.data_dir) as scratch_name:
         scratch = pathlib.Path(scratch_name)
-        spool = _spool(builder, scratch / "spool", progress)
         extra = scratch / "extra"
         extra.mkdir()
-        facts = spool.counter.result() | {"name": builder.name, "version": builder.VERSION, "recipe": recipe_json}
-        facts |= builder.finish(extra)
-        if not spool.files:
-            raise UserError(f"{builder.name}: the builder gave no examples, nothing was written")
-        with _progress_bar(f"writing {builder.name}", lambda: facts["examples"], progress) as advance:
-            written = _write_with_tfds(builder, spool.files, scratch / "out", advance)
+        written, facts = (make or _make)(builder, scratch, extra, progress)
+        facts |= {"name": builder.name, "version": builder.VERSION, "recipe": recipe_json}
         for file in extra.iterdir():
             shutil.move(file, written / file.name)
         (written / FACTS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
@@ -131,50 +134,83 @@ def _recipe_of(directory: pathlib.Path) -> Any:
     return json.loads(file.read_text()).get("recipe") if file.exists() else None
 
 
-@dataclasses.dataclass
-class _Spool:
-    files: dict[str, pathlib.Path]
-    counter: "FactsCounter"
+Make = Callable[[RecordsBuilder, pathlib.Path, pathlib.Path, bool], tuple[pathlib.Path, dict[str, Any]]]
+"""Takes a builder, a scratch folder, one for the builder's own files, and whether to show bars; gives the version
+directory that it wrote in the scratch folder, and the facts."""
 
 
-def _spool(builder: RecordsBuilder, directory: pathlib.Path, progress: bool) -> _Spool:
+def _make(
+    builder: RecordsBuilder, scratch: pathlib.Path, extra: pathlib.Path, progress: bool
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    files, census = _spool(builder, scratch / "spool", progress)
+    facts = {**census.facts(), **builder.finish(extra)}
+    if not files:
+        raise UserError(f"{builder.name}: the builder gave no examples, nothing was written")
+    with progress_bar(f"writing {builder.name}", lambda: facts["examples"], progress) as advance:
+        return _write_with_tfds(builder, files, scratch / "out", advance), facts
+
+
+def _spool(
+    builder: RecordsBuilder, directory: pathlib.Path, progress: bool
+) -> tuple[dict[str, pathlib.Path], "Census"]:
     """Runs the builder once; examples go to one temporary file per TFDS split.
 
     TFDS wants to know its splits, and that none is empty, before the first example is made.
     """
     directory.mkdir()
-    counter = FactsCounter()
-    seen: set[bytes] = set()
-    split_of: dict[tuple[str, str], str] = {}
+    census = Census(builder.name)
     files: dict[str, pathlib.Path] = {}
     with contextlib.ExitStack() as stack:
         streams: dict[str, Any] = {}
-        advance = stack.enter_context(_progress_bar(f"reading {builder.name}", builder.total, progress))
+        advance = stack.enter_context(progress_bar(f"reading {builder.name}", builder.total, progress))
         for split in SPLITS:
             for example in builder.examples(split):
-                check_example(example)
+                census.add(example)
                 if example.split != split:
                     raise ValueError(f"{example.id}: examples({split!r}) gave an example of split {example.split!r}")
-                key = hashlib.blake2b(example.id.encode(), digest_size=16).digest()
-                if key in seen:
-                    raise UserError(
-                        f"{builder.name}: example {len(seen) + 1} has the id of an earlier one; ids must be unique"
-                    )
-                seen.add(key)
-                other = split_of.setdefault((example.source, example.patient), split)
-                if other != split:
-                    raise UserError(
-                        f"{builder.name}: the patient of example {len(seen)} is in two splits, {other} and {split}; "
-                        "split by patient"
-                    )
                 name = f"{split}_{example.part}"
                 if name not in streams:
                     files[name] = directory / f"{name}.pickle"
                     streams[name] = stack.enter_context(open(files[name], "wb"))
                 pickle.dump(example, streams[name], protocol=pickle.HIGHEST_PROTOCOL)
-                counter.add(example)
                 advance()
-    return _Spool(files, counter)
+    return files, census
+
+
+class Census:
+    """Checks each example of a data set, and that ids are unique and patients in one split; counts its facts."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._counter = FactsCounter()
+        self._seen: set[bytes] = set()
+        self._split_of: dict[tuple[str, str], str] = {}
+
+    def add(self, example: Example) -> None:
+        """Takes one more example.
+
+        Raises:
+          ValueError: it breaks the promises of the schema.
+          UserError: its id has been seen, or its patient is in another split.
+        """
+        check_example(example)
+        key = hashlib.blake2b(example.id.encode(), digest_size=16).digest()
+        if key in self._seen:
+            raise UserError(
+                f"{self._name}: example {len(self._seen) + 1} has the id of an earlier one; ids must be unique"
+            )
+        self._seen.add(key)
+        other = self._split_of.setdefault((example.source, example.patient), example.split)
+        if other != example.split:
+            raise UserError(
+                f"{self._name}: the patient of example {len(self._seen)} is in two splits, {other} and "
+                f"{example.split}; split by patient"
+            )
+        self._counter.add(example)
+
+    def facts(self) -> dict[str, Any]:
+        """The facts so far, see `dataset_facts`."""
+        return self._counter.result()
 
 
 def _read_spool(file: pathlib.Path) -> Iterator[Example]:
@@ -187,7 +223,7 @@ def _read_spool(file: pathlib.Path) -> Iterator[Example]:
 
 
 @contextlib.contextmanager
-def _progress_bar(what: str, total: Callable[[], int | None], shown: bool) -> Iterator[Callable[[], object]]:
+def progress_bar(what: str, total: Callable[[], int | None], shown: bool) -> Iterator[Callable[[], object]]:
     """Gives a function to call at each example; `total` is not asked unless the bar is shown."""
     if not shown:
         yield lambda: None
@@ -202,6 +238,26 @@ def _write_with_tfds(
     builder: RecordsBuilder, files: Mapping[str, pathlib.Path], data_dir: pathlib.Path, advance: Callable[[], object]
 ) -> pathlib.Path:
     """Has TFDS write the spooled examples under `data_dir`; returns the version directory. Calls `advance` for each."""
+
+    def generate(file: pathlib.Path) -> Iterator[tuple[str, Any]]:
+        for example in _read_spool(file):
+            yield example.id, schema.to_features(example)
+            advance()
+
+    return write_splits(builder, {name: generate(file) for name, file in sorted(files.items())}, data_dir)
+
+
+def write_splits(
+    builder: RecordsBuilder, splits: Mapping[str, Any], data_dir: pathlib.Path, download_config: Any = None
+) -> pathlib.Path:
+    """Has TFDS write a data set under `data_dir`; returns the version directory.
+
+    Args:
+      builder: gives the name, the version and the description.
+      splits: for each TFDS split an iterator of (id, features of `schema.to_features`), or a Beam transform to such.
+      data_dir: where the directory NAME/VERSION goes.
+      download_config: a `tfds.download.DownloadConfig`, which tells Beam's options.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import writer as tfds_writer
 
@@ -209,13 +265,9 @@ def _write_with_tfds(
         """Puts the fields of every record in one order: protobuf's own is another in each process."""
 
         def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
-            message = _example_message()
-            ordered = (
-                (key, message.FromString(record).SerializeToString(deterministic=True)) for key, record in examples
-            )
-            return super().write(path, ordered)
+            return super().write(path, ((key, in_one_order(record)) for key, record in examples))
 
-    class SpoolBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
+    class SplitsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
         name = builder.name
         code_path = None  # there is no package of checksums or citations beside this class for TFDS to look for
         VERSION = tfds.core.Version(builder.VERSION)
@@ -229,27 +281,30 @@ def _write_with_tfds(
             )
 
         def _split_generators(self, dl_manager: Any) -> Any:
-            return {name: self._generate_examples(file) for name, file in sorted(files.items())}
+            return dict(splits)
+
+        def _generate_examples(self) -> Any:
+            raise NotImplementedError("the splits come with their examples")
 
         def _example_writer(self) -> Any:
             return CanonicalWriter(file_format=self.info.file_format)
 
-        def _generate_examples(self, file: pathlib.Path) -> Iterator[tuple[str, Any]]:
-            for example in _read_spool(file):
-                yield example.id, schema.to_features(example)
-                advance()
-
-    tfds_builder = SpoolBuilder(data_dir=str(data_dir), file_format="array_record")
+    tfds_builder = SplitsBuilder(data_dir=str(data_dir), file_format="array_record")
     # TFDS announces a download and draws bars that say "shuffling"; ours is the progress a user needs.
     was_shown = tfds.core.utils.tqdm_utils._active
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            tfds_builder.download_and_prepare(download_dir=str(data_dir / "downloads"))
+            tfds_builder.download_and_prepare(download_dir=str(data_dir / "downloads"), download_config=download_config)
     finally:
         if was_shown:
             tfds.enable_progress_bar()
     return pathlib.Path(tfds_builder.data_path)
+
+
+def in_one_order(record: bytes) -> bytes:
+    """A serialised example with its fields in an order that does not depend on the process."""
+    return _example_message().FromString(record).SerializeToString(deterministic=True)
 
 
 def check_example(example: Example) -> None:

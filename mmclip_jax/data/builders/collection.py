@@ -17,7 +17,7 @@ import os
 import pathlib
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
@@ -264,10 +264,14 @@ class Collection(records.RecordsBuilder):
                 if len(self._left_out()) > max(100, 10 * self.options.max_reject_share * self.rows):
                     self._check_rejects()  # no use in going on
                 continue
-            if split == "train":
-                present = frozenset(kind for kind, state in made.labels.items() if state == LabelState.PRESENT)
-                self._train_rows.append(fractions.Row(made.id, made.patient, present))
+            self.keep(made)
             yield made
+
+    def keep(self, example: Example) -> None:
+        """Remembers what the training fractions need to know of an example."""
+        if example.split == "train":
+            present = frozenset(kind for kind, state in example.labels.items() if state == LabelState.PRESENT)
+            self._train_rows.append(fractions.Row(example.id, example.patient, present))
 
     def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
         """Writes the rejects and the training fractions, and says in the facts what was read and how."""
@@ -342,19 +346,18 @@ class Collection(records.RecordsBuilder):
     def _chunks_dir(self) -> pathlib.Path:
         return self.data_dir / f".unfinished-{self.name}"
 
-    def _make_all(self, items: Sequence[Item]) -> Iterator[Example | Reject]:
-        """Makes examples, `_CHUNK` of them at a time in one of the worker processes, in the order of `items`."""
-        options = self.options
-        recogniser = getattr(options, "entities", recognisers.LEXICON)
+    def maker(self) -> Callable[[Sequence[Item]], list[Example | Reject]]:
+        """What makes the examples of a chunk, in whatever process."""
+        recogniser = getattr(self.options, "entities", recognisers.LEXICON)
         recognisers.load(recogniser)  # before the work: it may not be there
         self._chunks_dir.mkdir(parents=True, exist_ok=True)
-        make = functools.partial(
-            _make_chunk,
-            Storing(self.name, self.VERSION, options.shorter_side, options.encoding, recogniser),
-            self._chunks_dir,
-        )
-        chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-        workers = options.workers or os.cpu_count() or 1
+        storing = Storing(self.name, self.VERSION, self.options.shorter_side, self.options.encoding, recogniser)
+        return functools.partial(_make_chunk, storing, self._chunks_dir)
+
+    def _make_all(self, items: Sequence[Item]) -> Iterator[Example | Reject]:
+        """Makes examples, `_CHUNK` of them at a time in one of the worker processes, in the order of `items`."""
+        make, chunks = self.maker(), chunked(items)
+        workers = self.options.workers or os.cpu_count() or 1
         if workers == 1 or len(chunks) < 2:
             for chunk in chunks:
                 yield from make(chunk)
@@ -405,6 +408,11 @@ class Collection(records.RecordsBuilder):
             writer.writerow([field.name for field in dataclasses.fields(Reject)])
             for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
                 writer.writerow(dataclasses.astuple(reject))
+
+
+def chunked(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """The items in pieces that one process makes at a time."""
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
 
 
 def split_of_patient(patient: str, shares: Sequence[float], salt: str = "") -> str:

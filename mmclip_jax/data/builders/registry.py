@@ -12,6 +12,7 @@ from mmclip_jax.errors import UserError
 
 if TYPE_CHECKING:
     from mmclip_jax.data.builders.collection import Collection
+    from mmclip_jax.data.records import Make
 
 COLLECTIONS: Mapping[str, str] = {
     "mimic_cxr": "read MIMIC-CXR-JPG with the reports of MIMIC-CXR (paired)",
@@ -63,7 +64,13 @@ def load(name: str) -> "type[Collection]":
 
 
 def build(
-    name: str, options: Any, data_dir: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = False
+    name: str,
+    options: Any,
+    data_dir: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    make: "Make | None" = None,
 ) -> Built:
     """Builds a published data set under `data_dir`.
 
@@ -73,6 +80,7 @@ def build(
       data_dir: where the directory NAME/VERSION goes.
       overwrite: whether to replace what is there.
       progress: whether to show bars.
+      make: as `records.build` takes it; default: in processes of this machine.
 
     Raises:
       UserError: a file is missing or cannot be understood, or too many rows cannot be used; the message names the
@@ -81,5 +89,5 @@ def build(
     from mmclip_jax.data import records
 
     start = time.monotonic()
-    path = records.build(load(name)(options, data_dir), overwrite=overwrite, progress=progress)
+    path = records.build(load(name)(options, data_dir), overwrite=overwrite, progress=progress, make=make)
     return Built(path, records.dataset_facts(path), time.monotonic() - start)

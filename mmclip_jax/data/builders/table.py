@@ -185,8 +185,9 @@ def build_table(
     *,
     overwrite: bool = False,
     progress: bool = False,
+    make: records.Make | None = None,
 ) -> BuildSummary:
-    """Builds a data set from a user's table and images under `data_dir`.
+    """Builds a data set from a user's table and images under `data_dir`; `make` as `records.build` takes it.
 
     Raises:
       UserError: something in the table or the options does not hold, or more rows than `max_reject_share` cannot be
@@ -194,7 +195,7 @@ def build_table(
     """
     start = time.monotonic()
     builder = TableBuilder(options, data_dir)
-    path = records.build(builder, overwrite=overwrite, progress=progress)
+    path = records.build(builder, overwrite=overwrite, progress=progress, make=make)
     facts = records.dataset_facts(path)
     return BuildSummary(path, facts, path / REJECTS_FILE, time.monotonic() - start)
 
