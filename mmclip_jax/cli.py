@@ -97,9 +97,11 @@ def _make_of(beam_options: str | None) -> Any:
 
 
 def _data_info(args: argparse.Namespace) -> None:
-    from mmclip_jax.data import info
+    from mmclip_jax.data import info, page
 
     print(info.describe(args.path))
+    if args.html is not None:
+        print(f"\nPage: {page.write_page(args.path, args.html, show_text=args.show_text)}")
 
 
 def _data_audit(args: argparse.Namespace) -> None:
@@ -495,6 +497,8 @@ def _make_parser() -> _Parser:
         collection.more = _add_collection_options
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing, help="directory of a built data set")
+    info.add_argument("--html", metavar="FILE", type=_path, help="also write a page with examples as pictures")
+    info.add_argument("--show-text", action="store_true", help="show ids and reports on the page")
 
     check = _add(data, "audit", "look for anything of test sets in training sets; exit 1 if there is", _data_audit)
     check.add_argument(
