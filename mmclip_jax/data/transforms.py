@@ -117,9 +117,9 @@ def apply_affine(
         return fit_image(pixels, size)
     height, width = pixels.shape
     side, left, top = _square(height, width)
-    if brightness != 1.0 or contrast != 1.0:
-        pixels = np.take(_tone_table(pixels.mean(), brightness, contrast), pixels)
     image = Image.fromarray(pixels)
+    if brightness != 1.0 or contrast != 1.0:
+        image = image.point(_tone_table(pixels.mean(), brightness, contrast).tolist())
     block = max(1, round(side / (size * affine.zoom)))
     if block > 1:
         image = image.reduce(block)
