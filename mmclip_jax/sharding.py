@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 ROW_AXES = ("data", "fsdp")
@@ -141,3 +142,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch (NumPy arrays [b, ...]) as global arrays whose rows lie over all devices."""
+    rows = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+
+
+def on_host(tree: Any) -> Any:
+    """Whole arrays of a tree of sharded ones as NumPy arrays, in every process; all processes must call it."""
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)
