@@ -197,7 +197,8 @@ def fit(
             writer.write_scalars(number, logged)
 
     def due(number: int, every: int) -> bool:
-        return number == config.train.steps or (every > 0 and number % every == 0)
+        # At the end too; a negative number is never due: `evaluate` may save for itself what it has changed.
+        return every >= 0 and (number == config.train.steps or (every > 0 and number % every == 0))
 
     stop = enough = False
     with preemption_notice() as preempted, lost_process_is_named():
@@ -218,7 +219,7 @@ def fit(
                 with progress.paused():
                     if stop or due(number, config.train.checkpoint_every):
                         checkpoints.save(state, iterator, run)
-                    if not stop and config.train.evaluate_every and due(number, config.train.evaluate_every):
+                    if not stop and config.train.evaluate_every > 0 and due(number, config.train.evaluate_every):
                         state, values, enough = evaluate(state)
                         writer.write_scalars(number, values)
             if stop or enough:
