@@ -162,7 +162,7 @@ def evaluate_checkpoint(
         with timed("zero_shot"):
             scored = zeroshot.evaluate(model, rows, embedded, progress=bars, **draws)
         with timed("contrastive"):
-            contrastive = retrieval.evaluate(model, rows, embedded, progress=bars)
+            contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("source_probe"):
             probe = source_probe.evaluate(
                 embedded, [example.source for example in rows.examples], rows.patients, **draws
