@@ -47,8 +47,8 @@ def loss_of(task: str, model: MMCLIP, params: Any, step: jax.Array, batch: step_
     return loss, {"loss": loss, "known_share": known.mean(dtype=jnp.float32)}
 
 
-def layer_scales(params: Any, depth: int, decay: float) -> Any:
-    """Factors on the learning rate: 1 for head, pooling and last norm; `decay` more for each layer further down.
+def layer_scales(params: Any, depth: int, decay: float, head: float = 1.0) -> Any:
+    """Factors on the learning rate: `head` for the head, 1 for pooling and last norm, `decay` more for each layer below.
 
     Stacked layers [depth, ...] get a vector along their leading axis; patch embedding, positions and class token are
     one layer below the first.
@@ -56,6 +56,8 @@ def layer_scales(params: Any, depth: int, decay: float) -> Any:
 
     def scale(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.startswith("head/"):
+            return jnp.full((1,) * leaf.ndim, head)
         if not name.startswith("image_encoder/") or name.startswith("image_encoder/transformer/norm/"):
             return jnp.ones((1,) * leaf.ndim)
         if name.startswith("image_encoder/transformer/layers/"):
@@ -68,7 +70,7 @@ def layer_scales(params: Any, depth: int, decay: float) -> Any:
 
 def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
     """Pre-training's optimizer, each parameter's update times its layer's scale."""
-    scales = layer_scales(params, config.model.image.depth, config.finetune.layer_decay)
+    scales = layer_scales(params, config.model.image.depth, config.finetune.layer_decay, config.finetune.head_rate)
     rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
     return optax.chain(optim.make_optimizer(config.optimizer, config.train.steps), rescale)
 

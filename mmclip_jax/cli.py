@@ -175,6 +175,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
+            phrase_file=args.ms_cxr,
         )
     )
 
@@ -490,6 +491,8 @@ def _add_transfer_options(parser: _Parser) -> None:
     add("least_steps", "at least so many steps, however small the fraction", type=int, default=default["least_steps"])
     add("layer_decay", "factor on the learning rate from a layer to the one below", type=float,
         default=default["layer_decay"])  # fmt: skip
+    add("head_rate", "factor on the learning rate of the head in full fine-tuning", type=float,
+        default=default["head_rate"])  # fmt: skip
     add("evaluations", "looks at the validation split", type=int, default=default["evaluations"])
     add("patience", "looks without a better score that end a run", type=int, default=default["patience"])
     add("workers", "processes that prepare images; 0: this one", type=int, default=0)
@@ -589,6 +592,13 @@ def _make_parser() -> _Parser:
     evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
+    )
+    evaluate.add_argument(
+        "--ms-cxr",
+        type=_existing,
+        default="",
+        metavar="FILE",
+        help="MS_CXR_Local_Alignment_*.json or .csv",
     )
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
 

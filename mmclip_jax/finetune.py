@@ -299,6 +299,7 @@ class Transfer:
                 "findings": list(self._task.findings),
                 "uncertain": settings.uncertain,
                 "layer_decay": settings.layer_decay if settings.mode == "full" else 1.0,
+                "head_rate": settings.head_rate if settings.mode == "full" else 1.0,
                 "patience": settings.patience,
                 "checkpoint": {"step": self._saved.step, "seed": self._saved.config.seed, "data": _prints(self._saved)},
                 "data": [str(data["fingerprint"]) for data in self._task.train.sets],

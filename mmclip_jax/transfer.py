@@ -34,7 +34,8 @@ class Settings:
     steps: 0: `epochs` of the fraction, and at least `least_steps`.
     patience: evaluations without a better validation score before the run ends; there are `evaluations` of them if none
       ends early.
-    layer_decay: factor on the learning rate from each layer to the one below it.
+    layer_decay, head_rate: of full fine-tuning: the factor on the learning rate from each layer to the one below it,
+      and that of the head, which starts from nothing.
     """
 
     mode: str = "probe"
@@ -50,6 +51,7 @@ class Settings:
     steps: int = 0
     least_steps: int = 200
     layer_decay: float = 0.75
+    head_rate: float = 10.0
     evaluations: int = 20
     patience: int = 5
     workers: int = 0

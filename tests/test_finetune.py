@@ -82,16 +82,16 @@ def test_multi_class_loss_is_the_mean_over_rows_with_a_class() -> None:
 @pytest.mark.parametrize("pool", ["mean", "cls", "map"])
 def test_layers_learn_at_their_own_rates(pool: str) -> None:
     config, _, params = _classifier(model__pool=pool)
-    config.finetune = ConfigDict({"layer_decay": 0.5})
+    config.finetune = ConfigDict({"layer_decay": 0.5, "head_rate": 1.0})
     config.optimizer.update({"peak_lr": 0.1, "warmup_share": 0.0, "weight_decay": 0.2, "clip": 1e9})
     gradients = jax.tree.map(jnp.ones_like, params)
 
-    def update(decay: float) -> Any:
-        config.finetune.layer_decay = decay
+    def update(decay: float, head: float) -> Any:
+        config.finetune.update({"layer_decay": decay, "head_rate": head})
         optimizer = classifier.make_optimizer(config, params)
         return optimizer.update(gradients, optimizer.init(params), params)[0]
 
-    plain, scaled = update(1.0), update(0.5)
+    plain, scaled = update(1.0, 1.0), update(0.5, 7.0)
     ratio = jax.tree.map(lambda a, b: np.asarray(a) / np.asarray(b), scaled, plain)
     encoder = ratio["image_encoder"]
     # Two layers: the upper at 1/2, the lower at 1/4, what comes before at 1/8; last norm, pooling and head at 1.
@@ -102,7 +102,9 @@ def test_layers_learn_at_their_own_rates(pool: str) -> None:
     assert {"patch", "position"} <= below.keys()
     for leaf in jax.tree.leaves(below):
         np.testing.assert_allclose(leaf, 0.125, rtol=1e-5)
-    whole = {name: part for name, part in ratio.items() if name != "image_encoder"} | {
+    for leaf in jax.tree.leaves(ratio["head"]):
+        np.testing.assert_allclose(leaf, 7.0, rtol=1e-5)
+    whole = {name: part for name, part in ratio.items() if name not in ("image_encoder", "head")} | {
         "n": encoder["transformer"]["norm"]
     }
     assert ("pool_attention" in whole) == (pool == "map")

@@ -122,6 +122,14 @@ class Split:
         return loaded
 
     @classmethod
+    def load_if_any(cls, directories: Iterable[Any], split: str) -> "Split | None":
+        """The same; None where there are no rows."""
+        try:
+            return cls.load(directories, split)
+        except UserError:
+            return None
+
+    @classmethod
     def of(cls, examples: Sequence[Example], name: str = "validation") -> "Split":
         """The split that holds just these examples, which stay in memory."""
         return cls._read(name, [examples], [])
