@@ -48,7 +48,7 @@ def loss_of(task: str, model: MMCLIP, params: Any, step: jax.Array, batch: step_
 
 
 def layer_scales(params: Any, depth: int, decay: float, head: float = 1.0) -> Any:
-    """Factors on the learning rate: `head` for the head, 1 for pooling and last norm, `decay` more for each layer below.
+    """Factors on the learning rate: `head` for the head, 1 for pooling and last norm, then a `decay` a layer.
 
     Stacked layers [depth, ...] get a vector along their leading axis; patch embedding, positions and class token are
     one layer below the first.
