@@ -51,6 +51,7 @@ class Checkpoints:
         )
         step = int(state.step)
         if step in self._manager.all_steps():  # one that could not be read, and was passed over
+            self._manager.wait_until_finished()
             self._manager.delete(step)
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -114,8 +115,8 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
         logging.warning("the settings of the newest checkpoint cannot be read (%s)", error)
         return
     differences = []
-    for part in ("model", "objective", "optimizer", "data"):
-        old, new = (_flat({part: json.loads(c[part].to_json())}) for c in (saved, config))
+    for part in ("model", "objective", "optimizer", "data", "finetune"):
+        old, new = (_flat({part: json.loads(c[part].to_json())} if part in c else {}) for c in (saved, config))
         differences += [
             f"{name}={new.get(name)!r} (was {old.get(name)!r})"
             for name in sorted(old.keys() | new.keys())
@@ -162,8 +163,27 @@ class Saved:
         abstract: shapes, dtypes and shardings of the parameters, whatever devices they were saved from.
         """
         name = "ema" if (self.directory / "ema").exists() else "params"
+        self._check_shapes(ocp.PyTreeCheckpointHandler().metadata(self.directory / name), abstract)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(self.directory / name, abstract)
+
+    def _check_shapes(self, stored: Any, abstract: Any) -> None:
+        """Raises UserError where the stored parameters are not those of the settings."""
+
+        def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
+
+        there, asked = shapes(dict(stored)), shapes(abstract)
+        if there == asked:
+            return
+        name = min(name for name in there.keys() | asked.keys() if there.get(name) != asked.get(name))
+        raise UserError(
+            f"{self.directory} does not hold the model of its settings: {name} is {there.get(name, 'not there')}, and "
+            f"model.image_size={self.config.model.image_size}, patch_size={self.config.model.patch_size}, "
+            f"text.vocab_size={self.config.model.text.vocab_size} need {asked.get(name, 'none')}; take a checkpoint of "
+            "this image size and vocabulary"
+        )
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:

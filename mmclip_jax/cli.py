@@ -161,6 +161,26 @@ def _start_processes(args: argparse.Namespace) -> None:
             raise UserError(f"{problem} ({str(error).rstrip('.')}){remedy}") from error
 
 
+def _finetune(args: argparse.Namespace) -> None:
+    _start_processes(args)
+    from mmclip_jax import finetune, transfer, writers
+
+    writers.configure_logging()
+    names = [field.name for field in dataclasses.fields(transfer.Settings)]
+    settings = transfer.Settings(**{name: getattr(args, name) for name in names})
+    print(
+        finetune.run(
+            args.checkpoint,
+            args.data,
+            args.workdir,
+            settings,
+            step=args.step,
+            split=args.split,
+            allow_leakage=args.allow_leakage,
+        )
+    )
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from mmclip_jax.evaluate import common
 
@@ -173,6 +193,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
+            phrase_file=args.ms_cxr,
         )
     )
 
@@ -334,7 +355,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         nothing = action.default in (None, "", False) or action.default is argparse.SUPPRESS
         if nothing or not action.option_strings or action.help is None or "default" in action.help:
             return action.help
-        default = ",".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        several = isinstance(action.default, list | tuple)
+        default = ",".join(map(str, action.default)) if several else action.default
         return f"{action.help} (default: {str(default).replace('%', '%%')})"
 
 
@@ -395,6 +417,13 @@ def _seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0,1,2") from None
 
 
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.01,0.1,1") from None
+
+
 def _add(commands: Any, name: str, help: str, run: Command | None = None) -> _Parser:
     parser: _Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(run=run)
@@ -419,6 +448,13 @@ def _add_config(parser: _Parser, default: Path | None = None) -> None:
 def _add_run(parser: _Parser) -> None:
     parser.add_argument("--workdir", required=True, type=_existing, help="directory of a training run")
     parser.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
+
+
+def _add_processes(parser: _Parser) -> None:
+    parser.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes the run has")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
 
 
 def _add_build(parser: _Parser) -> None:
@@ -450,6 +486,44 @@ def _add_collection_options(parser: _Parser) -> None:
     _add_options(parser, collection.Options)
     text = f"{collection.description} To get it: {collection.instructions} Licence: {collection.licence}"
     parser.epilog = textwrap.fill(" ".join(text.split()), 78, break_on_hyphens=False)
+
+
+def _add_transfer_options(parser: _Parser) -> None:
+    from mmclip_jax.data.builders.collection import UNCERTAIN_POLICIES
+    from mmclip_jax.evaluate.supervised import TASKS
+    from mmclip_jax.transfer import DEFAULTS, MODES, Settings
+
+    default = {field.name: field.default for field in dataclasses.fields(Settings)}
+
+    def by_mode(name: str) -> str:
+        return ", ".join(f"{DEFAULTS[mode][name]:g} ({mode})" for mode in MODES)
+
+    def add(name: str, help: str, **more: Any) -> None:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=more.pop("dest", name), help=help, **more)
+
+    add("mode", "train a linear head alone, or all of the encoder", default=default["mode"], choices=MODES)
+    add("task", "several findings an image, or one class", default=default["task"], choices=TASKS)
+    add("fraction", "shares of the training patients, nested", dest="fractions", type=_fractions, metavar="A,B,…",
+        default=default["fractions"])  # fmt: skip
+    add("seeds", "one run a fraction and seed", type=lambda text: tuple(_seeds(text)), metavar="0,1,2",
+        default=default["seeds"])  # fmt: skip
+    add("findings", "kinds, or classes; default: all of the labels", type=lambda text: tuple(_words(text)),
+        metavar="A,B,…", default=())  # fmt: skip
+    add("uncertain", "uncertain labels in training", default=default["uncertain"], choices=UNCERTAIN_POLICIES)
+    add("batch", "rows a step", type=int, default=default["batch"])
+    add("peak_lr", f"learning rate; default: {by_mode('peak_lr')}", type=float, default=0.0)
+    add("weight_decay", f"of AdamW; default: {by_mode('weight_decay')}", type=float, default=-1.0)
+    add("epochs", f"of the fraction; default: {by_mode('epochs')}", type=float, default=0.0)
+    add("steps", "in place of epochs", type=int, default=0)
+    add("least_steps", "at least so many steps, however small the fraction", type=int, default=default["least_steps"])
+    add("layer_decay", "factor on the learning rate from a layer to the one below", type=float,
+        default=default["layer_decay"])  # fmt: skip
+    add("head_rate", "factor on the learning rate of the head in full fine-tuning", type=float,
+        default=default["head_rate"])  # fmt: skip
+    add("evaluations", "looks at the validation split", type=int, default=default["evaluations"])
+    add("patience", "looks without a better score that end a run", type=int, default=default["patience"])
+    add("workers", "processes that prepare images; 0: this one", type=int, default=0)
+    add("keep_checkpoints", "keep the newest checkpoint of a finished run", action="store_true")
 
 
 def _add_options(parser: _Parser, options: type) -> None:
@@ -523,10 +597,22 @@ def _make_parser() -> _Parser:
     train = _add(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
     _add_config(train)
     train.add_argument("--workdir", required=True, type=_path, help="directory of checkpoints, metrics and manifest")
-    train.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
-    train.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
-    train.add_argument("--processes", type=int, metavar="N", help="how many processes the run has")
-    train.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
+    _add_processes(train)
+
+    tune = _add(top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune)
+    tune.add_argument("--checkpoint", required=True, type=_existing, help="directory of a pre-training run")
+    tune.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
+    tune.add_argument("--data", required=True, nargs="+", type=_existing, metavar="DIR", help="built data sets")
+    tune.add_argument("--workdir", required=True, type=_path, help="directory of the runs and their table")
+    tune.add_argument("--split", default="test", choices=("validation", "test"), help="the part to score")
+    tune.add_argument(
+        "--allow-leakage",
+        default="",
+        metavar="REASON",
+        help="why images known from pre-training may be scored",
+    )
+    tune.more = _add_transfer_options
+    _add_processes(tune)
 
     evaluate = _add(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
     _add_run(evaluate)
@@ -537,6 +623,13 @@ def _make_parser() -> _Parser:
     evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
+    )
+    evaluate.add_argument(
+        "--ms-cxr",
+        type=_existing,
+        default="",
+        metavar="FILE",
+        help="MS_CXR_Local_Alignment_*.json or .csv",
     )
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
 

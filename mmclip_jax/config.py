@@ -97,7 +97,7 @@ def default_config() -> ConfigDict:
             "steps": 10_000,
             "log_every": 50,
             "evaluate_every": 1_000,
-            "checkpoint_every": 500,
+            "checkpoint_every": 500,  # 0: at the end only
             "gradient_norms_every": 1_000,  # writes the gradient norm of each loss; 0 never (it costs a compilation)
             "keep": 3,
             "compiler_options": "",  # XLA options of the step, "name=value name=value"

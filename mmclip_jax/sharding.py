@@ -5,11 +5,14 @@ that constrains an array is the identity outside a mesh (`jax.set_mesh`), so mod
 device.
 """
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 ROW_AXES = ("data", "fsdp")
@@ -141,3 +144,62 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch (NumPy arrays [b, ...]) as global arrays whose rows lie over all devices."""
+    rows = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+
+
+def on_host(tree: Any) -> Any:
+    """Whole arrays of a tree of sharded ones as NumPy arrays, in every process; all processes must call it."""
+    whole = _gather(jax.tree.leaves(tree)[0].sharding.mesh)(tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)
+
+
+@functools.lru_cache(maxsize=8)
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def map_rows(
+    compute: Callable[[Any], Any],
+    make: Callable[[np.ndarray], dict[str, np.ndarray]],
+    count: int,
+    mesh: Mesh,
+    batch: int,
+    done: Callable[[int], object] = lambda rows: None,
+) -> Any:
+    """Computes something for each of `count` rows, spread over all devices of all processes.
+
+    The last batch is filled up with copies of a row, so that one shape is compiled. All processes must call it alike.
+
+    Args:
+      compute: jitted, {name: [B, ...]} on the devices -> a tree of arrays [B, ...].
+      make: row numbers int [b] -> {name: [b, ...]}; each process is asked for its own rows only.
+      count: at least 1.
+      mesh: of all devices.
+      batch: rows at a time, rounded up to a multiple of the devices.
+      done: called with the number of rows that were computed.
+
+    Returns:
+      The tree with NumPy arrays [count, ...], in order of the rows, whole in every process.
+    """
+    size = -(-batch // mesh.size) * mesh.size
+    share = size // jax.process_count()
+    pieces: list[Any] = []
+    for start in range(0, count, size):
+        mine = start + jax.process_index() * share + np.arange(share)
+        real = mine[mine < count]
+        rows = make(real if len(real) else np.array([count - 1]))
+        rows = {name: np.concatenate([x, x[-1:].repeat(share - len(x), axis=0)]) for name, x in rows.items()}
+        placed = to_devices(rows | {"row": mine}, mesh)
+        # Where a process's rows lie among all is the mesh's choice: the numbers travel with them.
+        number = placed.pop("row")
+        with jax.set_mesh(mesh):
+            out = on_host({"out": compute(placed), "row": number})
+        kept = np.argsort(out["row"], kind="stable")[: min(size, count - start)]
+        pieces.append(jax.tree.map(lambda x, kept=kept: x[kept], out["out"]))
+        done(len(kept))
+    return jax.tree.map(lambda *x: np.concatenate(x), *pieces)

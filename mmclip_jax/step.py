@@ -361,36 +361,56 @@ def project_parameters(params: Any) -> Any:
 def make_train_step(
     model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mask_id: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure function (state, batch) -> (state, metrics) of one optimizer step; the caller jits it.
+    """The pure function (state, batch) -> (state, metrics) of one pre-training step; the caller jits it."""
+
+    def loss_of(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return compute_loss(model, config, mask_id, params, step, batch)
+
+    return make_update(loss_of, optimizer, schedule, config.optimizer.ema, project_parameters)
+
+
+def make_update(
+    loss_of: Callable[[Any, jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]],
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema: float = 0.0,
+    project: Callable[[Any], Any] = lambda params: params,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure function (state, batch) -> (state, metrics) of one optimizer step on a loss; the caller jits it.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says so in
     metrics["finite"] = 0.
+
+    Args:
+      loss_of: (params, step, batch) -> (loss, metrics).
+      optimizer: of optax.
+      schedule: the learning rate, for the metrics.
+      ema: decay of the average in `state.ema`; 0 leaves `state.ema` as it is.
+      project: applied to the parameters after the update.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        def loss_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return compute_loss(model, config, mask_id, params, state.step, batch)
-
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, metrics), gradients = gradient(state.params, state.step, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         finite = finite & jnp.isfinite(optax.tree.norm(updates))
-        params = project_parameters(optax.apply_updates(state.params, updates))
-        ema = state.ema
-        if ema is not None:
+        params = project(optax.apply_updates(state.params, updates))
+        average = state.ema
+        if ema:
             # A short run would keep its random start for ever: the decay grows with the step, as in TensorFlow's EMA.
-            decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
-            ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
+            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
         kept = (state.params, state.opt_state, state.ema)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), kept
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state, average), kept
         )
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),
             "finite": finite.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, average), metrics
 
-    return train_step
+    return update

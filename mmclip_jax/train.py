@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     """
     # Mesh and settings.
     config = config.copy_and_resolve_references()
-    mesh = _make_mesh(config)
+    mesh = make_mesh(config)
     step_lib.check_config(config, mesh.size)
     primary = jax.process_index() == 0
 
@@ -116,7 +116,66 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         f"resuming at step {first}" if first else "starting",
     )  # fmt: skip
 
-    # Loop. The metrics of step n-1 are fetched after step n is dispatched, so that the devices never wait for them.
+    norms_every = config.train.gradient_norms_every
+    evaluation = Evaluation(config, tokenizer, manifest)
+
+    def write_norms(number: int, state: step_lib.TrainState, rows: step_lib.Batch, settle: Callable[[], None]) -> None:
+        # At the first step too: that it fits into memory should show at once.
+        if norms_every and (number % norms_every == 0 or number == first + 1):
+            settle()
+            norms = jax.device_get(loss_gradient_norms(state.params, state.step, rows))
+            writer.write_scalars(number, {name: float(norm) for name, norm in norms.items()})
+
+    def evaluate(state: step_lib.TrainState) -> tuple[step_lib.TrainState, dict[str, float], bool]:
+        return state, evaluation(state), False
+
+    return fit(
+        train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms
+    )[1]  # fmt: skip
+
+
+Evaluate = Callable[[step_lib.TrainState], tuple[step_lib.TrainState, dict[str, float], bool]]
+"""What a run does every `train.evaluate_every` steps: state -> (state to go on with, numbers to write, stop here?)."""
+
+
+def fit(
+    train_step: Callable[[step_lib.TrainState, Any], tuple[step_lib.TrainState, dict[str, jax.Array]]],
+    state: step_lib.TrainState,
+    iterator: pipeline.TrainIterator,
+    mesh: jax.sharding.Mesh,
+    config: ConfigDict,
+    workdir: str,
+    run: dict[str, Any],
+    checkpoints: Checkpoints,
+    writer: Any,
+    evaluate: Evaluate,
+    before_step: Callable[[int, step_lib.TrainState, Any, Callable[[], None]], None] = lambda *_: None,
+) -> tuple[step_lib.TrainState, dict[str, float]]:
+    """The loop of every kind of training: from the state's step to `config.train.steps`, or until `evaluate` says stop.
+
+    Args:
+      train_step: jitted; donates its state.
+      state: what to go on from.
+      iterator: gives batches {part: rows}, set to the batch after the state's step. Closed at the end, like
+        `checkpoints` and `writer`.
+      mesh: where the rows go.
+      config: its `train` and the batch sizes of its `data` count.
+      workdir: where the records of a bad batch are listed.
+      run: what every checkpoint says of the run; read at each saving.
+      checkpoints: where the state is saved.
+      writer: of the metrics.
+      evaluate: see `Evaluate`.
+      before_step: called before each step with (number, state, rows on the devices, a function that waits for and logs
+        the step before).
+
+    Returns:
+      The last state, and the metrics of the last logging step.
+
+    Raises:
+      As `train`.
+    """
+    # The metrics of step n-1 are fetched after step n is dispatched, so that the devices never wait for them.
+    first = int(state.step)
     progress = Progress(config, first)
     logged: dict[str, float] = {}
     pending: tuple[int, Any, dict[str, np.ndarray]] | None = None
@@ -128,7 +187,6 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             return
         (number, metrics, records), pending = pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        assert state is not None
         if not values["finite"]:
             checkpoints.save(state, iterator, run)
             checkpoints.close()
@@ -138,25 +196,19 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             logged = progress.summary(number)
             writer.write_scalars(number, logged)
 
-    norms_every = config.train.gradient_norms_every
-    evaluation = Evaluation(config, tokenizer, manifest)
-
     def due(number: int, every: int) -> bool:
-        return number == config.train.steps or (every > 0 and number % every == 0)
+        # At the end too; a negative number is never due: `evaluate` may save for itself what it has changed.
+        return every >= 0 and (number == config.train.steps or (every > 0 and number % every == 0))
 
-    stop = False
+    stop = enough = False
     with preemption_notice() as preempted, lost_process_is_named():
         for number in range(first + 1, config.train.steps + 1):
             with progress.waiting_for_data():
                 batch = next(iterator)
             records = {part: rows.pop("record") for part, rows in batch.items()}
-            rows = _to_devices(batch, mesh)
-            # At the first step too: that it fits into memory should show at once.
-            if norms_every and (number % norms_every == 0 or number == first + 1):
-                settle()
-                with progress.paused(), jax.set_mesh(mesh):
-                    norms = jax.device_get(loss_gradient_norms(state.params, state.step, rows))
-                    writer.write_scalars(number, {name: float(norm) for name, norm in norms.items()})
+            rows = sharding.to_devices(batch, mesh)
+            with progress.paused(), jax.set_mesh(mesh):
+                before_step(number, state, rows, settle)
             with jax.set_mesh(mesh):
                 state, metrics = train_step(state, rows)
             settle()
@@ -167,9 +219,10 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
                 with progress.paused():
                     if stop or due(number, config.train.checkpoint_every):
                         checkpoints.save(state, iterator, run)
-                    if not stop and config.train.evaluate_every and due(number, config.train.evaluate_every):
-                        writer.write_scalars(number, evaluation(state))
-            if stop:
+                    if not stop and config.train.evaluate_every > 0 and due(number, config.train.evaluate_every):
+                        state, values, enough = evaluate(state)
+                        writer.write_scalars(number, values)
+            if stop or enough:
                 break
         settle()
         writer.flush()
@@ -180,7 +233,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         raise PreemptedError(
             f"stopped by SIGTERM; step {int(state.step)} is saved, and the same command goes on from there"
         )
-    return logged
+    return state, logged
 
 
 @contextlib.contextmanager
@@ -289,7 +342,7 @@ class Evaluation:
         from mmclip_jax.evaluate.common import quick_metrics
         from mmclip_jax.interop.api import Model
 
-        params = _on_host(state.params if state.ema is None else state.ema)
+        params = sharding.on_host(state.params if state.ema is None else state.ema)
         if jax.process_index() != 0:
             return {}
         examples = validation_examples(tuple(self._config.data.evaluate) or tuple(self._config.data.train))
@@ -368,24 +421,12 @@ def _commit() -> str:
         return ""
 
 
-def _make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh over all devices that `mesh.fsdp` asks for; UserError where it does not fit."""
     try:
         return sharding.make_mesh(config.mesh.fsdp)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _to_devices(batch: pipeline.Batch, mesh: jax.sharding.Mesh) -> step_lib.Batch:
-    """This process's rows as global arrays whose rows lie over all devices."""
-    rows = sharding.batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
-
-
-def _on_host(params: Any) -> Any:
-    """The whole parameters as NumPy arrays in every process."""
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
-    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)
 
 
 def _write_json(path: epath.Path, content: dict[str, Any]) -> None:

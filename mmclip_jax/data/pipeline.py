@@ -147,7 +147,7 @@ class RowMaker:
     def __init__(self, config: Any, tokenizer: Any, source_names: Sequence[str] = ()):
         self._size = int(config.model.image_size)
         self._length = int(config.model.text.length)
-        self._data = _plain(config.data)
+        self._data = plain(config.data)
         self._tokenize = functools.partial(
             tokenizer.tokenize, length=self._length, entity_labels=tuple(config.data.entity_labels)
         )
@@ -238,6 +238,58 @@ def make_train_iterator(
     )
 
 
+def make_row_iterator(
+    source: Any,
+    make_row: Any,
+    ids: Sequence[str],
+    *,
+    batch: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 1,
+    workers: int = 0,
+) -> "TrainIterator":
+    """Endless batches {"rows": {field: [b, ...]}} of one process over shuffled epochs of any source.
+
+    Args:
+      source: random access to elements; to be pickled where there are workers.
+      make_row: (element, numpy.random.Generator) -> row {field: [...]}, with "record", the element's number.
+      ids: of the elements, for messages.
+      batch: global.
+      seed: of order and draws.
+      process_index: which slice of each global batch.
+      process_count: how many processes share a global batch.
+      threads: that read.
+      workers: processes that make batches; 0: this one.
+
+    Raises:
+      UserError: the batch does not divide among the processes.
+    """
+    if batch % process_count:
+        raise UserError(f"a batch of {batch} does not divide among {process_count} processes")
+    stream = _ShuffledEpochs([source], _op_seed(seed, "rows", "shuffle"))
+    rows = stream.random_map(make_row, seed=_op_seed(seed, "rows", "rows"))
+    batches = rows.batch(batch // process_count, drop_remainder=True, batch_fn=stack_rows)
+    return TrainIterator(
+        _join({"rows": batches.slice(slice(process_index, None, process_count))}),
+        table=_Ids(tuple(ids)),
+        source_names=(),
+        threads=threads,
+        workers=workers,
+        order={"seed": seed, "batch": [batch], "records": [len(ids)]},
+    )
+
+
+class _Ids(NamedTuple):
+    """What `TrainIterator.record_ids` asks, where ids are at hand."""
+
+    known: tuple[str, ...]
+
+    def ids(self, records: Iterable[int]) -> list[str]:
+        return [self.known[int(record)] for record in records]
+
+
 class TrainIterator(grain.DatasetIterator):
     """Endless batches {"paired": {field: [b, ...]}, "unpaired": {...}} of one process; see `RowMaker` for the fields.
 
@@ -247,14 +299,14 @@ class TrainIterator(grain.DatasetIterator):
 
     Attributes:
       source_names: what the `source` field of a row indexes.
-      table: what the `record` field of a row indexes.
+      table: what the `record` field of a row indexes; has `ids`.
     """
 
     def __init__(
         self,
         batches: grain.MapDataset,
         *,
-        table: RecordTable,
+        table: Any,
         source_names: tuple[str, ...],
         threads: int,
         workers: int,
@@ -477,7 +529,7 @@ class _ShuffledEpochs(grain.MapDataset):
     stored permutation costs 8 bytes an element.
     """
 
-    def __init__(self, sources: Sequence[_PlacedSource], seed: int):
+    def __init__(self, sources: Sequence[Any], seed: int):
         super().__init__()
         self._sources = tuple(sources)
         self._ends = list(itertools.accumulate(len(source) for source in sources))
@@ -529,8 +581,8 @@ def _op_seed(seed: int, *key: str | int) -> int:
     return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
 
 
-def _plain(config: Any) -> types.SimpleNamespace:
+def plain(config: Any) -> types.SimpleNamespace:
     """A ConfigDict as plain attributes, which are read several times for each row."""
     return types.SimpleNamespace(
-        **{key: _plain(value) if hasattr(value, "items") else value for key, value in config.items()}
+        **{key: plain(value) if hasattr(value, "items") else value for key, value in config.items()}
     )

@@ -122,6 +122,14 @@ class Split:
         return loaded
 
     @classmethod
+    def load_if_any(cls, directories: Iterable[Any], split: str) -> "Split | None":
+        """The same; None where there are no rows."""
+        try:
+            return cls.load(directories, split)
+        except UserError:
+            return None
+
+    @classmethod
     def of(cls, examples: Sequence[Example], name: str = "validation") -> "Split":
         """The split that holds just these examples, which stay in memory."""
         return cls._read(name, [examples], [])
@@ -147,9 +155,29 @@ class Split:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def only(self, rows: Iterable[int]) -> "Split":
+        """The split that holds just these of its rows, in this order."""
+        chosen = [int(row) for row in rows]
+        return dataclasses.replace(
+            self,
+            examples=[self.examples[row] for row in chosen],
+            shapes=[self.shapes[row] for row in chosen],
+            _places=[self._places[row] for row in chosen],
+        )
+
+    def rows_of_set(self, number: int) -> np.ndarray:
+        """The rows of the data set that was named as the `number`-th (from 0): int [m]."""
+        per_set = len(self._sources) // max(len(self.sets), 1)
+        return np.array([i for i, (s, _) in enumerate(self._places) if s // per_set == number], np.int64)
+
+    def image(self, row: int) -> bytes:
+        """The stored file of a row."""
+        data: bytes = self._sources[self._places[row][0]][self._places[row][1]].image
+        return data
+
     def pixels(self, rows: Iterable[int]) -> list[Pixels]:
         """The stored images [H, W] uint8 of these rows."""
-        return [decode_image(self._sources[s][i].image) for s, i in (self._places[row] for row in rows)]
+        return [decode_image(self.image(row)) for row in rows]
 
     @property
     def patients(self) -> list[str]:

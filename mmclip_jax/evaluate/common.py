@@ -20,7 +20,7 @@ from mmclip_jax.data import audit
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import cases as case_lib
-from mmclip_jax.evaluate import entmlm, grounding, metrics, report, retrieval, source_probe, zeroshot
+from mmclip_jax.evaluate import entmlm, grounding, metrics, ms_cxr, report, retrieval, source_probe, zeroshot
 from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
 
 __all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
@@ -44,6 +44,7 @@ def run(
     allow_leakage: str = "",
     resamples: int = 1000,
     progress: bool = True,
+    phrase_file: str | os.PathLike[str] = "",
 ) -> str:
     """Loads a checkpoint, evaluates it and writes the report; returns what a terminal should show.
 
@@ -57,6 +58,7 @@ def run(
       allow_leakage: why images that are known from training may be scored; kept with the results.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
+      phrase_file: of MS-CXR, "" for none.
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
@@ -84,6 +86,7 @@ def run(
         resamples=resamples,
         progress=progress,
         audited=audited,
+        phrase_file=phrase_file,
     )
     return "\n".join(
         [
@@ -120,6 +123,7 @@ def evaluate_checkpoint(
     seed: int = 0,
     progress: bool = True,
     audited: dict[str, Any] | None = None,
+    phrase_file: str | os.PathLike[str] = "",
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes report.html, results.json and scores.csv there.
 
@@ -137,6 +141,7 @@ def evaluate_checkpoint(
       seed: of everything that is drawn.
       progress: bars on stderr.
       audited: what `data.audit.check` says of these data, to be kept with the results.
+      phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
@@ -162,13 +167,15 @@ def evaluate_checkpoint(
         with timed("zero_shot"):
             scored = zeroshot.evaluate(model, rows, embedded, progress=bars, **draws)
         with timed("contrastive"):
-            contrastive = retrieval.evaluate(model, rows, embedded, progress=bars)
+            contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("source_probe"):
             probe = source_probe.evaluate(
                 embedded, [example.source for example in rows.examples], rows.patients, **draws
             )
         with timed("grounding"):
-            pointing = grounding.evaluate(model, rows, progress=bars, **draws)
+            held = Split.load_if_any(directories, "validation") if split != "validation" else None
+            pointing = grounding.evaluate(model, rows, validation=held, progress=bars, **draws)
+            phrases = ms_cxr.evaluate(model, rows, held, phrase_file, progress=bars, **draws) if phrase_file else None
         with timed("entmlm"):
             restored = entmlm.evaluate(model, rows, progress=bars, **draws)
         results: dict[str, Any] = {
@@ -191,6 +198,7 @@ def evaluate_checkpoint(
             "audit": audited,
             "zero_shot": scored.summary,
             "grounding": pointing,
+            "phrases": phrases,
             "entmlm": restored,
             "source_probe": probe,
             "contrastive": contrastive,

@@ -37,16 +37,43 @@ def load(workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None)
     """Loads a checkpoint: the newest of a workdir, its `step`, or a step directory itself.
 
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or it does not fit the vocabulary that is installed.
     """
-    saved = checkpoints.find_checkpoint(workdir_or_checkpoint, step)
-    tokenizer = load_tokenizer(saved.tokenizer_model)
+    saved, tokenizer = open_checkpoint(workdir_or_checkpoint, step)
     model = build_model(saved.config.model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
     abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
     params = saved.restore_params(abstract)
     return Model(saved.config, params, tokenizer, saved.step, saved.manifest)
+
+
+def open_checkpoint(
+    workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None
+) -> tuple[checkpoints.Saved, Tokenizer]:
+    """A checkpoint, its parameters not yet read, and its tokenizer.
+
+    Raises:
+      UserError: there is none; its tokenizer is not of the size of its text encoder; or it was trained on labels or
+        reports of kinds that the vocabulary does not know.
+    """
+    saved = checkpoints.find_checkpoint(workdir_or_checkpoint, step)
+    tokenizer = load_tokenizer(saved.tokenizer_model)
+    if tokenizer.vocab_size != saved.config.model.text.vocab_size:
+        raise UserError(
+            f"{saved.directory} has a tokenizer of {tokenizer.vocab_size} pieces and a text encoder for "
+            f"{saved.config.model.text.vocab_size}: it was put together from two runs, take one of one run"
+        )
+    exposure = saved.manifest.get("exposure", {})
+    seen = {
+        kind for part in ("label_kinds", "report_kinds") for kinds in exposure.get(part, {}).values() for kind in kinds
+    }
+    if strange := sorted(seen - set(prompts.KINDS)):
+        raise UserError(
+            f"{saved.directory} was trained with another vocabulary of disease kinds: {', '.join(strange[:5])} are not "
+            "in the one in use; set MMCLIP_RESOURCES to the run's resources"
+        )
+    return saved, tokenizer
 
 
 def _batches(*columns: Sequence[Any]) -> Iterator[tuple[Sequence[Any], ...]]:

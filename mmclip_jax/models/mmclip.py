@@ -79,6 +79,11 @@ class MMCLIP(nn.Module):
 
         visible: int [B,M], the only patches to encode; V is then [B,M,D].
         """
+        patches, pooled = self.pool_image(images, visible)
+        return patches, self._embed(self.image_projection, pooled)
+
+    def pool_image(self, images: jax.Array, visible: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """IE before its projection: images float [B,S,S,1] -> (V [B,N,D], pooled [B,D] for a classifier)."""
         patches, class_token, _ = self.image_encoder(images, visible)
         if self.pool == "mean":
             pooled = patches.astype(jnp.float32).mean(axis=1)
@@ -90,7 +95,7 @@ class MMCLIP(nn.Module):
         else:
             query = jnp.broadcast_to(self.pool_query.astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
             pooled = self.pool_attention(query, patches)[0][:, 0]
-        return patches, self._embed(self.image_projection, pooled)
+        return patches, pooled
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
         """TE: tokens int [B,L], padded with 0 -> T [B,L,D]."""

@@ -87,3 +87,20 @@ def read(directory: pathlib.Path, share: float) -> frozenset[str]:
         there = sorted(path.stem.removeprefix("train_") + " %" for path in (directory / FOLDER).glob("train_*.txt"))
         raise UserError(f"{directory} has no fraction of {100 * share:g} % (there: {', '.join(there) or 'none'})")
     return frozenset(file.read_text(encoding="utf-8").splitlines())
+
+
+def of(directory: pathlib.Path, rows: Sequence[Row], share: float) -> tuple[frozenset[str], bool]:
+    """(the ids of a fraction, whether its builder saved it) of a data set whose training rows are `rows`.
+
+    What was not saved is chosen by the same rule, which gives fractions that are nested in and around the saved ones.
+
+    Raises:
+      UserError: share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"fraction {share:g} is not in (0, 1]")
+    if (directory / FOLDER / f"train_{100 * share:g}.txt").is_file():
+        return read(directory, share), True
+    if share == 1:
+        return frozenset(row.id for row in rows), True
+    return frozenset(choose(rows, (share,))[share]), False
