@@ -210,3 +210,9 @@ def test_a_thousand_resamples_of_fourteen_findings_and_25596_images_in_20_second
     assert time.process_time() - start < 20
     assert replicates.shape == (1000, 14)
     assert metrics.percentile_interval(metrics.macro_replicates(replicates)).unusable == 0
+
+
+def test_labels_are_counted() -> None:
+    assert metrics.counts([1, 0, np.nan, 1, np.nan]) == metrics.Counts(2, 1, 2)
+    notes = [metrics.counts(labels).note for labels in ([1, 0], [1, np.nan], [0.0], [np.nan], [])]
+    assert notes == ["", "no negative label", "no positive label", "no known label", "no known label"]
