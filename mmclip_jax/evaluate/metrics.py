@@ -71,10 +71,10 @@ def counts(labels: Any) -> Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A bootstrap percentile interval.
+    """A bootstrap interval.
 
-    unusable: resamples of which the metric was undefined (one class only). They are left out of the percentiles, so the
-    interval is conditional on both classes being seen; with many of them it is not to be trusted.
+    unusable: resamples of which the metric was undefined (one class only). They are left out, so the interval is
+    conditional on both classes being seen; with many of them it is not to be trusted.
     """
 
     low: float
@@ -93,10 +93,10 @@ def bootstrap_ci(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a metric over resampled patients.
+    """Interval of a metric over resampled patients: `logit_interval` of `auroc` and `auprc`, else percentiles.
 
     Rows of unknown label are left out first, and as many patients as are left are drawn with replacement, each with all
-    of its rows. Resamples with one class only are left out of the percentiles.
+    of its rows. Resamples with one class only are left out.
 
     Args:
       labels: [n], as for `auroc`.
@@ -117,7 +117,11 @@ def bootstrap_ci(
     known = ~np.isnan(labels)
     members = _group_numbers(groups, len(labels))[known]
     replicates = resample_metric(labels[known], scores[known], members, metric=metric, resamples=resamples, seed=seed)
-    interval = percentile_interval(replicates, level)
+    if metric in (auroc, auprc):
+        fewest = fewest_patients(labels[known], members)
+        interval = logit_interval(metric(labels, scores), replicates, level, fewest)
+    else:
+        interval = percentile_interval(replicates, level)
     return interval.low, interval.high
 
 
@@ -223,6 +227,42 @@ def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> Interval
         return Interval(float("nan"), float("nan"), len(replicates), len(replicates))
     low, high = np.percentile(usable, [50 * (1 - level), 50 * (1 + level)])
     return Interval(float(low), float(high), len(replicates), len(replicates) - len(usable))
+
+
+def logit_interval(point: float, replicates: np.ndarray, level: float = 0.95, patients: int | None = None) -> Interval:
+    """logit(m) ± t · s / (m (1 - m)), taken back to (0, 1), of a metric m in that range; s: deviation of the replicates.
+
+    Percentiles miss the truth too often where it is near 1 or few patients have a finding, since replicates are then
+    skewed and too close together (docs/results.md has the simulation). A metric of exactly 0 or 1 has percentiles.
+
+    Args:
+      point: the metric of all rows.
+      replicates: [R] of `resample_metric`; NaN are left out and counted.
+      level: of the interval, in (0, 1).
+      patients: of the rarer class (`fewest_patients`), whose number less one gives the degrees of freedom of t; None
+        for those of the normal distribution.
+
+    Raises:
+      ValueError: level outside (0, 1).
+    """
+    from scipy import stats
+
+    percentiles = percentile_interval(replicates, level)
+    usable = replicates[~np.isnan(replicates)]
+    if not 0 < point < 1 or len(usable) < 2:
+        return percentiles
+    quantile = (
+        stats.norm.ppf(0.5 + level / 2) if patients is None else stats.t.ppf(0.5 + level / 2, max(patients - 1, 1))
+    )
+    center, reach = np.log(point / (1 - point)), quantile * usable.std(ddof=1) / (point * (1 - point))
+    low, high = (1 / (1 + np.exp(-np.clip([center - reach, center + reach], -700, 700)))).tolist()
+    return dataclasses.replace(percentiles, low=low, high=high)
+
+
+def fewest_patients(labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray | None) -> int:
+    """Patients with a row of the class that fewer patients have; labels [n] of 1, 0 or NaN."""
+    numbers = _group_numbers(groups, len(labels))
+    return min(len(np.unique(numbers[labels == value])) for value in (0, 1))
 
 
 def macro_replicates(replicates: np.ndarray) -> np.ndarray:
