@@ -230,7 +230,7 @@ def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> Interval
 
 
 def logit_interval(point: float, replicates: np.ndarray, level: float = 0.95, patients: int | None = None) -> Interval:
-    """logit(m) ± t · s / (m (1 - m)), taken back to (0, 1), of a metric m in that range; s: deviation of the replicates.
+    """logit(m) ± t · s / (m (1 - m)), taken back to (0, 1), for a metric m in that range; s: the replicates' deviation.
 
     Percentiles miss the truth too often where it is near 1 or few patients have a finding, since replicates are then
     skewed and too close together (docs/results.md has the simulation). A metric of exactly 0 or 1 has percentiles.
