@@ -152,6 +152,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             args.step,
             args.data,
             split=args.split,
+            protocol=args.protocol,
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
@@ -502,7 +503,14 @@ def _make_parser() -> _Parser:
     evaluate.add_argument(
         "--data", nargs="+", type=_existing, metavar="DIR", help="built data sets; default: the run's"
     )
-    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="the part to score")
+    evaluate.add_argument(
+        "--split", choices=("train", "validation", "test"), help="the part to score; default: the protocol's"
+    )
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME|FILE.yaml[:NAME]",
+        help="findings, prompts, uncertain labels, score (docs/evaluation.md); default: the one of the data set's name",
+    )
     evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
