@@ -38,7 +38,7 @@ def ece(labels: Any, probabilities: Any, bins: int = BINS) -> float:
     Bins are of equal width in the probability of the positive class, (k/bins, (k+1)/bins], the first one closed. NaN
     without a row of known label. Arguments and errors as for `brier`.
     """
-    return _ece_of(_bin_sums(*_known(labels, probabilities), bins).sum(axis=0))
+    return float(_ece_of(_bin_sums(*_known(labels, probabilities), bins).sum(axis=0)))
 
 
 def reliability(labels: Any, probabilities: Any, bins: int = BINS) -> list[dict[str, float]]:
@@ -60,15 +60,17 @@ def resample_calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """(ECE, Brier score) of each resample of patients: float64 [R, 2].
+    """(ECE, Brier score) of each resample of patients, findings [n, K] being pooled: float64 [R, 2].
 
     The ECE of a resample is larger than that of the rows it comes from on average, since noise adds to every bin.
     """
     labels, probabilities = _checked(labels, probabilities)
-    known = ~np.isnan(labels)
     rows = np.zeros((len(labels), 4, bins))
-    rows[known, :3] = _bin_sums(labels[known], probabilities[known], bins)
-    rows[known, 3, 0] = (probabilities[known] - labels[known]) ** 2
+    columns = (values.reshape(len(rows), -1).T for values in (labels, probabilities))
+    for column, chances in zip(*columns, strict=True):
+        known = ~np.isnan(column)
+        rows[known, :3] += _bin_sums(column[known], chances[known], bins)
+        rows[known, 3, 0] += (chances[known] - column[known]) ** 2
     sums = metrics.resample_sums(rows, groups, resamples=resamples, seed=seed)
     return np.stack([_ece_of(sums[:, :3]), metrics.divide(sums[:, 3, 0], sums[:, 0].sum(axis=1))], axis=1)
 
@@ -120,11 +122,10 @@ def _bin_sums(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> np.nd
     return sums
 
 
-def _ece_of(sums: np.ndarray) -> Any:
+def _ece_of(sums: np.ndarray) -> np.ndarray:
     """Of bin sums [..., 3, bins]: NaN without rows."""
     gaps = np.abs(sums[..., 2, :] - sums[..., 1, :]).sum(axis=-1)
-    result = metrics.divide(gaps, sums[..., 0, :].sum(axis=-1))
-    return float(result) if np.ndim(result) == 0 else result
+    return metrics.divide(gaps, sums[..., 0, :].sum(axis=-1))
 
 
 def _known(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -138,3 +139,66 @@ def _checked(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
     if ((probabilities < 0) | (probabilities > 1)).any():
         raise UserError("probabilities lie in 0..1; scores become such by a softmax or a temperature")
     return labels, probabilities
+
+
+def evaluate(
+    margins: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str],
+    validation: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    bins: int = BINS,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Calibration as trained, and with a temperature fitted on validation.
+
+    Args:
+      margins: [n, K], logits.
+      labels: [n, K].
+      groups: [n], patients.
+      names: [K], of the findings.
+      validation: (margins, labels) of other patients, or None.
+      bins: of the ECE.
+      resamples: of the intervals.
+      level: of the same.
+      seed: of the same.
+
+    Returns (for JSON): "bins", "temperature" (NaN with a "note" why), "as_trained" and "fitted" (None without a
+    temperature): {"ece", "ece_interval", "brier", "brier_interval", "reliability"} of all findings pooled, and
+    "findings": [{"name", "rows", "share" (of positives), "ece", "brier", "ece_fitted", "brier_fitted"}].
+    """
+    temperature, note = float("nan"), "no validation split to fit a temperature on"
+    if validation is not None:
+        temperature = fit_temperature(validation[1], validation[0])
+        note = "validation lacks one class" if np.isnan(temperature) else ""
+
+    def pooled(chances: np.ndarray) -> dict[str, Any]:
+        replicates = resample_calibration(labels, chances, groups, bins=bins, resamples=resamples, seed=seed)
+        values: dict[str, Any] = {"reliability": reliability(labels, chances, bins)}
+        values |= {"ece": ece(labels, chances, bins), "brier": brier(labels, chances)}
+        for column, name in enumerate(("ece", "brier")):
+            interval = metrics.percentile_interval(replicates[:, column], level)
+            values[f"{name}_interval"] = [interval.low, interval.high]
+        return values
+
+    before = sigmoid(margins)
+    after = None if note else sigmoid(margins, temperature)
+    table = []
+    for k, name in enumerate(names):
+        known = ~np.isnan(labels[:, k])
+        row = {"name": name, "rows": int(known.sum()), "share": float(labels[known, k].mean()) if known.any() else None}
+        for suffix, chances in (("", before), ("_fitted", after)):
+            for measure, function in (("ece", ece), ("brier", brier)):
+                row[f"{measure}{suffix}"] = None if chances is None else function(labels[:, k], chances[:, k])
+        table.append(row)
+    return {
+        "bins": bins,
+        "temperature": temperature,
+        "note": note,
+        "as_trained": pooled(before),
+        "fitted": None if after is None else pooled(after),
+        "findings": table,
+    }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data import prompts
-from mmclip_jax.data.schema import LabelState
+from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import metrics, protocols, thresholds
 from mmclip_jax.evaluate.base import Model, Progress, Split, with_ancestors
@@ -48,6 +48,30 @@ class Scored:
     labels: np.ndarray
     scores: dict[str, np.ndarray]
 
+    def of_source(self, source: str) -> "SourceRows":
+        """The rows of one source."""
+        rows = self.split.rows_of(source)
+        return SourceRows(
+            rows=rows,
+            examples=[self.split.examples[row] for row in rows],
+            embedded=self.embedded[rows],
+            labels=self.labels[rows],
+            scores={name: values[rows] for name, values in self.scores.items()},
+            patients=np.array(self.split.patients, object)[rows],
+        )
+
+
+@dataclasses.dataclass
+class SourceRows:
+    """The n rows of one source: their numbers in the split, and the rest in the same order."""
+
+    rows: np.ndarray
+    examples: list[Example]
+    embedded: np.ndarray
+    labels: np.ndarray
+    scores: dict[str, np.ndarray]
+    patients: np.ndarray
+
 
 @dataclasses.dataclass
 class ZeroShot:
@@ -70,7 +94,7 @@ class ZeroShot:
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
-        """ "difference" and "positive", float64 [n, K]."""
+        """Float64 [n, K] by name: "difference" and "positive"."""
         return self.rows.scores
 
     @property
@@ -283,21 +307,23 @@ class _Source:
         level: float,
         seed: int,
     ):
-        rows = scored.split.rows_of(source)
-        self._examples = [scored.split.examples[row] for row in rows]
-        self._labels = scored.labels[rows]
-        self._scores = {name: values[rows] for name, values in scored.scores.items()}
-        self._groups = np.array(scored.split.patients, object)[rows]
+        here = scored.of_source(source)
+        self._examples, self._labels, self._scores, self._groups = (
+            here.examples,
+            here.labels,
+            here.scores,
+            here.patients,
+        )
         self._validation: tuple[np.ndarray, np.ndarray] | None = None
         score = SCORE_OF[protocol.score]
         if chosen_on is not None:
-            others = chosen_on.split.rows_of(source)
-            self._validation = chosen_on.labels[others], chosen_on.scores[score][others]
+            others = chosen_on.of_source(source)
+            self._validation = others.labels, others.scores[score]
         self._findings, self._stamps, self._protocol, self._seen = findings, stamps, protocol, seen
         self._score, self._level = score, level
         self._draws: dict[str, int] = {"resamples": resamples, "seed": seed}
         self._counts = [metrics.counts(self._labels[:, k]) for k in range(len(findings))]
-        self.head = {"rows": len(rows), "patients": len(set(self._groups))}
+        self.head = {"rows": len(here.rows), "patients": len(set(here.patients))}
 
     def summarise(self) -> dict[str, Any]:
         """The findings and macros."""

@@ -134,7 +134,7 @@ class ToyModel:
         for row, pixels in zip(out, images, strict=True):
             angle = planted_scores(pixels) / MOST * math.pi / 2
             row[: len(KINDS)], row[len(KINDS) : -2] = np.sin(angle), np.cos(angle)
-            row[-2 + int(pixels[3, 0])] = self.see_source
+            row[-2 + min(int(pixels[3, 0]), 1)] = self.see_source
         return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
