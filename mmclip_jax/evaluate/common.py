@@ -21,7 +21,18 @@ from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import cases as case_lib
-from mmclip_jax.evaluate import entmlm, grounding, metrics, protocols, report, retrieval, source_probe, zeroshot
+from mmclip_jax.evaluate import (
+    counterfactual,
+    entmlm,
+    grounding,
+    metrics,
+    protocols,
+    report,
+    retrieval,
+    source_probe,
+    zeroshot,
+)
+from mmclip_jax.evaluate import trust as trust_lib
 from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
 from mmclip_jax.evaluate.protocols import Protocol
 
@@ -127,6 +138,7 @@ def evaluate_checkpoint(
     resamples: int = 1000,
     level: float = 0.95,
     cases: int = case_lib.CASES,
+    trust: bool = True,
     seed: int = 0,
     progress: bool = True,
     audited: dict[str, Any] | None = None,
@@ -145,14 +157,15 @@ def evaluate_checkpoint(
       resamples: of the bootstrap intervals.
       level: of the same.
       cases: how many to show.
+      trust: whether to run the probes of `trust` and `counterfactual`.
       seed: of everything that is drawn.
       progress: bars on stderr.
       audited: what `data.audit.check` says of these data, to be kept with the results.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
-      "audit" (None where there was none), "zero_shot", "grounding", "entmlm" and "source_probe" (None where the data
-      does not allow them), "contrastive", "headline" and "seconds".
+      "audit" (None where there was none), "zero_shot", "trust", "counterfactual", "grounding", "entmlm" and
+      "source_probe" (None where the data does not allow them), "contrastive", "headline" and "seconds".
     """
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     protocol = protocol or choose_protocol(None, directories)
@@ -178,6 +191,9 @@ def evaluate_checkpoint(
             )
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, progress=bars)
+        with timed("trust"):
+            trusted = trust_lib.evaluate(model, scored, **draws) if trust else None
+            flipped = counterfactual.evaluate(model, rows, embedded, progress=bars, **draws) if trust else None
         with timed("source_probe"):
             probe = source_probe.evaluate(
                 embedded, [example.source for example in rows.examples], rows.patients, **draws
@@ -208,6 +224,8 @@ def evaluate_checkpoint(
             "zero_shot": scored.summary,
             "grounding": pointing,
             "entmlm": restored,
+            "trust": trusted,
+            "counterfactual": flipped,
             "source_probe": probe,
             "contrastive": contrastive,
             "seconds": seconds,
