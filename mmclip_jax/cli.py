@@ -160,6 +160,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
 
 
+def _compare(args: argparse.Namespace) -> None:
+    from mmclip_jax.evaluate import comparison
+
+    print(comparison.run(args.evaluations, args.out, resamples=args.resamples))
+
+
 def _predict(args: argparse.Namespace) -> None:
     from mmclip_jax.data import prompts
     from mmclip_jax.interop import api
@@ -516,6 +522,13 @@ def _make_parser() -> _Parser:
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
+
+    compare = _add(top, "compare", "put evaluations of the same images side by side, with paired tests", _compare)
+    compare.add_argument(
+        "evaluations", nargs="+", type=_existing, metavar="DIR", help="what mmclip evaluate wrote, or a training run"
+    )
+    compare.add_argument("--out", type=_path, default=Path("compare"), metavar="DIR", help="where the page goes")
+    compare.add_argument("--resamples", type=int, default=2000, help="of patients")
 
     predict = _add(top, "predict", "score single images by prompts", _predict)
     predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG or PNG files")

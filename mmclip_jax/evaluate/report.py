@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -108,10 +107,9 @@ def render(
     show_text: bool,
 ) -> str:
     """The HTML report as a string."""
-    import jinja2
     import markupsafe
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
+    environment = page_environment()
     span = _span(results)
 
     def mark(entry: Mapping[str, Any]) -> Any:
@@ -120,13 +118,7 @@ def render(
         low, high = entry["auroc_interval"]
         return markupsafe.Markup(figures.interval_mark(entry["auroc"], low, high, span, 0.5))
 
-    environment.filters |= {
-        "number": number,
-        "interval": interval,
-        "mark": mark,
-        "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
-        "stamp_short": lambda stamp: _STAMP_SHORT.get(stamp, stamp),
-    }
+    environment.filters["mark"] = mark
     charts, more = _charts(curves)
     for chart in (*charts, *more):
         chart["svg"] = markupsafe.Markup(chart["svg"])
@@ -142,11 +134,10 @@ def render(
         ("cases", "Cases", cases),
         ("honesty", "Reading the numbers", True),
     ]
-    template = resources.files("mmclip_jax.evaluate").joinpath("resources/report.html.j2").read_text(encoding="utf-8")
     exposures = {name: meaning for name, meaning in EXPOSURES.items() if name != UNKNOWN_EXPOSURE}
     if not results["exposure"]:
         exposures[UNKNOWN_EXPOSURE] = EXPOSURES[UNKNOWN_EXPOSURE]
-    return environment.from_string(template).render(
+    return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
         title=f"MMCLIP evaluation: {run}" if run else "MMCLIP evaluation",
         r=results,
@@ -162,6 +153,21 @@ def render(
         show_text=show_text,
         honesty=_honesty(results),
     )
+
+
+def page_environment() -> Any:
+    """Jinja's environment of the pages in resources/, with the filters that write numbers, intervals and stamps."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "resources")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
+        "stamp_short": lambda stamp: _STAMP_SHORT.get(stamp, stamp),
+    }
+    return environment
 
 
 def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
