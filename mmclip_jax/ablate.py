@@ -358,8 +358,8 @@ def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict
     from mmclip_jax.evaluate.common import evaluate_checkpoint
 
     model = mmclip_jax.load(workdir)
-    # No intervals within a run: the table's come from the seeds.
-    results = evaluate_checkpoint(model, list(data), split, None, resamples=0, progress=False)
+    # No intervals within a run: the table's come from the seeds. No probes of trust: the table has none of them.
+    results = evaluate_checkpoint(model, list(data), split, None, resamples=0, trust=False, progress=False)
     return measures_of(results)
 
 

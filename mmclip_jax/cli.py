@@ -190,12 +190,19 @@ def _evaluate(args: argparse.Namespace) -> None:
             args.step,
             args.data,
             split=args.split,
+            protocol=args.protocol,
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
             phrase_file=args.ms_cxr,
         )
     )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from mmclip_jax.evaluate import comparison
+
+    print(comparison.run(args.evaluations, args.out, resamples=args.resamples))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -619,7 +626,14 @@ def _make_parser() -> _Parser:
     evaluate.add_argument(
         "--data", nargs="+", type=_existing, metavar="DIR", help="built data sets; default: the run's"
     )
-    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="the part to score")
+    evaluate.add_argument(
+        "--split", choices=("train", "validation", "test"), help="the part to score; default: the protocol's"
+    )
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME|FILE.yaml[:NAME]",
+        help="findings, prompts, uncertain labels, score (docs/evaluation.md); default: the one of the data set's name",
+    )
     evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
@@ -632,6 +646,13 @@ def _make_parser() -> _Parser:
         help="MS_CXR_Local_Alignment_*.json or .csv",
     )
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
+
+    compare = _add(top, "compare", "put evaluations of the same images side by side, with paired tests", _compare)
+    compare.add_argument(
+        "evaluations", nargs="+", type=_existing, metavar="DIR", help="what mmclip evaluate wrote, or a training run"
+    )
+    compare.add_argument("--out", type=_path, default=Path("compare"), metavar="DIR", help="where the page goes")
+    compare.add_argument("--resamples", type=int, default=2000, help="of patients")
 
     predict = _add(top, "predict", "score single images by prompts", _predict)
     predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG or PNG files")

@@ -70,6 +70,7 @@ def config(tmp_path: Path) -> str:
         ),
         ("evaluate --workdir /no/such --data /", "/no/such does not exist"),
         ("evaluate --workdir / --data / --split tset", "invalid choice: 'tset'"),
+        ("compare /", "/ has no results.json"),
         ("evaluate --workdir {empty} --data {empty}", "holds no checkpoints"),
         ("predict /no/image.png --workdir /", "/no/image.png does not exist"),
         ("predict {config} --workdir / --findings pneumonia,plague", "plague"),
@@ -208,7 +209,7 @@ def test_a_reader_that_goes_away_gives_no_traceback():
 @pytest.mark.parametrize(
     "command",
     ["", "data", "data build", "data build phantom", "data build table", "data info", "tokenizer", "tokenizer train",
-     "train", "evaluate", "predict", "ablate", "demo"],
+     "train", "evaluate", "compare", "predict", "ablate", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0

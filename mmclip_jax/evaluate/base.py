@@ -79,7 +79,7 @@ class Split:
     """The rows of a split, without their pixels, which are decoded when asked for.
 
     name: "train", "validation" or "test"; examples: image bytes left out; shapes: (height, width) of each stored image;
-    sets: what is known of each data set (name, version, fingerprint, rows).
+    sets: what is known of each data set (name, version, fingerprint, what its builder made of uncertain labels, rows).
     """
 
     name: str
@@ -106,6 +106,7 @@ class Split:
                     "name": facts["name"],
                     "version": facts["version"],
                     "fingerprint": facts["fingerprint"],
+                    "uncertain": facts.get("options", {}).get("uncertain", "keep"),
                     "rows": sum(len(part) for part in parts),
                     "splits": {
                         name: sum(facts["splits"].get(f"{name}_{part}", {}).get("examples", 0) for part in PARTS)

@@ -208,7 +208,7 @@ def _segments(
 def _ranking(split: Split, scored: ZeroShot, row: int) -> tuple[Ranked, ...]:
     """The highest findings by percentile within the source, and whatever else is truly there."""
     source = split.rows_of(split.examples[row].source)
-    scores = scored.scores["difference"]
+    scores = scored.scores[scored.score]
     ranked = []
     for k, kind in enumerate(scored.findings):
         state = split.examples[row].labels.get(kind, LabelState.UNKNOWN)

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,25 @@ import numpy as np
 import mmclip_jax
 from mmclip_jax import checkpoints
 from mmclip_jax.data import audit
+from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import cases as case_lib
-from mmclip_jax.evaluate import entmlm, grounding, metrics, ms_cxr, report, retrieval, source_probe, zeroshot
+from mmclip_jax.evaluate import (
+    counterfactual,
+    entmlm,
+    grounding,
+    metrics,
+    ms_cxr,
+    protocols,
+    report,
+    retrieval,
+    source_probe,
+    zeroshot,
+)
+from mmclip_jax.evaluate import trust as trust_lib
 from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
+from mmclip_jax.evaluate.protocols import Protocol
 
 __all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
@@ -38,7 +52,8 @@ def run(
     step: int | None = None,
     data: Directories | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
+    protocol: str | None = None,
     out: str | os.PathLike[str] | None = None,
     show_text: bool = False,
     allow_leakage: str = "",
@@ -52,7 +67,8 @@ def run(
       workdir: of a training run (or one of its checkpoints).
       step: of the checkpoint; None for the newest.
       data: one or more built data sets; None for those that the run evaluates or, failing that, trains on.
-      split: "test", "validation" or "train".
+      split: "test", "validation" or "train"; None for the protocol's.
+      protocol: a name, or a YAML file of your own (`protocols.load`); None for the one of the data set's name.
       out: where to write; None for WORKDIR/evaluation/STEP (for a single checkpoint it must be given).
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
@@ -72,6 +88,8 @@ def run(
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
     out_dir = pathlib.Path(out) if out is not None else workdir / "evaluation" / str(model.step)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
+    chosen = choose_protocol(protocol, directories)
+    split = split or chosen.split
     audited = None
     if split != "train":
         audited = audit.check(tuple(model.manifest.get("data", ())), directories, split, allow_leakage)
@@ -80,6 +98,7 @@ def run(
         data,
         split,
         out_dir,
+        protocol=chosen,
         run_name=workdir.resolve().name,
         curves=read_curves(workdir / METRICS_FILE),
         show_text=show_text,
@@ -92,20 +111,22 @@ def run(
         [
             f"Step {model.step:,}, {split} split, {_extent(results)}",
             report.headline_text(results),
-            _audit_line(audited),
+            *report.protocol_lines(results),
+            f"Audit: {report.audit_text(audited)}",
             f"Report: {out_dir / report.REPORT_FILE}",
         ]
     )
 
 
-def _audit_line(audited: Mapping[str, Any] | None) -> str:
-    if audited is None:
-        return "Audit: none, the training split itself was scored"
-    if audited["status"] == "leaks":
-        return f"Audit: test images are known from training; accepted because: {audited['allowed']}"
-    if audited["status"] == "not audited":
-        return f"Audit: none, training data are not here ({', '.join(audited['missing']) or 'no record of them'})"
-    return "Audit: no patient, study, image id or pixels in common with the training data"
+def choose_protocol(spec: str | None, directories: Sequence[str | os.PathLike[str]]) -> Protocol:
+    """The protocol that was asked for, else the one of the data sets' names.
+
+    Raises:
+      UserError: no such protocol, or no such data set.
+    """
+    if spec:
+        return protocols.load(spec)
+    return protocols.for_data(dataset_facts(directory)["name"] for directory in directories)
 
 
 def evaluate_checkpoint(
@@ -114,12 +135,14 @@ def evaluate_checkpoint(
     split: str = "test",
     out_dir: str | os.PathLike[str] | None = None,
     *,
+    protocol: Protocol | None = None,
     run_name: str = "",
     curves: Sequence[dict[str, Any]] = (),
     show_text: bool = False,
     resamples: int = 1000,
     level: float = 0.95,
     cases: int = case_lib.CASES,
+    trust: bool = True,
     seed: int = 0,
     progress: bool = True,
     audited: dict[str, Any] | None = None,
@@ -132,12 +155,14 @@ def evaluate_checkpoint(
       data_dir: one or more directories of built data sets.
       split: "test", "validation" or "train".
       out_dir: None to write nothing.
+      protocol: None for the one of the data sets' names.
       run_name: what to call the run in the report.
       curves: the records of the run's metrics.jsonl.
       show_text: shows texts and ids of other data than the phantom.
       resamples: of the bootstrap intervals.
       level: of the same.
       cases: how many to show.
+      trust: whether to run the probes of `trust` and `counterfactual`.
       seed: of everything that is drawn.
       progress: bars on stderr.
       audited: what `data.audit.check` says of these data, to be kept with the results.
@@ -145,10 +170,11 @@ def evaluate_checkpoint(
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
-      "audit" (None where there was none), "zero_shot", "grounding", "entmlm" and "source_probe" (None where the data
-      does not allow them), "contrastive", "headline" and "seconds".
+      "audit" (None where there was none), "zero_shot", "trust", "counterfactual", "grounding", "entmlm" and
+      "source_probe" (None where the data does not allow them), "contrastive", "headline" and "seconds".
     """
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
+    protocol = protocol or choose_protocol(None, directories)
     seconds: dict[str, float] = {}
     bars = Progress(progress)
     draws: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
@@ -164,10 +190,16 @@ def evaluate_checkpoint(
             rows = Split.load(directories, split)
         with timed("embedding"):
             embedded = embed_images(model, rows, bars)
+            validation = _validation(model, directories, rows, protocol, bars)
         with timed("zero_shot"):
-            scored = zeroshot.evaluate(model, rows, embedded, progress=bars, **draws)
+            scored = zeroshot.evaluate(
+                model, rows, embedded, protocol=protocol, validation=validation, progress=bars, **draws
+            )
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
+        with timed("trust"):
+            trusted = trust_lib.evaluate(model, scored, **draws) if trust else None
+            flipped = counterfactual.evaluate(model, rows, embedded, progress=bars, **draws) if trust else None
         with timed("source_probe"):
             probe = source_probe.evaluate(
                 embedded, [example.source for example in rows.examples], rows.patients, **draws
@@ -190,6 +222,7 @@ def evaluate_checkpoint(
             "data": {
                 "sets": rows.sets,
                 "split": split,
+                "validation_rows": len(validation[0]) if validation else 0,
                 "rows": len(rows),
                 "patients": len(set(rows.patients)),
                 "sources": rows.source_counts,
@@ -200,6 +233,8 @@ def evaluate_checkpoint(
             "grounding": pointing,
             "phrases": phrases,
             "entmlm": restored,
+            "trust": trusted,
+            "counterfactual": flipped,
             "source_probe": probe,
             "contrastive": contrastive,
             "seconds": seconds,
@@ -219,6 +254,21 @@ def evaluate_checkpoint(
             show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
         )
     return results
+
+
+def _validation(
+    model: Model,
+    directories: Sequence[str | os.PathLike[str]],
+    rows: Split,
+    protocol: Protocol,
+    progress: Progress,
+) -> tuple[Split, np.ndarray] | None:
+    """Embedded rows to choose thresholds and the temperature on; None if there are none, or only the scored ones."""
+    name = protocol.validation
+    if name == rows.name or not any(data["splits"].get(name) for data in rows.sets):
+        return None
+    split = Split.load(directories, name)
+    return split, embed_images(model, split, progress)
 
 
 def quick_metrics(model: Model, examples: Sequence[Example], *, block: int = retrieval.BLOCK) -> dict[str, float]:
@@ -284,8 +334,9 @@ def _headline(results: dict[str, Any]) -> dict[str, Any]:
     """The few numbers that a script wants first."""
     macro = report.primary_macro(results)
     pointing, restored, probe = results["grounding"], results["entmlm"], results["source_probe"]
-    used = results["checkpoint"]["response"]
+    used, protocol_of = results["checkpoint"]["response"], results["zero_shot"]["protocol"]
     return {
+        "protocol": protocol_of["name"],
         "macro_auroc": macro and macro["all"]["auroc"],
         "macro_auroc_interval": macro and macro["all"]["auroc_interval"],
         "macro_auroc_called": macro and macro["all"]["called"],

@@ -32,7 +32,7 @@ def auroc(labels: Any, scores: Any) -> float:
     Raises:
       UserError: a NaN score, a label that is none of the above, lengths that differ.
     """
-    column = _Column(*_checked(labels, scores), np.arange(np.size(scores)))
+    column = _Column(*checked(labels, scores), np.arange(np.size(scores)))
     return float(column.auroc(np.ones((1, np.size(scores)), np.int32))[0])
 
 
@@ -41,16 +41,40 @@ def auprc(labels: Any, scores: Any) -> float:
 
     Arguments and errors as for `auroc`. Chance is the share of positives. Without a positive it is NaN.
     """
-    column = _Column(*_checked(labels, scores), np.arange(np.size(scores)))
+    column = _Column(*checked(labels, scores), np.arange(np.size(scores)))
     return float(column.auprc(np.ones((1, np.size(scores)), np.int32))[0])
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-    """A bootstrap percentile interval.
+class Counts:
+    """Rows of a finding by what its label says; `unknown` ones (NaN) are left out of every metric."""
 
-    unusable: resamples of which the metric was undefined (one class only). They are left out of the percentiles, so the
-    interval is conditional on both classes being seen; with many of them it is not to be trusted.
+    positives: int
+    negatives: int
+    unknown: int
+
+    @property
+    def note(self) -> str:
+        """Why metrics that need both classes are NaN; "" if they are not."""
+        if self.positives and self.negatives:
+            return ""
+        if not (self.positives or self.negatives):
+            return "no known label"
+        return "no negative label" if self.positives else "no positive label"
+
+
+def counts(labels: Any) -> Counts:
+    """How many labels [n] are 1, 0 and NaN."""
+    labels = np.asarray(labels, np.float64)
+    return Counts(int((labels == 1).sum()), int((labels == 0).sum()), int(np.isnan(labels).sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval.
+
+    unusable: resamples of which the metric was undefined (one class only). They are left out, so the interval is
+    conditional on both classes being seen; with many of them it is not to be trusted.
     """
 
     low: float
@@ -69,10 +93,10 @@ def bootstrap_ci(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a metric over resampled patients.
+    """Interval of a metric over resampled patients: `logit_interval` of `auroc` and `auprc`, else percentiles.
 
     Rows of unknown label are left out first, and as many patients as are left are drawn with replacement, each with all
-    of its rows. Resamples with one class only are left out of the percentiles.
+    of its rows. Resamples with one class only are left out.
 
     Args:
       labels: [n], as for `auroc`.
@@ -89,11 +113,15 @@ def bootstrap_ci(
     Raises:
       UserError: as for `auroc`, or groups of another length.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked(labels, scores)
     known = ~np.isnan(labels)
     members = _group_numbers(groups, len(labels))[known]
     replicates = resample_metric(labels[known], scores[known], members, metric=metric, resamples=resamples, seed=seed)
-    interval = percentile_interval(replicates, level)
+    if metric in (auroc, auprc):
+        fewest = fewest_patients(labels[known], members)
+        interval = logit_interval(metric(labels, scores), replicates, level, fewest)
+    else:
+        interval = percentile_interval(replicates, level)
     return interval.low, interval.high
 
 
@@ -119,7 +147,7 @@ def resample_metric(
     Returns:
       float64 [R] or [R, K]; NaN where a resample does not have both classes of a finding.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked(labels, scores)
     numbers = _group_numbers(groups, len(labels))
     columns_labels = labels.reshape(len(labels), -1)
     columns_scores = scores.reshape(len(labels), -1)
@@ -164,15 +192,26 @@ def resample_ratio(
     """
     above = np.asarray(numerators, np.float64)
     below = np.broadcast_to(np.asarray(denominators, np.float64), above.shape)
-    numbers = _group_numbers(groups, len(above))
-    sums = np.zeros((int(numbers.max(initial=-1)) + 1, 2, *above.shape[1:]))
-    np.add.at(sums, numbers, np.stack([above, below], axis=1))
+    sums = resample_sums(np.stack([above, below], axis=1), groups, resamples=resamples, seed=seed)
+    return divide(sums[:, 0], sums[:, 1])
+
+
+def resample_sums(
+    values: Any, groups: Sequence[Hashable] | np.ndarray | None, *, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Sums over the rows [n, ...] of each resample of patients: float64 [R, ...].
+
+    Whatever is a function of sums over rows (F1, Brier score, calibration error) gets its resamples from here.
+    """
+    rows = np.asarray(values, np.float64)
+    numbers = _group_numbers(groups, len(rows))
+    sums = np.zeros((int(numbers.max(initial=-1)) + 1, *rows.shape[1:]))
+    np.add.at(sums, numbers, rows)
     flat = sums.reshape(len(sums), -1)
     result = np.full((resamples, flat.shape[1]), np.nan)
     for start, counts in _draws(numbers, resamples, seed):
         result[start : start + len(counts)] = counts @ flat
-    pairs = result.reshape((resamples, 2, *above.shape[1:]))
-    return _divide(pairs[:, 0], pairs[:, 1])
+    return result.reshape((resamples, *rows.shape[1:]))
 
 
 def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> Interval:
@@ -190,13 +229,49 @@ def percentile_interval(replicates: np.ndarray, level: float = 0.95) -> Interval
     return Interval(float(low), float(high), len(replicates), len(replicates) - len(usable))
 
 
+def logit_interval(point: float, replicates: np.ndarray, level: float = 0.95, patients: int | None = None) -> Interval:
+    """logit(m) ± t · s / (m (1 - m)), taken back to (0, 1), for a metric m in that range; s: the replicates' deviation.
+
+    Percentiles miss the truth too often where it is near 1 or few patients have a finding, since replicates are then
+    skewed and too close together (docs/results.md has the simulation). A metric of exactly 0 or 1 has percentiles.
+
+    Args:
+      point: the metric of all rows.
+      replicates: [R] of `resample_metric`; NaN are left out and counted.
+      level: of the interval, in (0, 1).
+      patients: of the rarer class (`fewest_patients`), whose number less one gives the degrees of freedom of t; None
+        for those of the normal distribution.
+
+    Raises:
+      ValueError: level outside (0, 1).
+    """
+    from scipy import stats
+
+    percentiles = percentile_interval(replicates, level)
+    usable = replicates[~np.isnan(replicates)]
+    if not 0 < point < 1 or len(usable) < 2:
+        return percentiles
+    quantile = (
+        stats.norm.ppf(0.5 + level / 2) if patients is None else stats.t.ppf(0.5 + level / 2, max(patients - 1, 1))
+    )
+    center, reach = np.log(point / (1 - point)), quantile * usable.std(ddof=1) / (point * (1 - point))
+    low, high = (1 / (1 + np.exp(-np.clip([center - reach, center + reach], -700, 700)))).tolist()
+    return dataclasses.replace(percentiles, low=low, high=high)
+
+
+def fewest_patients(labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray | None) -> int:
+    """Patients with a row of the class that fewer patients have; labels [n] of 1, 0 or NaN."""
+    numbers = _group_numbers(groups, len(labels))
+    return min(len(np.unique(numbers[labels == value])) for value in (0, 1))
+
+
 def macro_replicates(replicates: np.ndarray) -> np.ndarray:
     """Mean over findings of each joint resample: [R, K] -> [R].
 
     A finding that lacks a class in a resample is left out of that resample's mean; all missing gives NaN.
     """
     known = ~np.isnan(replicates)
-    return _divide(np.where(known, replicates, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+    return divide(np.where(known, replicates, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
 def roc_curve(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +280,7 @@ def roc_curve(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       UserError: as for `auroc`, or only one class.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked(labels, scores)
     known = ~np.isnan(labels)
     labels, scores = labels[known], scores[known]
     positives = labels.sum()
@@ -241,7 +316,7 @@ class _Column:
         twice_below = negatives.take(self._below, axis=1) + negatives.take(self._not_above, axis=1).astype(np.int64)
         wins = np.einsum("rp,rp->r", weights.astype(np.float64), twice_below.astype(np.float64))
         pairs = weights.sum(axis=1).astype(np.float64) * negatives[:, -1]
-        return _divide(wins, 2.0 * pairs)
+        return divide(wins, 2.0 * pairs)
 
     def auprc(self, counts: np.ndarray) -> np.ndarray:
         """Of resamples int [R, groups]: float64 [R]."""
@@ -251,7 +326,7 @@ class _Column:
         true = (positives[:, -1:] - positives.take(self._positives_below, axis=1)).astype(np.float64)
         false = negatives[:, -1:] - negatives.take(self._below, axis=1)
         precision = true / np.maximum(true + false, 1.0)
-        return _divide((weights * precision).sum(axis=1), positives[:, -1].astype(np.float64))
+        return divide((weights * precision).sum(axis=1), positives[:, -1].astype(np.float64))
 
 
 def _cumulated(counts: np.ndarray) -> np.ndarray:
@@ -278,7 +353,7 @@ def _draws(numbers: np.ndarray, resamples: int, seed: int) -> Iterator[tuple[int
         yield start, counts
 
 
-def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """The quotient, NaN where `below` is 0."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
 
@@ -294,7 +369,12 @@ def _group_numbers(groups: Sequence[Hashable] | np.ndarray | None, rows: int) ->
     return np.fromiter((known.setdefault(item, len(known)) for item in items), np.int64, rows)
 
 
-def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 of one shape.
+
+    Raises:
+      UserError: a NaN score, a label that is none of 0, 1 and NaN, shapes that differ.
+    """
     labels, scores = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
     if labels.shape != scores.shape:
         raise UserError(f"labels {list(labels.shape)} and scores {list(scores.shape)} differ in shape")

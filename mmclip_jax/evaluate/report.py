@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -77,18 +76,24 @@ def write_report(
 
 
 def write_scores(path: pathlib.Path, examples: Sequence[Example], scored: ZeroShot) -> None:
-    """One line an image: id, source, part and, for each finding, its label (empty if unknown) and both scores."""
-    header = ["id", "source", "part"]
+    """One line an image: id, source, part, patient and, for each finding, its label (empty if unknown) and both scores.
+
+    Patients are numbered by first appearance. Scores have all their digits, so that every metric can be had from the
+    file exactly.
+    """
+    numbers: dict[str, int] = {}
+    patients = [numbers.setdefault(patient, len(numbers)) for patient in scored.rows.split.patients]
+    header = ["id", "source", "part", "patient"]
     header += [f"{finding}/{column}" for finding in scored.findings for column in ("label", *scored.scores)]
     with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         for row, example in enumerate(examples):
-            line = [example.id, example.source, example.part]
+            line = [example.id, example.source, example.part, str(patients[row])]
             for k in range(len(scored.findings)):
                 label = scored.labels[row, k]
                 line.append("" if np.isnan(label) else str(int(label)))
-                line += [f"{values[row, k]:.6f}" for values in scored.scores.values()]
+                line += [repr(float(values[row, k])) for values in scored.scores.values()]
             writer.writerow(line)
 
 
@@ -102,23 +107,18 @@ def render(
     show_text: bool,
 ) -> str:
     """The HTML report as a string."""
-    import jinja2
     import markupsafe
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
+    environment = page_environment()
     span = _span(results)
 
     def mark(entry: Mapping[str, Any]) -> Any:
+        if entry["auroc"] is None or not math.isfinite(entry["auroc"]):
+            return ""
         low, high = entry["auroc_interval"]
         return markupsafe.Markup(figures.interval_mark(entry["auroc"], low, high, span, 0.5))
 
-    environment.filters |= {
-        "number": number,
-        "interval": interval,
-        "mark": mark,
-        "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
-        "stamp_short": lambda stamp: _STAMP_SHORT.get(stamp, stamp),
-    }
+    environment.filters["mark"] = mark
     charts, more = _charts(curves)
     for chart in (*charts, *more):
         chart["svg"] = markupsafe.Markup(chart["svg"])
@@ -134,11 +134,11 @@ def render(
         ("cases", "Cases", cases),
         ("honesty", "Reading the numbers", True),
     ]
-    template = resources.files("mmclip_jax.evaluate").joinpath("resources/report.html.j2").read_text(encoding="utf-8")
     exposures = {name: meaning for name, meaning in EXPOSURES.items() if name != UNKNOWN_EXPOSURE}
     if not results["exposure"]:
         exposures[UNKNOWN_EXPOSURE] = EXPOSURES[UNKNOWN_EXPOSURE]
-    return environment.from_string(template).render(
+    return environment.get_template("report.html.j2").render(
+        policy=policy_text(results),
         title=f"MMCLIP evaluation: {run}" if run else "MMCLIP evaluation",
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
@@ -155,6 +155,21 @@ def render(
     )
 
 
+def page_environment() -> Any:
+    """Jinja's environment of the pages in resources/, with the filters that write numbers, intervals and stamps."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "resources")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
+        "stamp_short": lambda stamp: _STAMP_SHORT.get(stamp, stamp),
+    }
+    return environment
+
+
 def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The numbers of the report's head: {"title", "value", "beside", "lines"} each."""
     cards = []
@@ -163,7 +178,9 @@ def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         cards.append(_card("Macro AUROC", "–", "", ["No finding has both classes in this split."]))
     else:
         every = macro["all"]
-        lines = [f"{every['findings']} findings of {results['zero_shot']['primary']}, {every['called']}"]
+        listed = every["findings"] + len(every["undefined"])
+        counted = f"{every['findings']}" + (f" of {listed}" if every["undefined"] else "")
+        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}"]
         strict = macro.get(REPORT_ONLY)
         if strict and strict["findings"] != every["findings"]:
             lines.append(
@@ -216,10 +233,48 @@ def headline_text(results: Mapping[str, Any]) -> str:
     return "\n".join(f"  {a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in lines)
 
 
-def primary_macro(results: Mapping[str, Any], score: str = "difference") -> dict[str, Any] | None:
-    """The macros of the headline's source, None if nothing could be scored."""
-    primary = results["zero_shot"]["primary"]
-    return None if primary is None else results["zero_shot"]["sources"][primary]["macro"][score]
+def protocol_lines(results: Mapping[str, Any]) -> list[str]:
+    """What a table of findings must be read with, for a terminal: protocol, uncertain labels, what is undefined."""
+    protocol, data = results["zero_shot"]["protocol"], results["data"]
+    settled = sorted({f"{s['name']}: {s['uncertain']}" for s in data["sets"] if s["uncertain"] != "keep"})
+    uncertain = f"Uncertain labels: {protocol['uncertain_text']}"
+    if settled:
+        uncertain += f" (those that the build left; it settled others: {', '.join(settled)})"
+    lines = [f"Protocol: {protocol['title']} ({protocol['name']}, {protocol['digest']})", uncertain]
+    if protocol["note"]:
+        lines.append(f"Note: {protocol['note']}")
+    for source, entry in results["zero_shot"]["sources"].items():
+        if undefined := [f"{f['name']} ({f['note']})" for f in entry["findings"] if f["note"]]:
+            lines.append(f"Undefined in {source}, and not in its means: {', '.join(undefined)}")
+    return lines
+
+
+def policy_text(results: Mapping[str, Any]) -> str:
+    """The same in a sentence or two, for the caption of a table."""
+    protocol = results["zero_shot"]["protocol"]
+    return (
+        f"Protocol {protocol['name']}. Uncertain labels: {protocol['uncertain_text']}. "
+        f"Audit: {audit_text(results['audit'])}."
+    )
+
+
+def audit_text(audited: Mapping[str, Any] | None) -> str:
+    """What the audit for leakage found, in a line."""
+    if audited is None:
+        return "none, these rows were not compared with the training data"
+    if audited["status"] == "leaks":
+        return f"images are known from training; accepted because: {audited['allowed']}"
+    if audited["status"] == "not audited":
+        return f"none, training data are not here ({', '.join(audited['missing']) or 'no record of them'})"
+    return "no patient, study, image id or pixels in common with the training data"
+
+
+def primary_macro(results: Mapping[str, Any], score: str | None = None) -> dict[str, Any] | None:
+    """The macros of the headline's source, by the protocol's score or another; None if nothing could be scored."""
+    scored = results["zero_shot"]
+    return (
+        None if scored["primary"] is None else scored["sources"][scored["primary"]]["macro"][score or scored["score"]]
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -255,11 +310,12 @@ def _card(title: str, value: str, beside: str, lines: list[str]) -> dict[str, An
 
 def _span(results: Mapping[str, Any]) -> tuple[float, float]:
     """The scale of the interval marks: from 0.5 up, lower where something is below chance."""
+    score = results["zero_shot"]["score"]
     lows = [
         bound
         for entry in results["zero_shot"]["sources"].values()
         for finding in entry["findings"]
-        for bound in (finding["difference"]["auroc"], *finding["difference"]["auroc_interval"])
+        for bound in (finding[score]["auroc"], *finding[score]["auroc_interval"])
         if math.isfinite(bound)
     ]
     return (min(0.5, math.floor(10 * min(lows)) / 10) if lows else 0.5), 1.0
@@ -288,10 +344,13 @@ def _rocs(results: Mapping[str, Any], scored: ZeroShot, examples: Sequence[Examp
         return []
     rows = [row for row, example in enumerate(examples) if example.source == primary]
     rocs = []
+    score = results["zero_shot"]["score"]
     for finding in results["zero_shot"]["sources"][primary]["findings"]:
+        if finding["note"]:
+            continue
         k = scored.findings.index(finding["finding"])
-        curve = metrics.roc_curve(scored.labels[rows, k], scored.scores["difference"][rows, k])
-        area = finding["difference"]["auroc"]
+        curve = metrics.roc_curve(scored.labels[rows, k], scored.scores[score][rows, k])
+        area = finding[score]["auroc"]
         svg = figures.roc_chart(*curve, f"ROC curve of {finding['name']}, area {number(area)}")
         rocs.append({"name": finding["name"], "auroc": area, "svg": svg})
     return rocs
@@ -340,7 +399,7 @@ def _honesty(results: Mapping[str, Any]) -> list[str]:
         few = [
             finding["name"]
             for finding in results["zero_shot"]["sources"][primary]["findings"]
-            if finding["positives"] < results["zero_shot"]["few_positives"]
+            if finding["positives"] < results["zero_shot"]["few_positives"] and not finding["note"]
         ]
         if few:
             lines.append(
@@ -352,5 +411,4 @@ def _honesty(results: Mapping[str, Any]) -> list[str]:
             "The phantom is drawn by a program. Scores on it show that the method and this code work; they say nothing "
             "about patients."
         )
-    lines.append("Scores are similarities, not probabilities: they rank images, and no threshold was calibrated.")
     return lines

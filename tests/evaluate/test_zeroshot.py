@@ -1,11 +1,14 @@
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import toy
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import zeroshot
+from mmclip_jax.evaluate import protocols, zeroshot
 from mmclip_jax.evaluate.base import Split, embed_images, labels_of
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
@@ -27,9 +30,13 @@ def test_auroc_is_that_of_the_planted_scores(rows: list[Example]) -> None:
     pixels = Split.of(rows).pixels(range(len(rows)))
     for source in toy.SOURCES:
         findings = scored.summary["sources"][source]["findings"]
-        # The second source does not label fibrosis: it is not evaluated there.
-        assert {f["finding"] for f in findings} == set(toy.KINDS) - ({"fibrosis"} if source == "there" else set())
+        assert {f["finding"] for f in findings} == set(toy.KINDS)
         for finding in findings:
+            if (source, finding["finding"]) == ("there", "fibrosis"):  # the second source does not label it
+                assert finding["note"] == "no known label"
+                assert np.isnan([finding["difference"]["auroc"], *finding["difference"]["auprc_interval"]]).all()
+                continue
+            assert finding["note"] == ""
             k = toy.KINDS.index(finding["finding"])
             known = [
                 (int(r.labels[toy.KINDS[k]] == P), toy.planted_scores(p)[k])
@@ -56,6 +63,7 @@ def test_macros_are_means_of_their_findings(rows: list[Example]) -> None:
     entry = _evaluate(rows).summary["sources"]["here"]
     macro = entry["macro"]["difference"]
     areas = {f["finding"]: f["difference"]["auroc"] for f in entry["findings"]}
+    assert (macro["all"]["findings"], macro["all"]["undefined"]) == (5, [])
     assert macro["all"]["auroc"] == pytest.approx(np.mean(list(areas.values())))
     many = [f["finding"] for f in entry["findings"] if f["positives"] >= 30]
     assert macro["min_positives"]["findings"] == len(many)
@@ -117,9 +125,13 @@ def test_the_headline_is_of_the_source_with_reports(rows: list[Example]) -> None
 def test_rows_without_usable_labels_give_no_findings() -> None:
     rows = [toy.example(n, toy.plant([n] * 5), {"nodule": P}) for n in range(3)]
     scored = _evaluate(rows)
-    assert scored.findings == []
     assert scored.summary["primary"] is None
-    assert scored.summary["sources"]["here"]["macro"]["difference"]["all"]["auroc"] is None
+    (finding,) = scored.summary["sources"]["here"]["findings"]
+    assert (finding["finding"], finding["note"]) == ("nodule", "no negative label")
+    assert np.isnan([finding["difference"]["auroc"], finding["difference"]["auprc"]]).all()
+    macro = scored.summary["sources"]["here"]["macro"]["difference"]["all"]
+    assert (macro["auroc"], macro["findings"], macro["undefined"]) == (None, 0, ["nodule"])
+    assert _evaluate([toy.example(0, toy.plant([1] * 5), {})]).findings == []
 
 
 def test_prompts_are_averaged_and_normalised() -> None:
@@ -145,3 +157,126 @@ def test_labels_as_numbers() -> None:
     row = toy.example(0, toy.plant([1] * 5), {"nodule": P, "fibrosis": A, "pneumothorax": U})
     got = labels_of([row], ["nodule", "fibrosis", "pneumothorax", "mass"])
     np.testing.assert_array_equal(got, [[1, 0, np.nan, np.nan]])
+
+
+def _protocol(**changes: Any) -> protocols.Protocol:
+    return dataclasses.replace(protocols.load("table"), **changes)
+
+
+def _with(rows: list[Example], validation: list[Example] | None = None, **changes: Any) -> zeroshot.ZeroShot:
+    model, split = toy.ToyModel(toy.MANIFEST), Split.of(rows, "test")
+    other = Split.of(validation) if validation else None
+    return zeroshot.evaluate(
+        model,
+        split,
+        embed_images(model, split),
+        protocol=_protocol(**changes),
+        validation=(other, embed_images(model, other)) if other else None,
+        resamples=53,
+    )
+
+
+def test_a_listed_finding_without_labels_is_nan_with_a_note_and_counted(rows: list[Example]) -> None:
+    scored = _with(rows, findings=("nodule", "mass", "pneumothorax"), groups={"two": ("nodule", "mass")})
+    assert scored.findings == ["nodule", "mass", "pneumothorax"]
+    for source in toy.SOURCES:
+        entry = scored.summary["sources"][source]
+        mass = entry["findings"][1]
+        assert (mass["finding"], mass["note"], mass["unknown"]) == ("mass", "no known label", entry["rows"])
+        assert np.isnan(mass["difference"]["auroc"])
+        areas = [f["difference"]["auroc"] for f in entry["findings"]]
+        every, two = (entry["macro"]["difference"][key] for key in ("all", "two"))
+        assert (every["findings"], every["undefined"]) == (2, ["mass"])
+        assert every["auroc"] == pytest.approx((areas[0] + areas[2]) / 2)
+        assert (two["findings"], two["undefined"], two["auroc"]) == (1, ["mass"], pytest.approx(areas[0]))
+
+
+@pytest.mark.parametrize(("policy", "value"), [("ignore", np.nan), ("present", 1.0), ("absent", 0.0)])
+def test_uncertain_labels_count_as_the_protocol_says(rows: list[Example], policy: str, value: float) -> None:
+    scored = _with(rows, uncertain={"nodule": policy, "fibrosis": "present"})
+    k = scored.findings.index("nodule")
+    uncertain = [i for i, r in enumerate(rows) if r.labels.get("nodule") == U]
+    np.testing.assert_array_equal(scored.labels[uncertain, k], value)
+    for source in toy.SOURCES:
+        f = next(f for f in scored.summary["sources"][source]["findings"] if f["finding"] == "nodule")
+        here = [r for r in rows if r.source == source]
+        assert f["uncertain"] == sum(r.labels.get("nodule") == U for r in here)
+        left_out = f["uncertain"] if policy == "ignore" else 0
+        assert f["positives"] + f["negatives"] + f["unknown"] + left_out == len(here)
+
+
+def test_thresholds_come_from_validation_and_the_other_column_says_so(rows: list[Example]) -> None:
+    validation = toy.collection(patients=50, seed=9, split="validation")
+    scored = _with(rows, validation)
+    for source in toy.SOURCES:
+        here = [i for i, r in enumerate(rows) if r.source == source]
+        there = [i for i, r in enumerate(validation) if r.source == source]
+        assert scored.validation is not None
+        for k, f in enumerate(scored.summary["sources"][source]["findings"]):
+            decision = f["decision"]
+            if f["note"]:
+                assert np.isnan(decision["f1"])
+                assert decision["note"] == f["note"]
+                continue
+            y, s = scored.validation.labels[there, k], scored.validation.scores["difference"][there, k]
+            candidates = {t: f1_score(y[~np.isnan(y)], s[~np.isnan(y)] >= t) for t in s[~np.isnan(y)]}
+            assert candidates[decision["threshold"]] == max(candidates.values())
+            y, s = scored.labels[here, k], scored.scores["difference"][here, k]
+            y, s = y[~np.isnan(y)], s[~np.isnan(y)]
+            assert decision["f1"] == pytest.approx(f1_score(y, s >= decision["threshold"]), abs=1e-12)
+            assert decision["max_f1_test"] == pytest.approx(max(f1_score(y, s >= t) for t in s), abs=1e-12)
+            assert decision["max_f1_test"] >= decision["f1"]
+            assert decision["f1_interval"][0] < decision["f1"] < decision["f1_interval"][1]
+        macro = scored.summary["sources"][source]["macro"]["difference"]["all"]
+        kept = [f for f in scored.summary["sources"][source]["findings"] if not f["note"]]
+        assert macro["max_f1_test"] == pytest.approx(np.mean([f["decision"]["max_f1_test"] for f in kept]))
+        assert macro["sensitivity"] == pytest.approx(np.mean([f["decision"]["sensitivity"] for f in kept]))
+
+
+def test_without_validation_there_is_no_threshold(rows: list[Example]) -> None:
+    for f in _with(rows).summary["sources"]["here"]["findings"]:
+        assert f["decision"]["note"] == "no validation split to choose a threshold on"
+        assert np.isnan([f["decision"]["threshold"], f["decision"]["f1"]]).all()
+        assert f["decision"]["max_f1_test"] > 0
+    only = [r for r in toy.collection(patients=50, seed=9) if r.source == "there"]
+    decisions = [f["decision"] for f in _with(rows, only).summary["sources"]["here"]["findings"]]
+    assert {d["note"] for d in decisions} == {"validation: no known label"}
+
+
+def test_an_ensemble_of_scores_is_the_mean_of_softmax_probabilities() -> None:
+    rng = np.random.default_rng(0)
+
+    class Drawn(toy.ToyModel):
+        def encode_text(self, texts: Any) -> np.ndarray:
+            out = rng.normal(size=(len(texts), 12))
+            return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
+
+    model = Drawn()
+    images = rng.normal(size=(7, 12)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    state = rng.bit_generator.state
+    pairs = zeroshot.embed_prompts(model, ["nodule", "no_finding"], _protocol())
+    rng.bit_generator.state = state
+    scores = zeroshot.score_by_protocol(model, images, ["nodule", "no_finding"], _protocol(ensemble="scores"))
+    for k, (positive, negative) in enumerate(pairs):
+        for n, image in enumerate(images.astype(np.float64)):
+            chances = [1 / (1 + np.exp(-10 * (image @ p - image @ q))) for p in positive for q in negative]
+            got = 1 / (1 + np.exp(-10 * scores["difference"][n, k]))
+            assert got == pytest.approx(np.mean(chances), abs=1e-12)
+            assert scores["positive"][n, k] == pytest.approx(np.mean(positive @ image), abs=1e-12)
+
+
+def test_cosine_is_the_similarity_to_the_affirming_prompts(rows: list[Example]) -> None:
+    scored = _with(rows, score="cosine")
+    assert (scored.score, scored.summary["score"]) == ("positive", "positive")
+
+
+def test_seen_findings_are_those_of_the_runs_texts(rows: list[Example]) -> None:
+    model = toy.ToyModel({"exposure": {"label_kinds": {"x": ["nodule"]}, "report_kinds": {"y": ["fibrosis"]}}})
+    split = Split.of(rows, "test")
+    scored = zeroshot.evaluate(model, split, embed_images(model, split), protocol=_protocol(seen=True), resamples=11)
+    entry = scored.summary["sources"]["here"]
+    areas = {f["finding"]: f["difference"]["auroc"] for f in entry["findings"]}
+    macro = entry["macro"]["difference"]
+    assert macro["seen"]["auroc"] == pytest.approx(np.mean([areas["nodule"], areas["fibrosis"]]))
+    assert (macro["seen"]["findings"], macro["unseen"]["findings"]) == (2, 3)

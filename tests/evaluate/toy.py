@@ -134,7 +134,7 @@ class ToyModel:
         for row, pixels in zip(out, images, strict=True):
             angle = planted_scores(pixels) / MOST * math.pi / 2
             row[: len(KINDS)], row[len(KINDS) : -2] = np.sin(angle), np.cos(angle)
-            row[-2 + int(pixels[3, 0])] = self.see_source
+            row[-2 + min(int(pixels[3, 0]), 1)] = self.see_source
         return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -196,10 +196,12 @@ def report_of(present: Sequence[int], rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
-def collection(patients: int = 60, seed: int = 0, split: str = "test", paired_only: bool = False) -> list[Example]:
+def collection(
+    patients: int = 60, seed: int = 0, split: str = "test", paired_only: bool = False, first: int = 0
+) -> list[Example]:
     """Two sources: the first with reports and boxes, the second with labels only (and without fibrosis).
 
-    Scores rise with the label but overlap; the responding patch lies in the box three times out of four; the picture
+    Patients are numbered from `first`. Scores rise with the label but overlap; the responding patch lies in the box three times out of four; the picture
     shows exactly the kinds that are present.
     """
     rng = np.random.default_rng(seed)
@@ -230,10 +232,10 @@ def collection(patients: int = 60, seed: int = 0, split: str = "test", paired_on
                 del labels["cardiomegaly"]
             rows.append(
                 example(
-                    10 * number + study,
+                    10 * (first + number) + study,
                     plant(scores, patches, shown, source),
                     labels,
-                    patient=f"p{number}",
+                    patient=f"p{first + number}",
                     report=report_of(present, rng) if source == 0 else "",
                     boxes=tuple(boxes),
                     source=SOURCES[source],

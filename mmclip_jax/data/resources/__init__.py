@@ -147,7 +147,7 @@ def _load(directory: Path) -> Resources:
 
 def _read_unmapped(file: Path, names: Mapping[str, str]) -> frozenset[str]:
     unmapped = set()
-    for reason, labels in _read(file).items():
+    for reason, labels in read_yaml(file).items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise UserError(f"{file}: {reason!r} is not followed by a list of label strings")
         for label in labels:
@@ -157,7 +157,12 @@ def _read_unmapped(file: Path, names: Mapping[str, str]) -> frozenset[str]:
     return frozenset(unmapped)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: not YAML, or no mapping at the top.
+    """
     import yaml
 
     try:
@@ -177,7 +182,7 @@ def _strings(file: Path, where: str, value: Any) -> tuple[str, ...]:
 
 def _read_kinds(file: Path) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
-    for name, entry in _read(file).items():
+    for name, entry in read_yaml(file).items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UserError(f"{file}: kind {name!r} must be lower case words joined by underscores")
         if not isinstance(entry, dict) or not isinstance(entry.get("display"), str):
@@ -239,7 +244,7 @@ def _read_names(file: Path, kinds: Mapping[str, Kind]) -> dict[str, str]:
 def _read_lexicon(
     file: Path, vocabulary: Path, kinds: Mapping[str, Kind]
 ) -> tuple[dict[str, Term], dict[tuple[str, str], str]]:
-    content = _read(file)
+    content = read_yaml(file)
     if unknown := set(content) - {*LABELS, "compose"}:
         raise UserError(f"{file}: unknown parts {sorted(map(str, unknown))}; known are {', '.join(LABELS)}, compose")
     terms: dict[str, Term] = {}
@@ -282,7 +287,7 @@ def _say(term: Term) -> str:
 
 
 def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ...]]:
-    content = _read(file)
+    content = read_yaml(file)
     if set(content) != set(CUES):
         raise UserError(f"{file}: expected exactly the lists {', '.join(CUES)}")
     cues = {role: tuple(map(normalise, _strings(file, role, content[role]))) for role in CUES}
@@ -299,7 +304,7 @@ def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ..
 
 
 def _read_prompts(file: Path) -> dict[str, Any]:
-    content = _read(file)
+    content = read_yaml(file)
 
     def check(where: str, value: Any, slots: set[str]) -> None:
         for template in _strings(file, where, value):

@@ -1,0 +1,271 @@
+"""Two or more evaluations side by side: paired bootstrap of the differences, p-values, Holm's correction.
+
+An evaluation is the directory that `mmclip evaluate` wrote. Only evaluations of the same images under the same protocol
+are compared: the same data fingerprints, split and protocol digest, and the same rows and labels in scores.csv. All
+resample the same patients, so a difference has an interval of its own, narrower than those of its ends.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmclip_jax.data import prompts
+from mmclip_jax.errors import UserError
+from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate.report import RESULTS_FILE, SCORES_FILE, finite
+
+COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
+RESAMPLES = 2000
+METRICS = {"auroc": metrics.auroc, "auprc": metrics.auprc}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation as read back: its results, and the rows of scores.csv.
+
+    name: what to call it; ids, sources, patients: of the n rows; labels, scores: float64 [n, K] of `findings`.
+    """
+
+    name: str
+    path: pathlib.Path
+    results: dict[str, Any]
+    ids: list[str]
+    sources: np.ndarray
+    patients: np.ndarray
+    findings: list[str]
+    labels: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> "Evaluation":
+        """Reads results.json and scores.csv of a directory (or of the newest evaluation of a training run).
+
+        Raises:
+          UserError: one of the files is missing, or was written by another version.
+        """
+        import pandas as pd
+
+        path = newest_evaluation(pathlib.Path(directory))
+        for name in (RESULTS_FILE, SCORES_FILE):
+            if not (path / name).is_file():
+                raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
+        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
+        if "protocol" not in results.get("zero_shot", {}):
+            raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
+        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False)  # NumPy reads back every digit
+
+        def numbers(columns: Sequence[str]) -> np.ndarray:
+            return table[list(columns)].replace("", "nan").to_numpy(np.float64).reshape(len(table), len(columns))
+
+        if "patient" not in table:
+            raise UserError(f"{path / SCORES_FILE} has no patients: evaluate the checkpoint again with this version")
+        findings = [name.removesuffix("/label") for name in table.columns if name.endswith("/label")]
+        score = results["zero_shot"]["score"]
+        return cls(
+            name=f"{results['checkpoint']['run'] or path.name} @ {results['checkpoint']['step']}",
+            path=path,
+            results=results,
+            ids=table["id"].tolist(),
+            sources=table["source"].to_numpy(object),
+            patients=table["patient"].to_numpy(),
+            findings=findings,
+            labels=numbers([f"{finding}/label" for finding in findings]),
+            scores=numbers([f"{finding}/{score}" for finding in findings]),
+        )
+
+
+def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
+    """The directory itself, or of a training run the evaluation of the latest step."""
+    if (path / RESULTS_FILE).is_file() or not (path / "evaluation").is_dir():
+        return path
+    found = [each for each in (path / "evaluation").iterdir() if (each / RESULTS_FILE).is_file()]
+    return max(found, key=lambda each: (int(each.name) if each.name.isdigit() else -1, each.name), default=path)
+
+
+def check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    """Refuses evaluations that are not of the same images by the same protocol.
+
+    Raises:
+      UserError: naming the two directories and what differs.
+    """
+    if len(evaluations) < 2:
+        raise UserError("a comparison needs two evaluations or more")
+    if len(evaluations) > 26:
+        raise UserError("at most 26 evaluations have a letter on the page; compare fewer at a time")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        pair = f"{first.path} and {other.path} cannot be compared:"
+        for what, key in (("data sets", _sets), ("splits", _split), ("protocols", _protocol)):
+            one, two = key(first.results), key(other.results)
+            if one != two:
+                raise UserError(f"{pair} their {what} differ ({one} and {two}); evaluate both alike")
+        same = first.ids == other.ids and np.array_equal(first.sources, other.sources)
+        if not same or first.findings != other.findings:
+            raise UserError(f"{pair} their scores.csv do not hold the same images and findings in the same order")
+        if not np.array_equal(first.labels, other.labels, equal_nan=True):
+            raise UserError(f"{pair} the labels in their scores.csv differ; evaluate both alike")
+
+
+def compare(
+    evaluations: Sequence[Evaluation], *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """Compares every evaluation with the first.
+
+    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "headline"}], "protocol",
+    "primary" (source), "data", "level",
+    "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
+    "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
+    it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
+    two-sided; Holm's correction is over the findings of a source, for each metric and run apart, without the macro.
+
+    Raises:
+      UserError: they cannot be compared (`check_comparable`).
+    """
+    check_comparable(evaluations)
+    first = evaluations[0]
+    sources = {}
+    for source in dict.fromkeys(first.sources.tolist()):
+        rows = np.flatnonzero(first.sources == source)
+        sources[source] = _compare_source(evaluations, rows, resamples, level, seed)
+    return {
+        "runs": [
+            {
+                "name": each.name,
+                "path": str(each.path),
+                "run": each.results["checkpoint"]["run"],
+                "step": each.results["checkpoint"]["step"],
+                "model": each.results["checkpoint"]["model"],
+                "exposure": each.results["exposure"],
+                "audit": each.results["audit"],
+                "headline": each.results["headline"],
+            }
+            for each in evaluations
+        ],
+        "protocol": first.results["zero_shot"]["protocol"],
+        "primary": first.results["zero_shot"]["primary"],
+        "data": first.results["data"],
+        "level": level,
+        "resamples": resamples,
+        "sources": sources,
+    }
+
+
+def _compare_source(
+    evaluations: Sequence[Evaluation], rows: np.ndarray, resamples: int, level: float, seed: int
+) -> dict[str, Any]:
+    first = evaluations[0]
+    labels, patients = first.labels[rows], first.patients[rows]
+    counts = [metrics.counts(labels[:, k]) for k in range(labels.shape[1])]
+    defined = [k for k, counted in enumerate(counts) if not counted.note]
+    table: list[dict[str, Any]] = [
+        {
+            "finding": finding,
+            "name": prompts.display_name(finding),
+            "positives": counted.positives,
+            "negatives": counted.negatives,
+            "note": counted.note,
+        }
+        for finding, counted in zip(first.findings, counts, strict=True)
+    ]
+    macro: dict[str, Any] = {"name": f"mean of {len(defined)}"}
+    for metric, function in METRICS.items():
+        points = np.full((len(evaluations), len(table)), np.nan)
+        drawn = np.full((len(evaluations), resamples, len(table)), np.nan)
+        for e, each in enumerate(evaluations):
+            scores = each.scores[rows]
+            for k in defined:
+                points[e, k] = function(labels[:, k], scores[:, k])
+            drawn[e][:, defined] = metrics.resample_metric(
+                labels[:, defined], scores[:, defined], patients, metric=function, resamples=resamples, seed=seed
+            )
+        for k, row in enumerate(table):
+            fewest = metrics.fewest_patients(labels[:, k], patients)
+            row[metric] = _entry(points[:, k], drawn[:, :, k], level, fewest)
+        for e in range(1, len(evaluations)):
+            entries = [table[k][metric]["differences"][e] for k in defined]
+            for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+                entry["p_holm"] = adjusted
+        if defined:
+            means = np.stack([metrics.macro_replicates(each[:, defined]) for each in drawn])
+            macro[metric] = _entry(points[:, defined].mean(axis=1), means, level, None)
+    return {"rows": len(rows), "patients": len(set(patients.tolist())), "findings": table, "macro": macro}
+
+
+def _entry(points: np.ndarray, drawn: np.ndarray, level: float, fewest: int | None) -> dict[str, Any]:
+    """The values of all runs [E] with replicates [E, R], and their differences to the first."""
+    intervals = [metrics.logit_interval(float(p), d, level, fewest) for p, d in zip(points, drawn, strict=True)]
+    differences: list[dict[str, Any] | None] = [None]
+    for point, replicates in zip(points[1:], drawn[1:], strict=True):
+        apart = metrics.percentile_interval(replicates - drawn[0], level)
+        differences.append(
+            {
+                "difference": float(point - points[0]),
+                "interval": [apart.low, apart.high],
+                "p": p_value(replicates - drawn[0]),
+                "p_holm": float("nan"),
+            }
+        )
+    return {
+        "values": points.tolist(),
+        "intervals": [[interval.low, interval.high] for interval in intervals],
+        "differences": differences,
+    }
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Two-sided bootstrap p-value of replicates [R] of a difference: twice the share beyond zero, at most 1.
+
+    (1 + count) / (1 + R) on either side, so it is never 0; zeros count on both sides; NaN are left out, and without any
+    other it is NaN.
+    """
+    usable = differences[~np.isnan(differences)]
+    if not len(usable):
+        return float("nan")
+    tails = [(1 + int((sign * usable <= 0).sum())) / (1 + len(usable)) for sign in (1, -1)]
+    return min(1.0, 2 * min(tails))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction for as many tests as there are p-values; none of them may be NaN."""
+    order = np.argsort(p_values, kind="stable")
+    count = len(order)
+    raised = np.asarray(p_values, np.float64)[order] * (count - np.arange(count))
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(raised))
+    return adjusted.tolist()
+
+
+def run(
+    directories: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, resamples: int = RESAMPLES
+) -> str:
+    """What `mmclip compare` does: writes compare.html and compare.json into `out`; returns the text for a terminal.
+
+    Raises:
+      UserError: fewer than two evaluations, or evaluations that cannot be compared.
+    """
+    from mmclip_jax.evaluate import comparison_page
+
+    result = compare([Evaluation.read(directory) for directory in directories], resamples=resamples)
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMPARISON_JSON).write_text(json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
+    (folder / COMPARISON_FILE).write_text(comparison_page.render(result), encoding="utf-8")
+    return f"{comparison_page.as_text(result)}\nReport: {folder / COMPARISON_FILE}"
+
+
+def _sets(results: dict[str, Any]) -> str:
+    return ", ".join(f"{data['name']} {data['fingerprint'][:12]}" for data in results["data"]["sets"])
+
+
+def _split(results: dict[str, Any]) -> str:
+    return str(results["data"]["split"])
+
+
+def _protocol(results: dict[str, Any]) -> str:
+    protocol = results["zero_shot"]["protocol"]
+    return f"{protocol['name']} {protocol['digest']}"
