@@ -4,6 +4,7 @@ A batch is {"paired": rows, "unpaired": rows}; a part may be missing. All random
 and a row's number within its part, drawn before the parts are joined, so that it does not depend on the device count.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +23,41 @@ from mmclip_jax.models.vit import patchify
 
 Batch = dict[str, dict[str, jax.Array]]
 PART_NUMBER = {"paired": 0, "unpaired": 1}
+FIELDS = ("image", "tokens", "entity", "affirmed", "text_id", "stated", "source")  # of a row that the losses take
 MASK_AT = ("features", "input")
 # Streams of a row's key.
 _PATCHES, _TOKENS, _LOCAL = 0, 1, 2
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+SPIKE_WINDOW = 100  # updates that the mean loss of the guard spans, and that must be made before it judges
+
+
+@flax.struct.dataclass
+class Guard:
+    """What decides whether an update is left out: scalars.
+
+    loss float32: mean loss of the updates that were made, over the last SPIKE_WINDOW or so; updates int32: how many
+    were made; skipped int32: how many were left out one after another up to now.
+    """
+
+    loss: jax.Array
+    updates: jax.Array
+    skipped: jax.Array
+
+
+def new_guard() -> Guard:
+    """The guard before step 0."""
+    return Guard(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step int32; params and ema float32 trees (ema None where switched off); opt_state of optax."""
+    """step int32; params and ema float32 trees (ema None where switched off); opt_state of optax; guard."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any
+    guard: Guard = dataclasses.field(default_factory=new_guard)
 
 
 def pixels(images: jax.Array) -> jax.Array:
@@ -97,6 +119,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
         ("seed", 0, config.seed, 2**32 - 1),
         ("train.steps", 1, config.train.steps, math.inf),
         ("train.log_every", 1, config.train.log_every, math.inf),
+        ("train.max_skipped", 0, config.train.max_skipped, math.inf),
+        ("data.max_damaged", 0, config.data.max_damaged, math.inf),
         ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
         ("optimizer.accumulate", 1, config.optimizer.accumulate, math.inf),
     ):
@@ -272,7 +296,9 @@ def compute_loss(
     objective = config.objective
     variables = {"params": params}
     parts = {
-        part: rows | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))} for part, rows in batch.items()
+        part: {name: rows[name] for name in FIELDS}
+        | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
+        for part, rows in batch.items()
     }
     use_random = step < round(objective.attmim.random_share * config.train.steps)
 
@@ -363,9 +389,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch) -> (state, metrics) of one optimizer step; the caller jits it.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says so in
-    metrics["finite"] = 0.
+    A step whose loss or gradient is not finite leaves parameters, their average and the optimizer as they were, and
+    says so in metrics["finite"] = 0. So does one whose loss is more than `train.spike` times the mean of the last
+    SPIKE_WINDOW updates, where that is not 0: metrics["skipped"] counts those left out one after another.
     """
+    spike = float(config.train.spike)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         def loss_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -376,21 +404,32 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         finite = finite & jnp.isfinite(optax.tree.norm(updates))
+        good = finite
+        guard = state.guard
+        if spike:
+            good = good & ((guard.updates < SPIKE_WINDOW) | (loss <= spike * guard.loss))
         params = project_parameters(optax.apply_updates(state.params, updates))
         ema = state.ema
         if ema is not None:
             # A short run would keep its random start for ever: the decay grows with the step, as in TensorFlow's EMA.
             decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
-        kept = (state.params, state.opt_state, state.ema)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema), kept
+        count = guard.updates + 1
+        mean = guard.loss + (loss - guard.loss) / jnp.minimum(count, SPIKE_WINDOW).astype(jnp.float32)
+        kept = (state.params, state.opt_state, state.ema, guard.loss, guard.updates)
+        params, opt_state, ema, mean, count = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, opt_state, ema, mean, count), kept
         )
+        skipped = jnp.where(good, 0, guard.skipped + 1)
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),
             "finite": finite.astype(jnp.float32),
+            "skipped": skipped.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        replaced = [(rows["damaged"] >= 0).sum() for rows in batch.values() if "damaged" in rows]
+        if replaced:
+            metrics["replaced_rows"] = sum(replaced[1:], replaced[0]).astype(jnp.float32)
+        return TrainState(state.step + 1, params, opt_state, ema, Guard(mean, count, skipped)), metrics
 
     return train_step
