@@ -32,7 +32,7 @@ FOLDER = "checkpoints"
 SCHEMA = 2  # of what a checkpoint holds; a change that an older reader would misread counts it up
 # Settings that may differ when a run goes on: they change how it is computed or where its data lies, not what it is.
 _MAY_CHANGE = {
-    *("model.remat", "model.unroll", "optimizer.accumulate"),
+    *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
     *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer", "data.max_damaged"),
 }
 

@@ -38,6 +38,7 @@ def default_config() -> ConfigDict:
                 "loss": "softmax",  # softmax | sigmoid
                 "targets": "text",  # text | kinds
                 "across_sources": True,
+                "chunk": 0,  # columns of logits held at once; 0: all, unless they would not fit; -1: all
             },
             "attmim": {
                 "weight": 1.0,

@@ -109,6 +109,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
         ("objective.attmim.temperature", 1e-6, objective.attmim.temperature, math.inf),
         ("objective.local.temperature", 1e-6, objective.local.temperature, math.inf),
         ("objective.attmim.random_share", 0.0, objective.attmim.random_share, 1.0),
+        ("objective.contrastive.chunk", -1, objective.contrastive.chunk, math.inf),
         ("objective.local.tokens", 1, objective.local.tokens, config.model.text.length),
         ("objective.entmlm.probability", 0.0, objective.entmlm.probability, 1.0),
         ("objective.entmlm.min_share", 0.0, objective.entmlm.min_share, 1.0),
@@ -324,6 +325,7 @@ def compute_loss(
         source=out["source"],
         across_sources=contrastive.across_sources,
         logit_bias=bias if contrastive.loss == "sigmoid" else 0.0,
+        chunk=contrastive.chunk,
     )
     metrics = {"contrastive/loss": total} | {f"contrastive/{name}": value for name, value in terms.items()}
     if "attmim" in out:
