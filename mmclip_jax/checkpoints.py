@@ -5,25 +5,40 @@ evaluate or to load the model.
 """
 
 import base64
+import contextlib
 import dataclasses
+import errno
 import json
+import logging as std_logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import StorageError, UserError
 from mmclip_jax.step import TrainState
 
 FOLDER = "checkpoints"
-SCHEMA = 1  # of what a checkpoint holds; a change that an older reader would misread counts it up
+SCHEMA = 2  # of what a checkpoint holds; a change that an older reader would misread counts it up
 # Settings that may differ when a run goes on: they change how it is computed or where its data lies, not what it is.
 _MAY_CHANGE = {
-    *("model.remat", "model.unroll", "optimizer.accumulate"),
-    *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer"),
+    *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
+    *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer", "data.max_damaged"),
+}
+
+_STORAGE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
 }
 
 
@@ -35,43 +50,63 @@ class Checkpoints:
     """The checkpoints of one training run. Saving is asynchronous and atomic; `close` waits for it."""
 
     def __init__(self, workdir: epath.PathLike, keep: int):
+        _mute_abandoned_io()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(epath.Path(workdir).absolute() / FOLDER, options=options)
+        self._manager = ocp.CheckpointManager(absolute_path(workdir) / FOLDER, options=options)
 
     def save(self, state: TrainState, iterator: Any, run: dict[str, Any]) -> None:
-        """Saves the state reached after `state.step` steps; run: what `run_record` made."""
-        items = _without_none(
-            {
-                "params": ocp.args.StandardSave(state.params),
-                "ema": None if state.ema is None else ocp.args.StandardSave(state.ema),
-                "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                "data": ocp.args.JsonSave(iterator.get_state()),  # the same in every process
-                "run": ocp.args.JsonSave(run),
-            }
-        )
+        """Saves the state reached after `state.step` steps; run: what `run_record` made.
+
+        Raises:
+          StorageError: this checkpoint or the one before cannot be written.
+        """
+        trees = _trees(state)
+        sums = {name: int(value) for name, value in jax.device_get(bit_sums(trees)).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()} | {
+            "data": ocp.args.JsonSave(iterator.get_state()),  # the same in every process
+            "sums": ocp.args.JsonSave(sums),
+            "run": ocp.args.JsonSave(run),
+        }
         step = int(state.step)
-        if step in self._manager.all_steps():  # one that could not be read, and was passed over
-            self._manager.wait_until_finished()
-            self._manager.delete(step)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._named_storage_errors():
+            if step in self._manager.all_steps():  # one that could not be read, and was passed over
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_latest(self, abstract: TrainState, iterator: Any) -> TrainState | None:
-        """The newest checkpoint that can be read, with `iterator` set to go on behind it; None if there is none.
+        """The newest checkpoint that all processes can read, with `iterator` set to go on behind it; None without any.
 
-        abstract: shapes, dtypes and shardings of the state. A damaged checkpoint is reported, left where it is until
-        the run saves that step again, and the one before it taken.
+        abstract: shapes, dtypes and shardings of the state. A checkpoint is read if its files are whole and the bits of
+        its arrays add up to what they did when it was saved. A damaged one is reported, left where it is until the run
+        saves that step again, and the one before it taken.
 
         Raises:
           UserError: there are checkpoints but none can be read, or the data is another.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(_of_first_process(self._manager.all_steps()), reverse=True)
         for step in steps:
+            found, problem = None, ""
             try:
-                return self._restore(step, abstract, iterator)
-            except UserError:
-                raise
+                found = self._read(step, abstract)
             except Exception as error:  # Orbax raises many types on damage; every one means the same here.
-                logging.error("checkpoint %d cannot be read (%s); trying the one before", step, error)
+                problem = _first_words(error)
+            if not _all_processes(found is not None):
+                where = "" if problem else "by another process "
+                logging.error("checkpoint %d cannot be read %s(%s); trying the one before", step, where, problem)
+                continue
+            assert found is not None
+            state, position, sums = found
+            bits = {name: int(value) for name, value in jax.device_get(bit_sums(_trees(state))).items()}
+            if bits != sums:
+                damaged = ", ".join(name for name in bits if bits[name] != sums.get(name))
+                logging.error(
+                    "checkpoint %d cannot be read (the bits of its %s are not those that were saved); trying the one "
+                    "before", step, damaged,
+                )  # fmt: skip
+                continue
+            iterator.set_state(position)
+            return state
         if steps:
             raise UserError(
                 f"none of the checkpoints {steps} in {self._manager.directory} can be read with this configuration: "
@@ -79,24 +114,141 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, abstract: TrainState, iterator: Any) -> TrainState:
-        items = _without_none(
-            {
-                "params": ocp.args.StandardRestore(abstract.params),
-                "ema": None if abstract.ema is None else ocp.args.StandardRestore(abstract.ema),
-                "optimizer": ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-                "data": ocp.args.JsonRestore(),
-            }
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Any, dict[str, int]]:
+        """(state, position of the data iterator, sums of its bits), read without waiting for any other process."""
+        directory = self._manager.directory / str(step)
+        trees = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(abstract).items()}
+        items = trees | {"data": ocp.args.JsonRestore(), "sums": ocp.args.JsonRestore()}
+        # Orbax would have all processes meet at the end, where one that failed never comes.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="read"
         )
-        saved = self._manager.restore(step, args=ocp.args.Composite(**items))
-        iterator.set_state(saved["data"])
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            saved = checkpointer.restore(directory, args=ocp.args.Composite(**items))
         optimizer = saved["optimizer"]
-        return TrainState(optimizer["step"], saved["params"], optimizer["opt_state"], saved.get("ema"))
+        state = TrainState(
+            optimizer["step"], saved["params"], optimizer["opt_state"], saved.get("ema"), optimizer["guard"]
+        )
+        return state, saved["data"], saved["sums"]
+
+    def check(self) -> None:
+        """Raises StorageError if a checkpoint that was begun could not be written."""
+        with self._named_storage_errors():
+            self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        with self._named_storage_errors():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_storage_errors(self) -> Iterator[None]:
+        with storage_errors_are_named(self._manager.directory, self.describe_last):
+            yield
+
+    def describe_last(self) -> str:
+        """Which checkpoint a run can go on from, for a message."""
+        folder = self._manager.directory
+        with contextlib.suppress(OSError):
+            steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+            if steps:
+                return f"checkpoint {max(steps)} is whole and stays"
+        return "there is no checkpoint yet"
+
+
+@contextlib.contextmanager
+def storage_errors_are_named(place: epath.PathLike, last: Callable[[], str]) -> Iterator[None]:
+    """Turns an error of the file system inside into a StorageError that says what is left and what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = error.errno if isinstance(error, OSError) else _os_error_code(str(error))
+        if code not in _STORAGE_ERRORS:
+            raise
+        raise StorageError(
+            f"{place} cannot be written ({os.strerror(code)}); {last()}. Make room or give permission, then run the "
+            "same command again"
+        ) from error
+
+
+def _os_error_code(message: str) -> int | None:
+    """The errno in a message of TensorStore, which raises ValueError whatever happens."""
+    found = re.search(r"\[os_error_code='(\d+)'\]", message)
+    return int(found[1]) if found else None
+
+
+def absolute_path(path: epath.PathLike) -> epath.Path:
+    """The path with "~" expanded and made absolute."""
+    return epath.Path(path).expanduser().absolute()
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state by the item of a checkpoint that holds them."""
+    optimizer = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
+    return _without_none({"params": state.params, "ema": state.ema, "optimizer": optimizer})
+
+
+@jax.jit
+def bit_sums(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    """For each tree the sum modulo 2^32 of its arrays' bits, each array with another odd factor.
+
+    One flipped bit changes it; the order of the summation, and so the number of devices, does not.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    def whole(tree: Any) -> jax.Array:
+        sums = jnp.stack([one(x) for x in jax.tree.leaves(tree)])
+        return (sums * (2 * jnp.arange(len(sums), dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+
+    return {name: whole(tree) for name, tree in trees.items()}
+
+
+def _of_first_process(steps: Sequence[int]) -> list[int]:
+    """What process 0 sees: a shared directory may be listed otherwise elsewhere, for a while."""
+    if jax.process_count() == 1:
+        return list(steps)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    mine = np.resize(np.asarray([*steps, 0], np.int32), count)
+    return [int(step) for step in multihost_utils.broadcast_one_to_all(mine)]
+
+
+def _all_processes(value: bool) -> bool:
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
+
+
+def _mute_abandoned_io() -> None:
+    """Mutes what Python says of reads and writes that are given up after the first failure: thousands of lines.
+
+    The failure itself is raised, and said once.
+    """
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL + 1)
+    hook = sys.unraisablehook
+    if getattr(hook, "mutes_abandoned_io", False):
+        return
+
+    def quieter(unraisable: Any) -> None:
+        text = f"{unraisable.exc_value} {unraisable.object!r}"
+        if not any(words in text for words in ("Event loop is closed", "_read_array_index_and_device_put")):
+            hook(unraisable)
+
+    quieter.mutes_abandoned_io = True  # type: ignore[attr-defined]
+    sys.unraisablehook = quieter
+
+
+def _first_words(error: Exception, length: int = 200) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= length else words[:length] + "…"
 
 
 def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:

@@ -38,6 +38,7 @@ def default_config() -> ConfigDict:
                 "loss": "softmax",  # softmax | sigmoid
                 "targets": "text",  # text | kinds
                 "across_sources": True,
+                "chunk": 0,  # columns of logits held at once; 0: all, unless they would not fit; -1: all
             },
             "attmim": {
                 "weight": 1.0,
@@ -76,6 +77,7 @@ def default_config() -> ConfigDict:
             "augment": {"rotate": 10.0, "shift": 0.06, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
             "workers": 8,  # processes that prepare batches; 0 prepares them in this process
             "threads": 16,  # reading threads of a process
+            "max_damaged": 10,  # records that cannot be read or decoded and are replaced before the run stops
             "tokenizer": "",  # a SentencePiece model; "" is the one that ships with the package
         }
     )
@@ -100,6 +102,8 @@ def default_config() -> ConfigDict:
             "checkpoint_every": 500,  # 0: at the end only
             "gradient_norms_every": 1_000,  # writes the gradient norm of each loss; 0 never (it costs a compilation)
             "keep": 3,
+            "max_skipped": 3,  # updates left out one after another (not finite, or a spike) before the run stops
+            "spike": 0.0,  # a loss this many times the mean of the last 100 is a spike, and left out; 0 never
             "compiler_options": "",  # XLA options of the step, "name=value name=value"
         }
     )

@@ -9,6 +9,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what was saved. The CLI exits with 1."""
 
 
+class StorageError(TrainingError):
+    """A checkpoint cannot be written: the disk is full or read-only. The message says which checkpoint stands."""
+
+
 class LeakageError(RuntimeError):
     """A test set shares something with a training set; the message says what. The CLI exits with 1."""
 

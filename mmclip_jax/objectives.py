@@ -1,7 +1,10 @@
 """The losses of MMCLIP: pure functions that return (loss, metrics). docs/method.md gives every equation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from mmclip_jax import sharding
 
@@ -9,6 +12,8 @@ Metrics = dict[str, jax.Array]
 CONTRASTIVE_LOSSES = ("softmax", "sigmoid")
 CONTRASTIVE_TARGETS = ("text", "kinds")
 _EXCLUDED = -1e30
+# A matrix of logits [B/devices, B] of more bytes than this on a device is computed in chunks, each of at most as many.
+LOGITS_BYTES = 128 * 2**20
 
 
 def _same_text(row_id: jax.Array, column_id: jax.Array) -> jax.Array:
@@ -40,6 +45,7 @@ def contrastive_loss(
     source: jax.Array | None = None,
     across_sources: bool = True,
     logit_bias: jax.Array | float = 0.0,
+    chunk: int = 0,
 ) -> tuple[jax.Array, Metrics]:
     """Contrasts images and texts over the global batch; rows with the same text are positives of each other.
 
@@ -55,6 +61,9 @@ def contrastive_loss(
       stated: int [B,K] of +1 (stated present), -1 (stated absent), 0.
       source: int [B], needed when `across_sources` is False, which leaves out pairs of different sources.
       logit_bias: added to every logit; of use to "sigmoid" only.
+      chunk: at most so many columns of logits are held at once, and embeddings travel round a ring of devices instead
+        of being gathered (`_ring`): the same numbers in less memory. 0: where the logits of a device would take more than
+        LOGITS_BYTES; −1: never.
 
     Returns:
       (loss float32, metrics: image_to_text, text_to_image (their losses), accuracy (share of rows whose best match is
@@ -67,8 +76,25 @@ def contrastive_loss(
         raise ValueError(f"contrastive.loss {loss!r} is not one of {', '.join(CONTRASTIVE_LOSSES)}")
     if targets not in CONTRASTIVE_TARGETS:
         raise ValueError(f"contrastive.targets {targets!r} is not one of {', '.join(CONTRASTIVE_TARGETS)}")
-    # Rows of the logits stay on their device; the columns are gathered: [B,E] embeddings and ids, nothing larger.
     text_id = text_id[:, None] if text_id.ndim == 1 else text_id
+    chunk = chunk or automatic_chunk(len(text_id))
+    if chunk > 0:
+        if targets == "kinds" and stated is None:
+            raise ValueError('contrastive.targets "kinds" needs `stated`')
+        if not across_sources and source is None:
+            raise ValueError("across_sources=False needs `source`")
+        rows = {"image": image_embed.astype(jnp.float32), "text": text_embed.astype(jnp.float32), "text_id": text_id}
+        rows |= {"stated": stated} if targets == "kinds" else {}
+        rows |= {} if across_sources else {"source": source}
+        sums = _ring(rows, jnp.float32(logit_scale), jnp.float32(logit_bias), loss, chunk)
+        image_to_text, text_to_image = sums["image_loss"].mean(), sums["text_loss"].mean()
+        return 0.5 * (image_to_text + text_to_image), {
+            "image_to_text": image_to_text,
+            "text_to_image": text_to_image,
+            "accuracy": 0.5 * (sums["image_correct"].mean() + sums["text_correct"].mean()),
+            "positives": sums["positives"].mean(),
+        }
+    # Rows of the logits stay on their device; the columns are gathered: [B,E] embeddings and ids, nothing larger.
     positive = _same_text(text_id, sharding.replicate(text_id))
     strength = positive.astype(jnp.float32)
     if targets == "kinds":
@@ -105,6 +131,117 @@ def contrastive_loss(
         "accuracy": 0.5 * (image_accuracy + text_accuracy),
         "positives": (positive & included).sum(axis=1).mean(dtype=jnp.float32),
     }
+
+
+def automatic_chunk(rows: int) -> int:
+    """Columns a chunk of the contrastive loss of `rows` rows, in the current mesh; −1 where no chunks are needed."""
+    own = rows // sharding.row_shards()
+    if 4 * own * rows <= LOGITS_BYTES:
+        return -1
+    return max(LOGITS_BYTES // (4 * own), 1)
+
+
+def _ring(rows: Metrics, scale: jax.Array, bias: jax.Array, loss: str, chunk: int) -> Metrics:
+    """What `contrastive_loss` needs of every row [B], with no more than [B/devices, chunk] logits in memory.
+
+    Each device keeps its rows. Its columns start as its own rows too and go on to the next device until they have been
+    everywhere; softmax sums are kept relative to a running maximum. The backward pass computes the logits again, from
+    the columns, which are kept: [B,E] a device, as much as the gather of the unchunked loss holds.
+
+    rows: "image" and "text" float32 [B,E], "text_id" [B,G], and if they count, "stated" [B,K] and "source" [B].
+    Returns {"image_loss", "text_loss", "image_correct", "text_correct", "positives"}: each float32 [B].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = sharding.row_shards()
+    names = sharding.ROW_AXES
+
+    def step(own: Metrics, scale: jax.Array, bias: jax.Array, carry: Any, columns: Metrics) -> Any:
+        """Takes one chunk of columns into the sums of a device's own rows."""
+        included = jnp.broadcast_to(columns["valid"][None, :], (len(own["image"]), len(columns["valid"])))
+        if "source" in own:
+            included = included & (own["source"][:, None] == columns["source"][None, :])
+        positive = _same_text(own["text_id"], columns["text_id"]) & included
+        strength = positive.astype(jnp.float32)
+        if "stated" in own:
+            agreement = _kind_agreement(own["stated"], columns["stated"])
+            strength = jnp.where(included, jnp.maximum(strength, agreement), 0.0)
+        out = {
+            "positives": carry["positives"] + positive.sum(axis=1).astype(jnp.float32),
+            "strength": carry["strength"] + strength.sum(axis=1),
+        }
+        for mine, others in (("image", "text"), ("text", "image")):
+            logits = scale * jnp.einsum("re,ce->rc", own[mine], columns[others], precision="highest") + bias
+            seen = jax.lax.stop_gradient(jnp.where(included, logits, _EXCLUDED))
+            best = jnp.argmax(seen, axis=1)[:, None]
+            value = jnp.take_along_axis(seen, best, axis=1)[:, 0]
+            number = jnp.take_along_axis(jnp.broadcast_to(columns["number"][None, :], seen.shape), best, axis=1)[:, 0]
+            hit = jnp.take_along_axis(positive, best, axis=1)[:, 0].astype(jnp.float32)
+            highest, first = carry[f"{mine}_best"], carry[f"{mine}_number"]
+            # As argmax over all columns: the highest, and of equal ones the first.
+            better = (value > highest) | ((value == highest) & (number < first))
+            highest_now = jnp.maximum(value, highest)
+            out |= {
+                f"{mine}_best": highest_now,
+                f"{mine}_number": jnp.where(better, number, first),
+                f"{mine}_correct": jnp.where(better, hit, carry[f"{mine}_correct"]),
+            }
+            if loss == "softmax":
+                shifted = jnp.where(included, logits - highest_now[:, None], _EXCLUDED)
+                out[f"{mine}_sum"] = carry[f"{mine}_sum"] * jnp.exp(highest - highest_now) + jnp.exp(shifted).sum(
+                    axis=1
+                )
+                out[f"{mine}_wanted"] = carry[f"{mine}_wanted"] + (strength * logits).sum(axis=1)
+            else:
+                pair = strength * jax.nn.log_sigmoid(logits) + (1.0 - strength) * jax.nn.log_sigmoid(-logits)
+                out[f"{mine}_sum"] = carry[f"{mine}_sum"] - jnp.where(included, pair, 0.0).sum(axis=1)
+        return out
+
+    def whole(own: Metrics, scale: jax.Array, bias: jax.Array) -> Metrics:
+        count = len(own["image"])
+        size = min(chunk, count)
+        chunks = -(-count // size)
+
+        def pad(x: jax.Array) -> jax.Array:
+            return jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
+
+        def in_chunks(x: jax.Array) -> jax.Array:
+            return x.reshape(chunks, size, *x.shape[1:])
+
+        here = jax.lax.axis_index(names) if devices > 1 else 0
+        columns = own | {"number": here * count + jnp.arange(count), "valid": jnp.ones(count, bool)}
+        columns = jax.tree.map(pad, columns)
+        zero = jnp.zeros_like(own["image"][:, 0])
+        start = {"positives": zero, "strength": zero}
+        for mine in ("image", "text"):
+            start |= {f"{mine}_{name}": zero for name in ("sum", "correct")}
+            start |= {f"{mine}_best": zero + _EXCLUDED, f"{mine}_number": zero.astype(jnp.int32)}
+            start |= {f"{mine}_wanted": zero} if loss == "softmax" else {}
+        body = jax.checkpoint(lambda carry, chunk: (step(own, scale, bias, carry, chunk), None))
+
+        def visit(state: Any, _: None) -> Any:
+            sums, columns = state
+            sums, _ = jax.lax.scan(body, sums, jax.tree.map(in_chunks, columns))
+            if devices > 1:
+                onward = [(device, (device + 1) % devices) for device in range(devices)]
+                columns = jax.tree.map(lambda x: jax.lax.ppermute(x, names, onward), columns)
+            return (sums, columns), None
+
+        (sums, _), _ = jax.lax.scan(visit, (start, columns), None, length=devices)
+        out = {name: sums[name] for name in ("positives", "image_correct", "text_correct")}
+        for mine in ("image", "text"):
+            if loss == "softmax":
+                log_sum = sums[f"{mine}_best"] + jnp.log(sums[f"{mine}_sum"])
+                out[f"{mine}_loss"] = log_sum - sums[f"{mine}_wanted"] / jnp.maximum(sums["strength"], 1e-12)
+            else:
+                out[f"{mine}_loss"] = sums[f"{mine}_sum"]
+        return out
+
+    if devices == 1:
+        return whole(rows, scale, bias)
+    spread, same = PartitionSpec(names), PartitionSpec()
+    rows = jax.tree.map(sharding.shard_rows, rows)
+    around = jax.shard_map(whole, mesh=mesh, in_specs=(spread, same, same), out_specs=spread, check_vma=False)
+    return around(rows, scale, bias)
 
 
 def local_loss(

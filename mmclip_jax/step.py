@@ -4,6 +4,7 @@ A batch is {"paired": rows, "unpaired": rows}; a part may be missing. All random
 and a row's number within its part, drawn before the parts are joined, so that it does not depend on the device count.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +23,41 @@ from mmclip_jax.models.vit import patchify
 
 Batch = dict[str, dict[str, jax.Array]]
 PART_NUMBER = {"paired": 0, "unpaired": 1}
+FIELDS = ("image", "tokens", "entity", "affirmed", "text_id", "stated", "source")  # of a row that the losses take
 MASK_AT = ("features", "input")
 # Streams of a row's key.
 _PATCHES, _TOKENS, _LOCAL = 0, 1, 2
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+SPIKE_WINDOW = 100  # updates that the mean loss of the guard spans, and that must be made before it judges
+
+
+@flax.struct.dataclass
+class Guard:
+    """What decides whether an update is left out: scalars.
+
+    loss float32: mean loss of the updates that were made, over the last SPIKE_WINDOW or so; updates int32: how many
+    were made; skipped int32: how many were left out one after another up to now.
+    """
+
+    loss: jax.Array
+    updates: jax.Array
+    skipped: jax.Array
+
+
+def new_guard() -> Guard:
+    """The guard before step 0."""
+    return Guard(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step int32; params and ema float32 trees (ema None where switched off); opt_state of optax."""
+    """step int32; params and ema float32 trees (ema None where switched off); opt_state of optax; guard."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any
+    guard: Guard = dataclasses.field(default_factory=new_guard)
 
 
 def pixels(images: jax.Array) -> jax.Array:
@@ -87,6 +109,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
         ("objective.attmim.temperature", 1e-6, objective.attmim.temperature, math.inf),
         ("objective.local.temperature", 1e-6, objective.local.temperature, math.inf),
         ("objective.attmim.random_share", 0.0, objective.attmim.random_share, 1.0),
+        ("objective.contrastive.chunk", -1, objective.contrastive.chunk, math.inf),
         ("objective.local.tokens", 1, objective.local.tokens, config.model.text.length),
         ("objective.entmlm.probability", 0.0, objective.entmlm.probability, 1.0),
         ("objective.entmlm.min_share", 0.0, objective.entmlm.min_share, 1.0),
@@ -97,6 +120,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
         ("seed", 0, config.seed, 2**32 - 1),
         ("train.steps", 1, config.train.steps, math.inf),
         ("train.log_every", 1, config.train.log_every, math.inf),
+        ("train.max_skipped", 0, config.train.max_skipped, math.inf),
+        ("data.max_damaged", 0, config.data.max_damaged, math.inf),
         ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
         ("optimizer.accumulate", 1, config.optimizer.accumulate, math.inf),
     ):
@@ -272,7 +297,9 @@ def compute_loss(
     objective = config.objective
     variables = {"params": params}
     parts = {
-        part: rows | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))} for part, rows in batch.items()
+        part: {name: rows[name] for name in FIELDS}
+        | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
+        for part, rows in batch.items()
     }
     use_random = step < round(objective.attmim.random_share * config.train.steps)
 
@@ -298,6 +325,7 @@ def compute_loss(
         source=out["source"],
         across_sources=contrastive.across_sources,
         logit_bias=bias if contrastive.loss == "sigmoid" else 0.0,
+        chunk=contrastive.chunk,
     )
     metrics = {"contrastive/loss": total} | {f"contrastive/{name}": value for name, value in terms.items()}
     if "attmim" in out:
@@ -366,7 +394,9 @@ def make_train_step(
     def loss_of(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return compute_loss(model, config, mask_id, params, step, batch)
 
-    return make_update(loss_of, optimizer, schedule, config.optimizer.ema, project_parameters)
+    return make_update(
+        loss_of, optimizer, schedule, config.optimizer.ema, project_parameters, float(config.train.spike)
+    )
 
 
 def make_update(
@@ -375,11 +405,13 @@ def make_update(
     schedule: optax.Schedule,
     ema: float = 0.0,
     project: Callable[[Any], Any] = lambda params: params,
+    spike: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch) -> (state, metrics) of one optimizer step on a loss; the caller jits it.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says so in
-    metrics["finite"] = 0.
+    A step whose loss or gradient is not finite leaves parameters, their average and the optimizer as they were, and
+    says so in metrics["finite"] = 0. So does one whose loss is more than `spike` times the mean of the last
+    SPIKE_WINDOW updates, where that is not 0: metrics["skipped"] counts those left out one after another.
 
     Args:
       loss_of: (params, step, batch) -> (loss, metrics).
@@ -387,6 +419,7 @@ def make_update(
       schedule: the learning rate, for the metrics.
       ema: decay of the average in `state.ema`; 0 leaves `state.ema` as it is.
       project: applied to the parameters after the update.
+      spike: see above; 0 takes every finite loss.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -396,21 +429,32 @@ def make_update(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         finite = finite & jnp.isfinite(optax.tree.norm(updates))
+        good = finite
+        guard = state.guard
+        if spike:
+            good = good & ((guard.updates < SPIKE_WINDOW) | (loss <= spike * guard.loss))
         params = project(optax.apply_updates(state.params, updates))
         average = state.ema
         if ema:
             # A short run would keep its random start for ever: the decay grows with the step, as in TensorFlow's EMA.
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
-        kept = (state.params, state.opt_state, state.ema)
-        params, opt_state, average = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state, average), kept
+        count = guard.updates + 1
+        mean = guard.loss + (loss - guard.loss) / jnp.minimum(count, SPIKE_WINDOW).astype(jnp.float32)
+        kept = (state.params, state.opt_state, state.ema, guard.loss, guard.updates)
+        params, opt_state, average, mean, count = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, opt_state, average, mean, count), kept
         )
+        skipped = jnp.where(good, 0, guard.skipped + 1)
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),
             "finite": finite.astype(jnp.float32),
+            "skipped": skipped.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        replaced = [(rows["damaged"] >= 0).sum() for rows in batch.values() if "damaged" in rows]
+        if replaced:
+            metrics["replaced_rows"] = sum(replaced[1:], replaced[0]).astype(jnp.float32)
+        return TrainState(state.step + 1, params, opt_state, average, Guard(mean, count, skipped)), metrics
 
     return update

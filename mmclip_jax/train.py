@@ -26,7 +26,13 @@ from ml_collections import ConfigDict, config_flags
 import mmclip_jax
 from mmclip_jax import optim, sharding, writers
 from mmclip_jax import step as step_lib
-from mmclip_jax.checkpoints import Checkpoints, abstract_like, check_same_settings, run_record
+from mmclip_jax.checkpoints import (
+    Checkpoints,
+    abstract_like,
+    check_same_settings,
+    run_record,
+    storage_errors_are_named,
+)
 from mmclip_jax.config import compiler_options
 from mmclip_jax.data import audit, pipeline
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
@@ -35,6 +41,7 @@ from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
 from mmclip_jax.models.mmclip import build_model
 
+Fields = dict[str, np.ndarray]  # one field of a batch's rows by part
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 _VALIDATION_EXAMPLES = 512
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # a lost process causes none of these
@@ -52,7 +59,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     Raises:
       UserError: settings or data that do not fit; nothing was changed.
-      TrainingError: the loss is no longer finite; the last good state was saved.
+      TrainingError: too many updates were left out one after another, or too many records are damaged; the last good
+        state was saved. StorageError, one of its kind: the workdir cannot be written.
       PreemptedError: SIGTERM came; the state after the last step was saved, by all processes at the same step.
       LostProcessError: another process of the run is gone.
     """
@@ -99,17 +107,19 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
     check_same_settings(workdir, config)
-    checkpoints = Checkpoints(workdir, config.train.keep)
+    with storage_errors_are_named(workdir, lambda: "nothing was changed"):
+        checkpoints = Checkpoints(workdir, config.train.keep)
     state = checkpoints.restore_latest(abstract_like(shapes, shardings), iterator)
     if state is None:
         with jax.set_mesh(mesh):
             state = jax.jit(make_state, out_shardings=shardings)()
     first = int(state.step)
     run = run_record(config, tokenizer.model_bytes, manifest)
-    if primary:
-        _write_json(epath.Path(workdir) / "config.json", run["config"])
-        _write_json(epath.Path(workdir) / "manifest.json", manifest)
-    writer = writers.create_writer(workdir, step=first, primary=primary)
+    with storage_errors_are_named(workdir, checkpoints.describe_last):
+        if primary:
+            _write_json(epath.Path(workdir) / "config.json", run["config"])
+            _write_json(epath.Path(workdir) / "manifest.json", manifest)
+        writer = writers.create_writer(workdir, step=first, primary=primary)
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     logging.info(
         "%s parameters on %d device(s); %s", f"{parameters:,}", mesh.size,
@@ -177,21 +187,31 @@ def fit(
     # The metrics of step n-1 are fetched after step n is dispatched, so that the devices never wait for them.
     first = int(state.step)
     progress = Progress(config, first)
+    damaged = DamagedRecords(workdir, config.data.max_damaged, iterator)
     logged: dict[str, float] = {}
-    pending: tuple[int, Any, dict[str, np.ndarray]] | None = None
+    pending: tuple[int, Any, Fields, Fields] | None = None
 
     def settle() -> None:
         """Waits for the metrics of the dispatched step, checks and logs them."""
         nonlocal pending, logged
+        checkpoints.check()
         if pending is None:
             return
-        (number, metrics, records), pending = pending, None
+        (number, metrics, records, replaced), pending = pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not values["finite"]:
+        problem = damaged.add(replaced) if values.get("replaced_rows") else ""
+        if skipped := values.pop("skipped"):
+            message = _report_bad_batch(workdir, number, records, iterator, bool(values["finite"]))
+            if skipped > config.train.max_skipped:
+                problem = f"{message}. Look at them; then start anew with a lower optimizer.peak_lr or clip"
+            else:
+                logging.warning("%s; %d of at most %d in a row", message, skipped, config.train.max_skipped)
+        if problem:
+            assert state is not None
             checkpoints.save(state, iterator, run)
             checkpoints.close()
-            raise TrainingError(_report_bad_batch(workdir, number, records, iterator))
-        progress.add(values)
+            raise TrainingError(f"{problem}. Step {int(state.step)} is saved")
+        progress.add(values, skipped=bool(skipped))
         if number % config.train.log_every == 0 or number == config.train.steps:
             logged = progress.summary(number)
             writer.write_scalars(number, logged)
@@ -201,18 +221,23 @@ def fit(
         return every >= 0 and (number == config.train.steps or (every > 0 and number % every == 0))
 
     stop = enough = False
-    with preemption_notice() as preempted, lost_process_is_named():
+    with (
+        preemption_notice() as preempted,
+        lost_process_is_named(),
+        storage_errors_are_named(workdir, checkpoints.describe_last),
+    ):
         for number in range(first + 1, config.train.steps + 1):
             with progress.waiting_for_data():
                 batch = next(iterator)
             records = {part: rows.pop("record") for part, rows in batch.items()}
+            replaced = {part: rows["damaged"] for part, rows in batch.items() if "damaged" in rows}
             rows = sharding.to_devices(batch, mesh)
             with progress.paused(), jax.set_mesh(mesh):
                 before_step(number, state, rows, settle)
             with jax.set_mesh(mesh):
                 state, metrics = train_step(state, rows)
             settle()
-            pending = (number, metrics, records)
+            pending = (number, metrics, records, replaced)
             stop = preempted(number) and number < config.train.steps
             if stop or due(number, config.train.evaluate_every) or due(number, config.train.checkpoint_every):
                 settle()
@@ -278,7 +303,7 @@ class Progress:
         self._images = config.data.batch_paired + config.data.batch_unpaired
         self._steps, self._first = config.train.steps, first
         self._sums: dict[str, float] = {}
-        self._count = self._done = self._compiled = 0
+        self._count = self._skipped = self._done = self._compiled = 0
         self._start = time.perf_counter()
         self._left_out = self._waited = self._total = 0.0
 
@@ -296,17 +321,19 @@ class Progress:
         yield
         self._left_out += time.perf_counter() - start
 
-    def add(self, values: dict[str, float]) -> None:
-        """Takes in the metrics of one step."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+    def add(self, values: dict[str, float], skipped: bool = False) -> None:
+        """Takes in the metrics of one step; those of a step whose update was left out do not count."""
         self._count += 1
+        self._skipped += skipped
+        for name, value in {} if skipped else values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def summary(self, number: int) -> dict[str, float]:
         """Means since the last call, images_per_second, data_wait_share; says on the console how far the run is."""
         seconds = max(time.perf_counter() - self._start - self._left_out, 1e-9)
-        means = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: value / (self._count - self._skipped) for name, value in self._sums.items()}
         means |= {
+            "skipped_updates": self._skipped,
             "images_per_second": self._count * self._images / seconds,
             "data_wait_share": self._waited / seconds,
         }
@@ -318,13 +345,45 @@ class Progress:
         else:
             self._compiled, remaining = self._count, "compiled"
         logging.info(
-            "step %d/%d  loss %.3f  %.0f images/s  %s", number, self._steps, means["loss"],
+            "step %d/%d  loss %.3f  %.0f images/s  %s", number, self._steps, means.get("loss", float("nan")),
             means["images_per_second"], remaining,
         )  # fmt: skip
         self._done += self._count
-        self._sums, self._count = {}, 0
+        self._sums, self._count, self._skipped = {}, 0, 0
         self._start, self._left_out, self._waited = time.perf_counter(), 0.0, 0.0
         return means
+
+
+class DamagedRecords:
+    """The records that could not be read or decoded and were replaced, of all processes, since the run began."""
+
+    def __init__(self, workdir: str, limit: int, iterator: pipeline.TrainIterator):
+        self._path = epath.Path(workdir) / "damaged_records.json"
+        self._limit, self._iterator = limit, iterator
+        self._known: list[dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else []
+
+    def add(self, replaced: Fields) -> str:
+        """Lists what is new; all processes must call it, at the same step.
+
+        replaced: this process's field `damaged` of each part. Returns why the run must stop, "" while it need not.
+        """
+        mine = np.concatenate([replaced[part] for part in sorted(replaced)])
+        everyone = mine if jax.process_count() == 1 else multihost_utils.process_allgather(mine)
+        known = {entry["number"] for entry in self._known}
+        new = sorted({int(number) for number in np.unique(everyone)} - known - {-1})
+        if not new:
+            return ""
+        self._known += [{"number": number} | self._iterator.problem(number) for number in new]
+        for entry in self._known[-len(new) :]:
+            logging.warning("%(data_set)s, %(part)s record %(record)d is damaged and replaced: %(problem)s", entry)
+        if jax.process_index() == 0:
+            _write_json(self._path, self._known)
+        if len(self._known) <= self._limit:
+            return ""
+        return (
+            f"{len(self._known)} training records cannot be read or decoded, more than data.max_damaged={self._limit}; "
+            f"{self._path} lists them. Build or copy the data again, or raise data.max_damaged"
+        )
 
 
 class Evaluation:
@@ -429,21 +488,19 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         raise UserError(str(error)) from error
 
 
-def _write_json(path: epath.Path, content: dict[str, Any]) -> None:
+def _write_json(path: epath.Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _report_bad_batch(
-    workdir: str, number: int, records: dict[str, np.ndarray], iterator: pipeline.TrainIterator
+    workdir: str, number: int, records: Fields, iterator: pipeline.TrainIterator, finite: bool
 ) -> str:
-    """Writes the ids of the batch's records beside the checkpoints; returns the message of the error."""
-    path = epath.Path(workdir) / f"not_finite_step_{number}_process_{jax.process_index()}.json"
+    """Writes the ids of the batch's records beside the checkpoints; returns what happened and where they are listed."""
+    name, what = ("spike", "the loss is a spike") if finite else ("not_finite", "loss or gradient is not finite")
+    path = epath.Path(workdir) / f"{name}_step_{number}_process_{jax.process_index()}.json"
     _write_json(path, {"step": number, "records": {part: iterator.record_ids(ids) for part, ids in records.items()}})
-    return (
-        f"loss or gradient is not finite at step {number}: the update was left out, the state saved, and the records "
-        f"of the batch listed in {path}. Look at them; then resume with a lower optimizer.peak_lr or clip"
-    )
+    return f"{what} at step {number}: the update was left out, and the records of the batch are listed in {path}"
 
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file under configs/, with :argument where it takes one.")

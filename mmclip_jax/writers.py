@@ -293,13 +293,18 @@ def create_writer(
 
 
 class _OurLines(std_logging.Filter):
-    """Lets through warnings, and lesser lines of this package and of clu's writers only."""
+    """Lets through warnings, and lesser lines of this package and of clu's writers only.
+
+    Nothing of Orbax: what fails there is raised too, and said in one line instead of some thousand.
+    """
 
     _folders = (Path(__file__).resolve().parent, Path(metric_writers.__file__).resolve().parent)
 
     def filter(self, record: std_logging.LogRecord) -> bool:
         """Whether to show the line."""
         file = Path(record.pathname).resolve()
+        if "orbax" in file.parts:
+            return False
         return record.levelno >= std_logging.WARNING or any(file.is_relative_to(folder) for folder in self._folders)
 
 

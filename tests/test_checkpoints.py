@@ -1,8 +1,12 @@
 """A checkpoint gives back what was saved, to the bit; damage falls back to the one before."""
 
 import json
+import os
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import grain
@@ -11,9 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from conftest import ROOT
 
 from mmclip_jax import optim, sharding, step
-from mmclip_jax.checkpoints import Checkpoints, abstract_like, check_same_settings, find_checkpoint, run_record
+from mmclip_jax.checkpoints import (
+    Checkpoints,
+    abstract_like,
+    bit_sums,
+    check_same_settings,
+    find_checkpoint,
+    run_record,
+)
 from mmclip_jax.errors import UserError
 
 TOKENIZER = bytes(range(256))
@@ -27,7 +39,7 @@ def make_state(number: int, ema: float = 0.999, **changes: Any) -> step.TrainSta
     shapes = jax.eval_shape(lambda: step.init_state(model, config, optimizer))
     rng = np.random.default_rng(number)
     state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 100, x.dtype), shapes)
-    return step.TrainState(jnp.int32(number), state.params, state.opt_state, state.ema)
+    return step.TrainState(jnp.int32(number), state.params, state.opt_state, state.ema, state.guard)
 
 
 def iterator(position: int = 0) -> Any:
@@ -116,6 +128,83 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     checkpoints.close()
 
 
+def flip_bits(directory: pathlib.Path, place: float) -> None:
+    """One in each file of parameter data (some lie unused): a few numbers change, and nothing else."""
+    for file in (directory / "params").rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        if len(content) > 10_000:
+            content[int(place * len(content))] ^= 4
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+def test_a_flipped_bit_is_no_checkpoint_either(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], place: float
+) -> None:
+    save(tmp_path, 3, 7)
+    flip_bits(tmp_path / "checkpoints" / "7", place)
+    checkpoints, data = Checkpoints(tmp_path, 5), iterator()
+    capfd.readouterr()
+    restored = checkpoints.restore_latest(abstract(make_state(0)), data)
+    assert restored is not None
+    assert tiny.largest_difference(restored, make_state(3)) == 0
+    assert next(data) == 3
+    assert "checkpoint 7 cannot be read" in caplog.text
+    assert len(capfd.readouterr().err.splitlines()) < 5  # Orbax alone writes thousands of lines on damage
+    checkpoints.close()
+
+
+def test_the_sum_of_the_bits_is_numpys_on_any_mesh() -> None:
+    state = make_state(3)
+
+    def expected(tree: Any) -> int:
+        words = [np.asarray(x).view(np.uint32).astype(object).sum() for x in jax.tree.leaves(tree)]
+        return int(sum(word * (2 * n + 1) for n, word in enumerate(words)) % 2**32)
+
+    trees = {"params": state.params, "optimizer": state.opt_state}
+    mesh = sharding.make_mesh(2)
+    placed = jax.device_put(trees, sharding.tree_shardings(trees, mesh))
+    for where in (trees, placed):
+        assert {name: int(value) for name, value in bit_sums(where).items()} == {
+            name: expected(tree) for name, tree in trees.items()
+        }
+
+
+WRITE_TOO_MUCH = """
+import resource, sys
+import test_checkpoints as t
+from mmclip_jax import errors, writers
+writers.configure_logging()
+checkpoints = t.Checkpoints(sys.argv[1], 5)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1))  # fails with EFBIG where a full disk gives ENOSPC
+try:
+    checkpoints.save(t.make_state(7), t.iterator(7), t.run())
+    checkpoints.close()
+except errors.StorageError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stands(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3)
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_TOO_MUCH, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}, text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    assert re.search(r"checkpoints cannot be written \(File too large\); checkpoint 3 is whole and stays", done.stdout)
+    assert len(done.stdout.splitlines()) == 1
+    assert len(done.stderr.splitlines()) < 5, done.stderr
+    checkpoints, data = Checkpoints(tmp_path, 5), iterator()
+    restored = checkpoints.restore_latest(abstract(make_state(0)), data)
+    assert restored is not None
+    assert tiny.largest_difference(restored, make_state(3)) == 0
+    assert next(data) == 3
+    checkpoints.save(make_state(7), iterator(7), run())  # there is room again
+    checkpoints.close()
+    assert find_checkpoint(tmp_path).step == 7
+
+
 def test_a_run_that_fell_back_can_save_over_the_damaged_step(tmp_path: pathlib.Path) -> None:
     save(tmp_path, 3, 7)
     damage(tmp_path / "checkpoints" / "7")
@@ -195,7 +284,7 @@ def test_what_another_version_saved_is_refused(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(tmp_path, 5)
     checkpoints.save(make_state(3), iterator(3), run() | {"schema": 0})
     checkpoints.close()
-    with pytest.raises(UserError, match=r"schema 0, .*reads 1.*manifest\.json"):
+    with pytest.raises(UserError, match=r"schema 0, .*reads 2.*manifest\.json"):
         find_checkpoint(tmp_path)
 
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmclip_jax import objectives
+from mmclip_jax import objectives, sharding
 
 Array = np.ndarray
 
@@ -371,3 +372,53 @@ def test_unused_slots_have_no_gradient() -> None:
     assert np.abs(gradient[0, 0]).max() > 0
     assert not np.any(gradient[0, 1])
     assert not np.any(gradient[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In chunks round a ring of devices
+
+
+@pytest.mark.parametrize("fsdp", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("loss", "targets", "across"),
+    [("softmax", "text", True), ("softmax", "kinds", False), ("sigmoid", "kinds", True), ("sigmoid", "text", False)],
+)
+def test_chunks_round_a_ring_give_the_same_loss_and_gradients(fsdp: int, loss: str, targets: str, across: bool) -> None:
+    """Of 40 rows, 5 on each of 8 devices in chunks of 2 (a tail of 1), or all on one (fsdp 0) in chunks of 7."""
+    rng = np.random.default_rng(3)
+    v, u = (np.asarray(x, np.float32) for x in pairs(3, 40))
+    ids, source = rng.integers(0, 19, (40, 2)).astype(np.int32), rng.integers(0, 2, 40).astype(np.int32)
+    stated = rng.integers(-1, 2, (40, 5)).astype(np.int8)
+
+    def both(chunk: int) -> Any:
+        def compute(v: jax.Array, u: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+            return objectives.contrastive_loss(
+                v, u, scale, ids, loss=loss, targets=targets, stated=stated, source=source, across_sources=across,
+                logit_bias=bias, chunk=chunk,
+            )  # fmt: skip
+
+        return tiny.jit(jax.value_and_grad(compute, argnums=(0, 1, 2, 3), has_aux=True))
+
+    arguments = (v, u, jnp.float32(14.0), jnp.float32(-3.0 if loss == "sigmoid" else 0.0))
+    (expected, metrics), gradients = both(-1)(*arguments)
+    if fsdp:
+        mesh = sharding.make_mesh(fsdp)
+        with jax.set_mesh(mesh):
+            rows = jax.device_put(arguments[:2], sharding.batch_sharding(mesh))
+            (got, got_metrics), got_gradients = both(2)(*rows, *arguments[2:])
+    else:
+        (got, got_metrics), got_gradients = both(7)(*arguments)
+    assert float(got) == pytest.approx(float(expected), rel=1e-6)
+    for name, value in metrics.items():
+        assert float(got_metrics[name]) == pytest.approx(float(value), rel=1e-6), name
+    for a, b in zip(gradients, got_gradients, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(np.abs(a).max())))
+    assert float(np.abs(gradients[0]).max()) > 1e-3
+
+
+def test_chunks_are_taken_where_the_logits_would_not_fit() -> None:
+    assert objectives.automatic_chunk(4096) == -1
+    assert objectives.automatic_chunk(8192) == 4096
+    with jax.set_mesh(sharding.make_mesh(1)):
+        assert objectives.automatic_chunk(8192) == -1
+        assert objectives.automatic_chunk(32768) == 8192

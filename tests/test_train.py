@@ -26,7 +26,8 @@ from mmclip_jax.errors import UserError
 STEPS = 20
 
 # argv: workdir, data set, {"steps": ..., "settings": {dotted: value}, "hang_at": batch, "white_at": batch,
-# "pause": seconds a batch, "address": ..., "process": ...}. Prints the last metrics as JSON.
+# "pause": seconds a batch, "damaged": places of paired records, "address": ..., "process": ...}. Prints the last
+# metrics as JSON.
 RUNNER = """
 import importlib.util, json, sys, time
 
@@ -39,7 +40,7 @@ if __name__ == "__main__":  # worker processes import this file too
         jax.distributed.initialize(options["address"], 2, options["process"])
     jax.config.update("jax_default_matmul_precision", "highest")
     from mmclip_jax import errors, step, train
-    from mmclip_jax.data import pipeline
+    from mmclip_jax.data import pipeline, records
 
     spec = importlib.util.spec_from_file_location("demo", "configs/demo.py")
     module = importlib.util.module_from_spec(spec)
@@ -67,6 +68,15 @@ if __name__ == "__main__":  # worker processes import this file too
         return batch
 
     pipeline.TrainIterator.__next__ = take_and_tamper
+
+    read = records.Records.__getitem__
+
+    def read_unless_damaged(source, place):
+        if source.split_name == "train_paired" and place in options.get("damaged", ()):
+            raise RuntimeError("CRC mismatch")
+        return read(source, place)
+
+    records.Records.__getitem__ = read_unless_damaged
     if "white_at" in options:  # an image that is white all over is no number
         pixels = step.pixels
         step.pixels = lambda x: jax.numpy.where((x == 255).all(axis=(1, 2, 3), keepdims=True), jax.numpy.nan, pixels(x))
@@ -270,7 +280,7 @@ def test_going_on_with_other_batches_is_refused(
 def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
     tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
 ) -> None:
-    settings = SETTINGS | {"train.checkpoint_every": 0}
+    settings = SETTINGS | {"train.checkpoint_every": 0, "train.max_skipped": 0}
     code, _, err = run(tmp_path, phantom_dir, environment, settings=settings, white_at=5)
     assert code == 3
     assert "TrainingError" in err
@@ -291,6 +301,45 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(
     # Resumed without the fault, the run goes on behind the bad batch.
     code, _, err = run(tmp_path, phantom_dir, environment, settings=settings)
     assert code == 0, err
+    assert find_checkpoint(tmp_path).step == STEPS
+
+
+@pytest.mark.slow
+def test_a_single_batch_that_is_not_finite_is_left_out_and_counted(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> None:
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=SETTINGS, white_at=5)
+    assert code == 0, err
+    assert "loss or gradient is not finite at step 5" in err
+    assert list(tmp_path.glob("not_finite_step_5_*.json"))
+    assert {row["step"]: row["skipped_updates"] for row in metrics(tmp_path)} == {
+        number: float(number == 5) for number in range(1, STEPS + 1)
+    }
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved(tmp_path, STEPS)))
+
+
+@pytest.mark.slow
+def test_damaged_records_are_replaced_listed_and_limited(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
+) -> None:
+    examples = open_records(phantom_dir, "train", "paired")
+    damaged = [1, len(examples) - 1, 7]  # 20 batches of 16 see all of them
+    assert len(examples) < 300
+
+    def listed() -> list[int]:
+        return sorted(entry["record"] for entry in json.loads((tmp_path / "damaged_records.json").read_text()))
+
+    settings = SETTINGS | {"data.max_damaged": 1}
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=settings, damaged=damaged)
+    assert code == 3
+    assert "TrainingError" in err
+    assert "more than data.max_damaged=1" in err
+    assert 2 <= len(listed()) <= 3
+    assert set(listed()) <= set(damaged)
+    settings["data.max_damaged"] = 3
+    code, _, err = run(tmp_path, phantom_dir, environment, settings=settings, damaged=damaged)
+    assert code == 0, err
+    assert listed() == sorted(damaged)
     assert find_checkpoint(tmp_path).step == STEPS
 
 

@@ -1,5 +1,6 @@
 """One optimizer step: projection of the logit scale, refusal of what is not finite, average, precision."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def plain() -> Any:
 
 
 def with_parameters(state: step.TrainState, **values: Any) -> step.TrainState:
-    return step.TrainState(state.step, state.params | values, state.opt_state, state.ema)
+    return dataclasses.replace(state, params=state.params | values)
 
 
 def with_scale(state: step.TrainState, scale: float) -> step.TrainState:
@@ -106,6 +107,49 @@ def test_a_step_that_is_not_finite_changes_nothing(plain: Any, poison: float) ->
     good, metrics = train_step(state, batch)
     assert float(metrics["finite"]) == 1
     assert tiny.largest_difference(good.params, state.params) > 0
+
+
+def test_updates_left_out_in_a_row_are_counted(plain: Any) -> None:
+    train_step, state, config = plain
+    batch = tiny.batch(config)
+    counts = []
+    for poison in (None, np.nan, np.nan, None, np.nan):
+        bad = state if poison is None else with_parameters(state, log_logit_scale=jnp.float32(poison))
+        after, metrics = train_step(bad, batch)
+        counts.append(float(metrics["skipped"]))
+        state = after if poison is None else dataclasses.replace(state, step=after.step, guard=after.guard)
+    assert counts == [0, 1, 2, 0, 1]
+    assert int(state.guard.updates) == 2
+    assert int(state.step) == 5
+
+
+def test_a_spike_changes_nothing_and_leaves_the_mean_alone() -> None:
+    train_step, state, config = make(train__spike=2.0)
+    batch = tiny.batch(config)
+    means, losses = [], []
+    for _ in range(3):
+        state, metrics = train_step(state, batch)
+        means.append(float(state.guard.loss))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(means, np.cumsum(losses) / [1, 2, 3], rtol=1e-6)
+
+    def judged(mean: float, updates: int) -> tuple[Any, Any]:
+        guard = step.Guard(jnp.float32(mean), jnp.int32(updates), jnp.int32(0))
+        return train_step(dataclasses.replace(state, guard=guard), batch)
+
+    loss = float(train_step(state, batch)[1]["loss"])
+    for mean, updates, left_out in (
+        (loss / 2.1, step.SPIKE_WINDOW, True), (loss / 1.9, step.SPIKE_WINDOW, False), (loss / 2.1, 99, False),
+    ):  # fmt: skip
+        after, metrics = judged(mean, updates)
+        assert float(metrics["skipped"]) == left_out
+        assert float(metrics["finite"]) == 1
+        assert (tiny.largest_difference(after.params, state.params) == 0) == left_out
+        assert (tiny.largest_difference(after.ema, state.ema) == 0) == left_out
+        assert (tiny.largest_difference(after.opt_state, state.opt_state) == 0) == left_out
+        assert int(after.guard.updates) == updates + (not left_out)
+        expected = mean if left_out else mean + (loss - mean) / 100
+        assert float(after.guard.loss) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -26,6 +26,8 @@ from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.texts import DrawnText
 from mmclip_jax.errors import UserError
 
+# A record that cannot be read or decoded is replaced by the next one of its data set, at most so many places on.
+REPLACEMENTS = 8
 # Examples of a part whose image files are no more than this together are read once and kept in memory.
 MEMORY_BYTES = 64 * 2**20
 
@@ -103,14 +105,14 @@ class RecordTable:
     """
 
     def __init__(self, sets: Sequence[TrainSet]):
-        self._pieces: list[tuple[int, str, ExampleSource]] = []
+        self._pieces: list[tuple[int, str, str, ExampleSource]] = []
         self._offsets: dict[tuple[int, str], int] = {}
         total = 0
         for number, train_set in enumerate(sets):
             for part in PARTS:
                 examples: ExampleSource = getattr(train_set, part)
                 self._offsets[number, part] = total
-                self._pieces.append((total, train_set.name, examples))
+                self._pieces.append((total, train_set.name, part, examples))
                 total += len(examples)
         self._total = total
         if total > np.iinfo(np.int32).max:
@@ -127,8 +129,16 @@ class RecordTable:
         """The example with this number; reads it from disk."""
         if not 0 <= record < self._total:
             raise IndexError(f"record {record} of {self._total}")
-        start, _, examples = next(piece for piece in reversed(self._pieces) if piece[0] <= record)
+        start, _, _, examples = self._piece(record)
         return examples[record - start]
+
+    def locate(self, record: int) -> tuple[str, str, int]:
+        """(data set, part, place in it) of the example with this number."""
+        start, name, part, _ = self._piece(record)
+        return name, part, record - start
+
+    def _piece(self, record: int) -> tuple[int, str, str, ExampleSource]:
+        return next(piece for piece in reversed(self._pieces) if piece[0] <= record)
 
     def ids(self, records: Iterable[int]) -> list[str]:
         """The ids of the examples with these numbers."""
@@ -203,7 +213,8 @@ def make_train_iterator(
 
     Raises:
       UserError: a batch size does not divide among the processes, there are no records for a part that has a batch
-        size, or the weights do not fit the data sets. While iterating: a record cannot be read or decoded.
+        size, or the weights do not fit the data sets. While iterating: neither a record nor any of the
+        REPLACEMENTS behind it can be read and decoded.
     """
     if train_sets is None:
         train_sets = open_train_sets(config.data.train)
@@ -362,6 +373,18 @@ class TrainIterator(grain.DatasetIterator):
         """The ids of the examples with these numbers (a batch's `record` field)."""
         return self.table.ids(records)
 
+    def problem(self, record: int) -> dict[str, Any]:
+        """What is wrong with the record of this number (a batch's `damaged` field): data set, id if it has one, why."""
+        data_set, part, place = self.table.locate(record)
+        found = {"data_set": data_set, "part": part, "record": place, "id": "", "problem": ""}
+        try:
+            example = self.table.example(record)
+            found["id"] = example.id
+            transforms.decode_image(example.image)
+        except Exception as error:  # as in `_PlacedSource.row`
+            found["problem"] = str(error) or type(error).__name__
+        return found
+
     def close(self) -> None:
         """Ends threads and workers; no batch may be asked for afterwards."""
         self._stop()
@@ -403,11 +426,7 @@ def eval_rows(
     sized: Any = examples if hasattr(examples, "__getitem__") else tuple(examples)
     source = _PlacedSource(sized, 0, repr(sized) if isinstance(sized, record_files.Records) else "evaluation")
     for index in range(len(source)):
-        element = source[index]
-        try:
-            yield maker.eval_row(element.example, element.record)
-        except UserError as error:
-            raise _place(element, error) from error
+        yield source.row(index, maker.eval_row)
 
 
 def eval_batches(
@@ -436,18 +455,8 @@ def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-@dataclasses.dataclass(slots=True)
-class _Placed:
-    """An example with its number in the record table, and where it lies, for messages."""
-
-    record: int
-    example: Example
-    name: str
-    place: int
-
-
 class _PlacedSource:
-    """A source of `_Placed` elements, whose errors name the record."""
+    """A source of `_Placed` elements, with the number of its first record, and its name for messages."""
 
     def __init__(self, examples: ExampleSource, offset: int, name: str):
         self._examples = examples
@@ -457,34 +466,61 @@ class _PlacedSource:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, index: int) -> _Placed:
-        try:
-            example = self._examples[index]
-        except Exception as error:  # damaged files raise whatever the layer that stumbled raises
-            raise UserError(
-                f"{self._name}: record {index} cannot be read ({error or type(error).__name__}); "
-                "copy the data set again, or build it again"
-            ) from error
-        return _Placed(self._offset + index, example, self._name, index)
+    def __getitem__(self, index: int) -> "_Placed":
+        return _Placed(self, index)
 
     def __repr__(self) -> str:
         return f"{self._name} ({len(self)} records)"
 
+    def record(self, place: int) -> int:
+        """The number in the record table of the example at a place."""
+        return self._offset + place
 
-def _place(element: _Placed, error: UserError) -> UserError:
-    return UserError(f"{element.name}: record {element.place}: {error}")
+    def row(self, place: int, make: Callable[[Example, int], Row]) -> Row:
+        """What `make` makes of the example at a place and its record number; its errors name the place."""
+        try:
+            example = self._examples[place]
+        except Exception as error:  # damaged files raise whatever the layer that stumbled raises
+            raise UserError(
+                f"{self._name}: record {place} cannot be read ({error or type(error).__name__}); "
+                "copy the data set again, or build it again"
+            ) from error
+        try:
+            return make(example, self.record(place))
+        except UserError as error:
+            raise UserError(f"{self._name}: record {place}: {error}") from error
+
+
+class _Placed(NamedTuple):
+    """A place of a source; it is read when its row is made."""
+
+    source: _PlacedSource
+    place: int
 
 
 class _TrainRow(NamedTuple):
-    """The random map of grain: a class, so that worker processes can unpickle it."""
+    """The random map of grain: a class, so that worker processes can unpickle it.
+
+    A damaged record is replaced by the next of its source that is whole, which depends on nothing but its place; the
+    row's field `damaged` then names it, and is −1 otherwise.
+    """
 
     maker: RowMaker
 
     def __call__(self, element: _Placed, rng: np.random.Generator) -> Row:
-        try:
-            return self.maker.train_row(element.example, rng, element.record)
-        except UserError as error:
-            raise _place(element, error) from error
+        source, place = element
+        errors = []
+        for further in range(min(REPLACEMENTS + 1, len(source))):
+            try:
+                row = source.row((place + further) % len(source), functools.partial(self._row, rng))
+            except UserError as error:
+                errors.append(error)
+            else:
+                return row | {"damaged": np.asarray(source.record(place) if errors else -1, np.int32)}
+        raise errors[0]
+
+    def _row(self, rng: np.random.Generator, example: Example, record: int) -> Row:
+        return self.maker.train_row(example, rng, record)
 
 
 def _part_stream(

@@ -125,7 +125,7 @@ def test_batches_hold_the_agreed_fields():
     assert {part: len(rows["record"]) for part, rows in batch.items()} == {"paired": 6, "unpaired": 4}
     for part, size in (("paired", 6), ("unpaired", 4)):
         assert {name: (v.dtype, v.shape[1:]) for name, v in batch[part].items()} == {
-            name: (np.dtype(dtype), shape) for name, (dtype, shape) in FIELDS.items()
+            name: (np.dtype(dtype), shape) for name, (dtype, shape) in (FIELDS | {"damaged": (np.int32, ())}).items()
         }
         assert all(len(values) == size for values in batch[part].values())
 
@@ -354,14 +354,53 @@ class Unreadable(list):
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_damaged_records_are_named(threads):
+@pytest.mark.parametrize("way", ["decode", "read"])
+def test_a_damaged_record_is_replaced_by_the_next_whole_one(threads, way):
+    broken = {
+        4: dataclasses.replace(paired(4), image=paired(4).image[:60]),
+        5: dataclasses.replace(paired(5), image=b""),
+    }
+    examples = [broken.get(n, e) for n, e in enumerate(HOSPITAL)] if way == "decode" else Unreadable(HOSPITAL)
+    damaged = {4: 6, 5: 6} if way == "decode" else {2: 3}
+    sets = (dataclasses.replace(SETS[0], paired=examples),)
+    settings = config(threads=threads)
+    whole, got = take(iterator(settings, SETS[:1]), 9), take(iterator(settings, sets), 9)
+    seen = set()
+    for before, after in zip(whole, got, strict=True):
+        np.testing.assert_array_equal(before["unpaired"]["image"], after["unpaired"]["image"])
+        for row, record in enumerate(before["paired"]["record"].tolist()):
+            assert int(before["paired"]["damaged"][row]) == -1
+            assert int(after["paired"]["record"][row]) == damaged.get(record, record)
+            assert int(after["paired"]["damaged"][row]) == (record if record in damaged else -1)
+            seen |= {record} & damaged.keys()
+            if record not in damaged:
+                np.testing.assert_array_equal(before["paired"]["image"][row], after["paired"]["image"][row])
+    assert seen == damaged.keys()
+    assert_equal(got, take(iterator(settings, sets), 9))
+    # The draws are those of the place: a damaged copy of the same record gives the same row.
+    resumed = iterator(settings, sets)
+    resumed.set_state({**iterator(settings, sets).get_state(), "next_batch": 4})
+    assert_equal(got[4:], take(resumed, 5))
+
+
+def test_the_problem_of_a_record_is_told():
+    broken = dataclasses.replace(unpaired(3), image=b"")
+    batches = iterator(sets=(dataclasses.replace(SETS[0], unpaired=[*map(unpaired, range(3)), broken]), *SETS[1:]))
+    number = len(HOSPITAL) + 3
+    assert batches.problem(number)["problem"]
+    told = {name: batches.problem(number)[name] for name in ("data_set", "part", "record", "id")}
+    assert told == {"data_set": "first", "part": "unpaired", "record": 3, "id": broken.id}
+    assert batches.problem(number - 1)["problem"] == ""
+    unreadable = iterator(sets=(dataclasses.replace(SETS[0], paired=Unreadable(HOSPITAL)),))
+    assert unreadable.problem(2)["problem"] == "CRC mismatch"
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_too_many_damaged_records_in_a_row_are_named(threads):
     settings = config(threads=threads)
     broken = dataclasses.replace(paired(4), image=paired(4).image[:60])
-    sets = (dataclasses.replace(SETS[0], paired=[*HOSPITAL[:4], broken, *HOSPITAL[5:]]),)
-    with pytest.raises(UserError, match=r"^first \(paired.*record 4: .*cannot be decoded"):
-        take(iterator(settings, sets), 3)
-    sets = (dataclasses.replace(SETS[0], paired=Unreadable(HOSPITAL)),)
-    with pytest.raises(UserError, match=r"^first \(paired.*record 2 cannot be read \(CRC mismatch\)"):
+    sets = (dataclasses.replace(SETS[0], paired=[broken] * 13),)
+    with pytest.raises(UserError, match=r"^first \(paired.*record \d+: .*cannot be decoded"):
         take(iterator(settings, sets), 3)
 
 
