@@ -62,8 +62,8 @@ def contrastive_loss(
       source: int [B], needed when `across_sources` is False, which leaves out pairs of different sources.
       logit_bias: added to every logit; of use to "sigmoid" only.
       chunk: at most so many columns of logits are held at once, and embeddings travel round a ring of devices instead
-        of being gathered (`_ring`): the same numbers in less memory. 0: where the logits of a device would take more than
-        LOGITS_BYTES; −1: never.
+        of being gathered (`_ring`): the same numbers in less memory. 0: where the logits of a device would take more
+        than LOGITS_BYTES; −1: never.
 
     Returns:
       (loss float32, metrics: image_to_text, text_to_image (their losses), accuracy (share of rows whose best match is
@@ -79,13 +79,15 @@ def contrastive_loss(
     text_id = text_id[:, None] if text_id.ndim == 1 else text_id
     chunk = chunk or automatic_chunk(len(text_id))
     if chunk > 0:
-        if targets == "kinds" and stated is None:
-            raise ValueError('contrastive.targets "kinds" needs `stated`')
-        if not across_sources and source is None:
-            raise ValueError("across_sources=False needs `source`")
         rows = {"image": image_embed.astype(jnp.float32), "text": text_embed.astype(jnp.float32), "text_id": text_id}
-        rows |= {"stated": stated} if targets == "kinds" else {}
-        rows |= {} if across_sources else {"source": source}
+        if targets == "kinds":
+            if stated is None:
+                raise ValueError('contrastive.targets "kinds" needs `stated`')
+            rows["stated"] = stated
+        if not across_sources:
+            if source is None:
+                raise ValueError("across_sources=False needs `source`")
+            rows["source"] = source
         sums = _ring(rows, jnp.float32(logit_scale), jnp.float32(logit_bias), loss, chunk)
         image_to_text, text_to_image = sums["image_loss"].mean(), sums["text_loss"].mean()
         return 0.5 * (image_to_text + text_to_image), {

@@ -387,8 +387,11 @@ def test_chunks_round_a_ring_give_the_same_loss_and_gradients(fsdp: int, loss: s
     """Of 40 rows, 5 on each of 8 devices in chunks of 2 (a tail of 1), or all on one (fsdp 0) in chunks of 7."""
     rng = np.random.default_rng(3)
     v, u = (np.asarray(x, np.float32) for x in pairs(3, 40))
-    ids, source = rng.integers(0, 19, (40, 2)).astype(np.int32), rng.integers(0, 2, 40).astype(np.int32)
-    stated = rng.integers(-1, 2, (40, 5)).astype(np.int8)
+    ids, source, stated = (
+        jnp.asarray(rng.integers(0, 19, (40, 2)), jnp.int32),
+        jnp.asarray(rng.integers(0, 2, 40), jnp.int32),
+        jnp.asarray(rng.integers(-1, 2, (40, 5)), jnp.int8),
+    )
 
     def both(chunk: int) -> Any:
         def compute(v: jax.Array, u: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
