@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import mmclip_jax
-from mmclip_jax import checkpoints
+from mmclip_jax import checkpoints, files
 from mmclip_jax.data import audit
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
@@ -209,15 +209,16 @@ def evaluate_checkpoint(
             with timed("cases"):
                 shown = case_lib.build_cases(model, rows, scored, cases, seed)
     if out_dir is not None:
-        report.write_report(
-            out_dir,
-            results,
-            examples=rows.examples,
-            scored=scored,
-            cases=shown,
-            curves=curves,
-            show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
-        )
+        with files.whole_folder(out_dir, report.RESULTS_FILE) as unfinished:
+            report.write_report(
+                unfinished,
+                results,
+                examples=rows.examples,
+                scored=scored,
+                cases=shown,
+                curves=curves,
+                show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
+            )
     return results
 
 
