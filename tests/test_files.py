@@ -55,9 +55,10 @@ def test_the_last_file_stands_for_all_of_one_run(tmp_path: pathlib.Path, monkeyp
         out = tmp_path / str(moves) / "out"
         _write(out, "a.json", "old")
         left = moves
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, "replace", stopped)
+        monkeypatch.setattr(os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
             _write(out, "a.json", "new")
+        monkeypatch.undo()
         assert not (out / "a.json").exists()
 
 
