@@ -182,6 +182,7 @@ def _finetune(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    _start_processes(args)
     from mmclip_jax.evaluate import common
 
     print(
@@ -194,7 +195,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
-            phrase_file=args.ms_cxr,
+            phrase_file=args.ms_cxr or "",
         )
     )
 
@@ -641,10 +642,10 @@ def _make_parser() -> _Parser:
     evaluate.add_argument(
         "--ms-cxr",
         type=_existing,
-        default="",
         metavar="FILE",
         help="MS_CXR_Local_Alignment_*.json or .csv",
     )
+    _add_processes(evaluate)
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
 
     compare = _add(top, "compare", "put evaluations of the same images side by side, with paired tests", _compare)

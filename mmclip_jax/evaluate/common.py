@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 import mmclip_jax
-from mmclip_jax import checkpoints
+from mmclip_jax import checkpoints, files
 from mmclip_jax.data import audit
 from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
@@ -31,6 +32,7 @@ from mmclip_jax.evaluate import (
     report,
     retrieval,
     source_probe,
+    studies,
     zeroshot,
 )
 from mmclip_jax.evaluate import trust as trust_lib
@@ -80,7 +82,7 @@ def run(
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
       UserError: no checkpoint, no data set, no rows in the split, or no `out` for a single checkpoint.
     """
-    model = mmclip_jax.load(workdir, step)
+    model = mmclip_jax.load(workdir, step, all_devices=True)
     workdir = pathlib.Path(workdir)
     if out is None and checkpoints.is_checkpoint(workdir):
         raise UserError(f"{workdir} is a single checkpoint, and nothing is written into one: say where with --out")
@@ -106,6 +108,7 @@ def run(
         progress=progress,
         audited=audited,
         phrase_file=phrase_file,
+        primary=jax.process_index() == 0,
     )
     return "\n".join(
         [
@@ -147,6 +150,7 @@ def evaluate_checkpoint(
     progress: bool = True,
     audited: dict[str, Any] | None = None,
     phrase_file: str | os.PathLike[str] = "",
+    primary: bool = True,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes report.html, results.json and scores.csv there.
 
@@ -167,11 +171,13 @@ def evaluate_checkpoint(
       progress: bars on stderr.
       audited: what `data.audit.check` says of these data, to be kept with the results.
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
+      primary: whether this process writes.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
-      "audit" (None where there was none), "zero_shot", "trust", "counterfactual", "grounding", "entmlm" and
-      "source_probe" (None where the data does not allow them), "contrastive", "headline" and "seconds".
+      "audit" (None where there was none), "zero_shot", "studies" (the same by study, see studies.py), "trust",
+      "counterfactual", "grounding", "entmlm" and "source_probe" (None where the data does not allow them),
+      "contrastive", "headline" and "seconds".
     """
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     protocol = protocol or choose_protocol(None, directories)
@@ -195,6 +201,9 @@ def evaluate_checkpoint(
             scored = zeroshot.evaluate(
                 model, rows, embedded, protocol=protocol, validation=validation, progress=bars, **draws
             )
+        by_study: dict[str, Any] = {}
+        if scored.findings:
+            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores["difference"], **draws)
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("trust"):
@@ -230,6 +239,7 @@ def evaluate_checkpoint(
             "exposure": model.manifest.get("exposure"),
             "audit": audited,
             "zero_shot": scored.summary,
+            "studies": by_study,
             "grounding": pointing,
             "phrases": phrases,
             "entmlm": restored,
@@ -243,16 +253,18 @@ def evaluate_checkpoint(
         if out_dir is not None:
             with timed("cases"):
                 shown = case_lib.build_cases(model, rows, scored, cases, seed)
-    if out_dir is not None:
-        report.write_report(
-            out_dir,
-            results,
-            examples=rows.examples,
-            scored=scored,
-            cases=shown,
-            curves=curves,
-            show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
-        )
+    if out_dir is not None and primary:
+        # Every process has made the same results; the first one writes them.
+        with files.whole_folder(out_dir, report.RESULTS_FILE) as unfinished:
+            report.write_report(
+                unfinished,
+                results,
+                examples=rows.examples,
+                scored=scored,
+                cases=shown,
+                curves=curves,
+                show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
+            )
     return results
 
 

@@ -6,6 +6,7 @@ that nothing is compiled twice.
 
 import functools
 import io
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mmclip_jax import checkpoints
+from mmclip_jax import checkpoints, sharding
 from mmclip_jax.data import entities as entities_lib
 from mmclip_jax.data import prompts, transforms
 from mmclip_jax.data.images import store_image
@@ -33,8 +35,13 @@ BATCH = 64
 _ANY_SIZE = 1 << 30
 
 
-def load(workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None) -> "Model":
+def load(
+    workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None, *, all_devices: bool = False
+) -> "Model":
     """Loads a checkpoint: the newest of a workdir, its `step`, or a step directory itself.
+
+    all_devices: spreads the rows of each batch over this process's devices, and the images of `encode_image` over all
+    processes, which must then make the same calls; else one device does everything.
 
     Raises:
       UserError: there is no such checkpoint, or it does not fit the vocabulary that is installed.
@@ -45,7 +52,7 @@ def load(workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None)
     shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
     abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
     params = saved.restore_params(abstract)
-    return Model(saved.config, params, tokenizer, saved.step, saved.manifest)
+    return Model(saved.config, params, tokenizer, saved.step, saved.manifest, all_devices)
 
 
 def open_checkpoint(
@@ -107,7 +114,19 @@ class Model:
     Attributes: config (ConfigDict), tokenizer, step, manifest (dict, what the run was trained on), logit_scale.
     """
 
-    def __init__(self, config: ConfigDict, params: Any, tokenizer: Tokenizer, step: int, manifest: dict[str, Any]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        params: Any,
+        tokenizer: Tokenizer,
+        step: int,
+        manifest: dict[str, Any],
+        all_devices: bool = False,
+    ):
+        # As many devices as share the fixed batch evenly.
+        count = math.gcd(BATCH, jax.local_device_count()) if all_devices else 1
+        self._mesh = sharding.make_mesh(1, jax.local_devices()[:count])
+        self._processes = jax.process_count() if all_devices else 1
         self.config, self.tokenizer, self.manifest = config, tokenizer, manifest
         self._module: MMCLIP = build_model(config.model)
         self.take(params, step)
@@ -115,7 +134,7 @@ class Model:
     def take(self, params: Any, step: int) -> None:
         """Takes the parameters of another step of the same run; what is compiled stays."""
         self.step = step
-        self._params = jax.device_put(params, jax.local_devices()[0])
+        self._params = jax.device_put(params, sharding.replicated(self._mesh))
         self.logit_scale = float(jnp.exp(params["log_logit_scale"]))
 
     def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,8 +146,13 @@ class Model:
 
             return function(apply, *arrays)
 
-        compiled = jax.jit(run)
-        return lambda *arrays: compiled(self._params, *arrays)
+        compiled = jax.jit(run, out_shardings=sharding.replicated(self._mesh))
+
+        def call(*arrays: Any) -> Any:
+            with jax.set_mesh(self._mesh):
+                return compiled(self._params, *jax.device_put(arrays, sharding.batch_sharding(self._mesh)))
+
+        return call
 
     # -----------------------------------------------------------------------------------------------------------------
     # Embeddings and scores
@@ -136,6 +160,16 @@ class Model:
     def encode_image(self, images: Sequence[Any]) -> np.ndarray:
         """Image embeddings float32 [n,E], L2-normalised."""
         _check_several("images", images)
+        if self._processes > 1 and len(images):
+            share = -(-len(images) // self._processes)
+            mine = images[jax.process_index() * share :][:share]
+            rows = np.zeros((share, self.config.model.embed_dim), np.float32)
+            rows[: len(mine)] = self._encode_own(mine)
+            every: np.ndarray = multihost_utils.process_allgather(rows)
+            return every.reshape(-1, rows.shape[1])[: len(images)]
+        return self._encode_own(images)
+
+    def _encode_own(self, images: Sequence[Any]) -> np.ndarray:
         out = [self._encode_image(_pad(self._fit(batch)))[: len(batch)] for (batch,) in _batches(images)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 

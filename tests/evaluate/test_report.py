@@ -150,7 +150,7 @@ def test_run_loads_evaluates_and_says_where(
 ) -> None:
     asked = []
 
-    def load(workdir: pathlib.Path, step: int | None) -> toy.ToyModel:
+    def load(workdir: pathlib.Path, step: int | None, *, all_devices: bool) -> toy.ToyModel:
         asked.append((workdir, step))
         return toy.ToyModel(toy.MANIFEST)
 
