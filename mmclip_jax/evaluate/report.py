@@ -127,6 +127,7 @@ def render(
     sections = [
         ("evaluated", "What was evaluated", True),
         ("findings", "Findings", True),
+        ("trust", "Trust", results["trust"]),
         ("pointing", "Pointing game", results["grounding"]),
         ("restoring", "Restoring findings", results["entmlm"]),
         ("sources", "Sources", True),

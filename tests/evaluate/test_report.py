@@ -115,7 +115,7 @@ def test_texts_and_ids_of_a_users_data_are_shown_on_request_only(evaluated: Eval
 
 
 def test_every_section_is_there(evaluated: Evaluated) -> None:
-    for name in ("evaluated", "findings", "pointing", "restoring", "sources", "training", "cases", "honesty"):
+    for name in ("evaluated", "findings", "trust", "pointing", "restoring", "sources", "training", "cases", "honesty"):
         assert f'<section id="{name}">' in evaluated.html
         assert f'href="#{name}"' in evaluated.html
     assert evaluated.html.count('<article class="case"') == 12
