@@ -20,8 +20,8 @@ from mmclip_jax.data import audit
 from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import cases as case_lib
 from mmclip_jax.evaluate import (
+    card,
     counterfactual,
     entmlm,
     grounding,
@@ -32,6 +32,7 @@ from mmclip_jax.evaluate import (
     source_probe,
     zeroshot,
 )
+from mmclip_jax.evaluate import cases as case_lib
 from mmclip_jax.evaluate import trust as trust_lib
 from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
 from mmclip_jax.evaluate.protocols import Protocol
@@ -143,7 +144,7 @@ def evaluate_checkpoint(
     progress: bool = True,
     audited: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Runs every evaluation on one split and, given `out_dir`, writes report.html, results.json and scores.csv there.
+    """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
 
     Args:
       model: anything with the methods of `Model`.
@@ -244,6 +245,8 @@ def evaluate_checkpoint(
             curves=curves,
             show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
         )
+        card_file = pathlib.Path(out_dir) / card.CARD_FILE
+        card_file.write_text(card.render(results, report.honesty(results)), encoding="utf-8")
     return results
 
 
