@@ -21,8 +21,8 @@ from mmclip_jax.data import audit
 from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import cases as case_lib
 from mmclip_jax.evaluate import (
+    card,
     counterfactual,
     entmlm,
     grounding,
@@ -35,6 +35,7 @@ from mmclip_jax.evaluate import (
     studies,
     zeroshot,
 )
+from mmclip_jax.evaluate import cases as case_lib
 from mmclip_jax.evaluate import trust as trust_lib
 from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
 from mmclip_jax.evaluate.protocols import Protocol
@@ -152,7 +153,7 @@ def evaluate_checkpoint(
     phrase_file: str | os.PathLike[str] = "",
     primary: bool = True,
 ) -> dict[str, Any]:
-    """Runs every evaluation on one split and, given `out_dir`, writes report.html, results.json and scores.csv there.
+    """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
 
     Args:
       model: anything with the methods of `Model`.
@@ -265,6 +266,8 @@ def evaluate_checkpoint(
                 curves=curves,
                 show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
             )
+            card_file = pathlib.Path(unfinished) / card.CARD_FILE
+            card_file.write_text(card.render(results, report.honesty(results)), encoding="utf-8")
     return results
 
 

@@ -55,7 +55,7 @@ def write_report(
     curves: Sequence[Mapping[str, Any]] = (),
     show_text: bool = False,
 ) -> pathlib.Path:
-    """Writes the three files into `out_dir` (made if missing) and returns the path of the HTML report.
+    """Writes report.html, results.json and scores.csv; returns the path of the page.
 
     Args:
       out_dir: the directory to write into.
@@ -127,6 +127,7 @@ def render(
     sections = [
         ("evaluated", "What was evaluated", True),
         ("findings", "Findings", True),
+        ("trust", "Trust", results["trust"]),
         ("pointing", "Pointing game", results["grounding"]),
         ("restoring", "Restoring findings", results["entmlm"]),
         ("sources", "Sources", True),
@@ -151,7 +152,7 @@ def render(
         cases=[_pictures(case) for case in cases],
         response_used=results["checkpoint"]["response"],
         show_text=show_text,
-        honesty=_honesty(results),
+        honesty=honesty(results),
     )
 
 
@@ -385,7 +386,7 @@ def _pictures(case: Case) -> dict[str, Any]:
     }
 
 
-def _honesty(results: Mapping[str, Any]) -> list[str]:
+def honesty(results: Mapping[str, Any]) -> list[str]:
     """What these numbers do not say, as far as it applies here."""
     lines = [
         "“Zero-shot” is said only of findings whose labels were never turned into training texts. All other scores by "

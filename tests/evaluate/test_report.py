@@ -95,6 +95,17 @@ def test_scores_csv_gives_back_the_auroc(evaluated: Evaluated) -> None:
     assert len({line["patient"] for line in lines}) == evaluated.results["data"]["patients"]
 
 
+def test_the_model_card_holds_data_audit_numbers_and_limits(evaluated: Evaluated) -> None:
+    card = (evaluated.out / "model_card.md").read_text()
+    for heading in ("Intended use", "Training data", "Evaluation", "Limits"):
+        assert f"## {heading}" in card
+    assert "here: 600 images with reports, 0 without; labels that became texts: none" in card
+    assert "Audit: none, these rows were not compared" in card
+    for finding in evaluated.results["zero_shot"]["sources"]["here"]["findings"]:
+        area = report.number(finding["difference"]["auroc"])
+        assert f"| {finding['name']} | {finding['positives']} | {area} (" in card
+
+
 def test_the_page_asks_for_nothing_outside_itself(evaluated: Evaluated) -> None:
     assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", evaluated.html)
     for address in re.findall(r"""(?:src|href)="([^"]*)""", evaluated.html):
@@ -115,7 +126,7 @@ def test_texts_and_ids_of_a_users_data_are_shown_on_request_only(evaluated: Eval
 
 
 def test_every_section_is_there(evaluated: Evaluated) -> None:
-    for name in ("evaluated", "findings", "pointing", "restoring", "sources", "training", "cases", "honesty"):
+    for name in ("evaluated", "findings", "trust", "pointing", "restoring", "sources", "training", "cases", "honesty"):
         assert f'<section id="{name}">' in evaluated.html
         assert f'href="#{name}"' in evaluated.html
     assert evaluated.html.count('<article class="case"') == 12

@@ -201,8 +201,8 @@ def collection(
 ) -> list[Example]:
     """Two sources: the first with reports and boxes, the second with labels only (and without fibrosis).
 
-    Patients are numbered from `first`. Scores rise with the label but overlap; the responding patch lies in the box three times out of four; the picture
-    shows exactly the kinds that are present.
+    Patients are numbered from `first`. Scores rise with the label but overlap; the responding patch lies in the box
+    three times out of four; the picture shows exactly the kinds that are present.
     """
     rng = np.random.default_rng(seed)
     rows = []
