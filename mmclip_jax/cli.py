@@ -153,6 +153,8 @@ def _start_processes(args: argparse.Namespace) -> None:
     if args.pod or args.coordinator is not None:
         import jax
 
+        # On CPUs, computations that overlap would exchange data in another order in each process.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:
             jax.distributed.initialize(*told)
         except ValueError as error:  # an address or a number that cannot be, or nothing that names the other processes

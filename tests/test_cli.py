@@ -64,10 +64,6 @@ def config(tmp_path: Path) -> str:
         ("train --config {config} --workdir w --config.train.steps", "Missing value for flag --config.train.steps"),
         ("train --config {config} --workdir w --process 1", "--coordinator, --processes and --process belong together"),
         ("train --config {config} --workdir w --pod --process 1", "--pod finds the other processes by itself"),
-        (
-            "train --config {config} --workdir w --coordinator h:1 --processes 2 --process 2",
-            "cannot be joined",
-        ),
         ("evaluate --workdir /no/such --data /", "/no/such does not exist"),
         ("evaluate --workdir / --data / --split tset", "invalid choice: 'tset'"),
         ("compare /", "/ has no results.json"),
@@ -88,6 +84,17 @@ def test_mistakes(line, message, config, tmp_path, capsys):
     assert err.count("\n") == 1
     assert err.startswith("mmclip")
     assert out == ""
+
+
+def test_a_process_number_that_cannot_be_is_one_line(config, tmp_path):
+    """In a process of its own: JAX says something else where its devices are in use already, as in a test process."""
+    line = f"train --config {config} --workdir {tmp_path} --coordinator h:1 --processes 2 --process 2"
+    run = subprocess.run(
+        [sys.executable, "-m", "mmclip_jax.cli", *line.split()], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("mmclip: the processes cannot be joined")
+    assert run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
