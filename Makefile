@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 FAST := not slow and not browser and not wheel and not shared
 
-.PHONY: demo test test-fast test-beam lint bench bench-entities wheel-data clean
+.PHONY: demo test test-fast test-beam lint bench bench-entities chaos wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -30,6 +30,11 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py
+
+# Kills runs again and again; half an hour on two cores. The table is in docs/ops.md.
+chaos: $(VENV)/.installed
+	$(BIN)/mmclip data build phantom --data-dir runs/chaos-data --scale 0.03
+	$(BIN)/python benchmarks/chaos.py --workdir runs/chaos --data runs/chaos-data/phantom
 
 bench-entities: $(VENV)/.installed wheel-data
 	$(BIN)/python benchmarks/entities.py data/wheels/torchxrayvision/data
