@@ -159,11 +159,17 @@ def test_a_signal_lets_all_processes_save(tmp_path, number):
     body = f"trap 'sleep $process; touch {tmp_path}/saved_$process; exit 75' TERM; touch {tmp_path}/up_$process; "
     body += "while true; do sleep 0.1; done"
     command = [str(LOCAL), "3", "--mmclip", _stand_in(tmp_path, body), "--", "--config", "x"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # Tests that run in the background of a shell ignore SIGINT, and so would a script that they start.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ) as process:
         while len(list(tmp_path.glob("up_*"))) < 3:
             time.sleep(0.05)
         process.send_signal(number)
-        assert process.wait(30) == 75
+        try:
+            assert process.wait(30) == 75
+        finally:
+            process.kill()
     assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1", "saved_2"]
 
 

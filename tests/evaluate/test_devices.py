@@ -81,4 +81,5 @@ def test_devices_and_processes_give_the_same_scores(tmp_path: pathlib.Path, phan
         for k, row in enumerate(other["zero_shot"]["sources"]["phantom-a"]["findings"]):
             want = one["zero_shot"]["sources"]["phantom-a"]["findings"][k]["difference"]
             assert row["difference"]["auroc"] == pytest.approx(want["auroc"], abs=0.02)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"report.html", "results.json", "scores.csv"}
+    written = {path.name for path in (tmp_path / "two").iterdir()}
+    assert written == {"report.html", "results.json", "scores.csv", "model_card.md"}
