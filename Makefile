@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py
 
-# Kills runs again and again; half an hour on two cores. The table is in docs/ops.md.
+# Kills runs again and again, and prints a table; half an hour on two cores.
 chaos: $(VENV)/.installed
 	$(BIN)/mmclip data build phantom --data-dir runs/chaos-data --scale 0.03
 	$(BIN)/python benchmarks/chaos.py --workdir runs/chaos --data runs/chaos-data/phantom
