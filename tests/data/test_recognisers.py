@@ -178,6 +178,27 @@ def test_radgraphs_tokens_become_places_in_the_report():
     ]
 
 
+def test_a_word_that_recurs_is_found_where_it_stands():
+    annotation = {
+        "0": {
+            "text": "Mass gone . No mass .",
+            "entities": {"1": {"label": "Observation::definitely absent", "start_ix": 4, "end_ix": 4}},
+        },
+        "1": {
+            "text": "A mass and a mass .",
+            "entities": {
+                "1": {"label": "Observation::definitely present", "start_ix": 1, "end_ix": 1},
+                "2": {"label": "Observation::definitely absent", "start_ix": 4, "end_ix": 4},
+            },
+        },
+    }
+    first, second = recognisers.RadGraph(lambda texts: annotation).recognise(
+        ["Mass gone. No mass.", "A mass and a mass."]
+    )
+    assert [(e.start, e.negated) for e in first] == [(14, True)]
+    assert [(e.start, e.negated) for e in second] == [(2, False), (13, True)]
+
+
 def test_tokens_that_radgraph_replaced_are_passed_over():
     text = 'A \\"zorb\\" mass.'
     annotation = {

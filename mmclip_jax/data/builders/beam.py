@@ -5,15 +5,15 @@ workers. Workers need this package, and must see the folders under the same path
 bucket). Beam's versions of shared packages differ from JAX's: give it an environment of its own.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import mmclip_jax.data.builders.collection as collections
 from mmclip_jax.data import records, schema
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection, Item, Reject, chunked
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 
@@ -38,9 +38,7 @@ def make(
     import tensorflow_datasets as tfds
 
     pipeline_options = _pipeline_options(options)
-    chunks: dict[str, list[Sequence[Item]]] = {}
-    for name, items in sorted(_by_split(builder.items).items()):
-        chunks[name] = collections.chunked(items)
+    chunks = {name: chunked(items) for name, items in sorted(_by_split(builder.items).items())}
     if not chunks:
         raise UserError(f"{builder.name}: the builder gave no examples, nothing was written")
     rejects = scratch / _REJECTS
@@ -103,8 +101,6 @@ def _examples(name: str, chunks: Sequence[Sequence[Item]], maker: Any, rejects: 
 
 
 def _tagged(maker: Any, items: Sequence[Item]) -> Iterable[Any]:
-    import dataclasses
-
     from apache_beam import pvalue
 
     for made in maker(items):
