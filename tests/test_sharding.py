@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from mmclip_jax import sharding, step
-from mmclip_jax.models import masking
 from mmclip_jax.models.text import TextEncoder
 
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (8, 2), "2x4": (8, 4)}
@@ -187,41 +186,13 @@ def model_and_params() -> Any:
 
 
 def responses_and_masks(params: Any, batch: Any) -> Any:
-    """For each part (response, masked patches, slots of masked tokens), by the step's own keys."""
-    model, config = model_and_params()[0], step_config()
-    out = {}
-    for name, rows in batch.items():
-        valid = rows["tokens"] != 0
-
-        def apply(method: str, *arguments: Any) -> Any:
-            return model.apply({"params": params}, *arguments, method=method)
-
-        keys = step.row_key_data(config.seed, jnp.int32(STEP), name, len(valid))
-        patches, _ = apply("encode_image", step.standardize(step.pixels(rows["image"])))
-        weights = masking.token_weights(rows["affirmed"], valid)
-        response = apply("response", patches, apply("encode_text", rows["tokens"]), weights, "similarity", 0.1)
-        masked, _ = step.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))
-        slots = masking.select_masked_tokens(
-            rows["entity"], valid, keys, probability=0.5, min_share=0.15, slots=5, strategy="entity"
-        )
-        out[name] = {"response": response, "masked": masked, "slots": slots, "keys": keys}
-    return out
+    return tiny.responses_and_masks(model_and_params()[0], step_config(), params, jnp.int32(STEP), batch)
 
 
 @functools.cache
 def batch_with_margin() -> Any:
-    """Rows whose responses at place K and K+1 differ by more than the margin: there the selection is continuous."""
-    compute = tiny.jit(responses_and_masks)
-    params, config = model_and_params()[1], step_config()
-    pools = {"paired": tiny.rows(96, 0), "unpaired": tiny.rows(96, 1)}
-    batch = {}
-    for name, part in compute(params, pools).items():
-        ranked = np.sort(np.asarray(part["response"]), axis=1)[:, ::-1]
-        clear = np.flatnonzero(ranked[:, 11] - ranked[:, 12] > MARGIN)[: config.data[f"batch_{name}"]]
-        assert len(clear) == config.data[f"batch_{name}"]
-        batch[name] = {field: values[clear] for field, values in pools[name].items()}
-    batch["unpaired"]["text_id"][:4] = batch["paired"]["text_id"][:1]  # texts recur, across the parts too
-    return batch
+    compute = functools.partial(tiny.jit(responses_and_masks), model_and_params()[1])
+    return tiny.batch_with_margin(step_config(), compute, MARGIN)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding, step
 from mmclip_jax.config import default_config, transformer
+from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 
 VOCAB, MASK_ID, KINDS = 53, 2, 5
@@ -119,6 +120,44 @@ def random_params(model: MMCLIP, config: ConfigDict, seed: int = 0) -> Any:
 def model_and_params(config: ConfigDict, seed: int = 0) -> tuple[MMCLIP, Any]:
     model = build_model(config.model)
     return model, random_params(model, config, seed)
+
+
+def responses_and_masks(model: MMCLIP, config: ConfigDict, params: Any, number: jax.Array, batch: Any) -> Any:
+    """For each part (response, masked patches, slots of masked tokens), by the step's own keys."""
+    out = {}
+    for name, part in batch.items():
+        valid = part["tokens"] != 0
+
+        def apply(method: str, *arguments: Any) -> Any:
+            return model.apply({"params": params}, *arguments, method=method)
+
+        keys = step.row_key_data(config.seed, number, name, len(valid))
+        patches, _ = apply("encode_image", step.standardize(step.pixels(part["image"])))
+        weights = masking.token_weights(part["affirmed"], valid)
+        response = apply("response", patches, apply("encode_text", part["tokens"]), weights, "similarity", 0.1)
+        masked, _ = step.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))
+        slots = masking.select_masked_tokens(
+            part["entity"], valid, keys, probability=0.5, min_share=0.15, slots=5, strategy="entity"
+        )
+        out[name] = {"response": response, "masked": masked, "slots": slots, "keys": keys}
+    return out
+
+
+def batch_with_margin(config: ConfigDict, compute: Any, margin: float, seed: int = 0) -> Any:
+    """Rows whose responses at place K and K+1 differ by more than the margin: there the selection is continuous.
+
+    compute: batch -> what responses_and_masks gives.
+    """
+    pools = {"paired": rows(96, 2 * seed), "unpaired": rows(96, 2 * seed + 1)}
+    chosen: dict[str, dict[str, np.ndarray]] = {}
+    for name, part in compute(pools).items():
+        ranked = np.sort(np.asarray(part["response"]), axis=1)[:, ::-1]
+        kept = int(config.objective.attmim.mask_ratio * PATCHES)
+        clear = np.flatnonzero(ranked[:, kept - 1] - ranked[:, kept] > margin)[: config.data[f"batch_{name}"]]
+        assert len(clear) == config.data[f"batch_{name}"]
+        chosen[name] = {field: values[clear] for field, values in pools[name].items()}
+    chosen["unpaired"]["text_id"][:4] = chosen["paired"]["text_id"][:1]  # texts recur, across the parts too
+    return chosen
 
 
 def loss_and_gradients(model: MMCLIP, config: ConfigDict) -> Any:
