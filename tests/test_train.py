@@ -421,7 +421,8 @@ def test_a_run_goes_on_with_fewer_devices_or_processes(
 
     address = free_address()
     both = [
-        start(tmp_path / "processes", phantom_dir, with_devices(environment, 2), settings=EQUAL | {"train.steps": 6, "mesh.fsdp": 2},
+        start(tmp_path / "processes", phantom_dir, with_devices(environment, 2),
+              settings=EQUAL | {"train.steps": 6, "mesh.fsdp": 2},
               records=str(tmp_path / f"process{number}.ids"), stop_at=3, address=address, process=number)
         for number in (0, 1)
     ]  # fmt: skip
