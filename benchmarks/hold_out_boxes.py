@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def split(patient: str, boxed: bool) -> str:
-    """ "train", "validation" or "test"."""
+    """The part of a patient: train, validation or test."""
     tenth = zlib.crc32(patient.encode()) % 10
     if boxed:
         return "validation" if tenth < 3 else "test"

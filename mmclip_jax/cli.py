@@ -151,12 +151,10 @@ def _start_processes(args: argparse.Namespace) -> None:
     if any(value is None for value in told) and any(value is not None for value in told):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
     if args.pod or args.coordinator is not None:
-        import jax
+        from mmclip_jax import sharding
 
-        # On CPUs, computations that overlap would exchange data in another order in each process.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:
-            jax.distributed.initialize(*told)
+            sharding.join_processes(*told)
         except ValueError as error:  # an address or a number that cannot be, or nothing that names the other processes
             problem = "--pod finds no cluster around it" if args.pod else "the processes cannot be joined"
             remedy = "; --coordinator, --processes and --process say where the others are" if args.pod else ""

@@ -25,6 +25,22 @@ PARAMETER_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
+def join_processes(coordinator: str | None = None, count: int | None = None, number: int | None = None) -> None:
+    """Joins the run's other processes; before anything asks for devices. None: from what the cluster says.
+
+    CPUs of several processes exchange data over Gloo, which pairs messages by their order alone, so all processes must
+    exchange in one order. That rules out two things: computations that overlap, and compiled code from a cache, which
+    runs its exchanges as they become ready (jaxlib 0.10; seen as "op.preamble.length <= op.nbytes").
+
+    Raises:
+      ValueError: an address or a number that cannot be, or nothing that names the other processes.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.distributed.initialize(coordinator, count, number)
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def make_mesh(fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
     """A mesh ("data", "fsdp") over all devices, `fsdp` of them to a parameter shard group.
 

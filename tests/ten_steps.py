@@ -102,9 +102,8 @@ def run(mesh: jax.sharding.Mesh, batches: list[Any] | None = None) -> tuple[dict
 
 if __name__ == "__main__":  # batches.npy, results.npy, coordinator, number of this process
     source, target, coordinator, own_number = sys.argv[1:]
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_default_matmul_precision", "highest")
-    jax.distributed.initialize(coordinator, 2, int(own_number))
+    sharding.join_processes(coordinator, 2, int(own_number))
     results, _ = run(sharding.make_mesh(2), np.load(source, allow_pickle=True).tolist())
     if jax.process_index() == 0:
         leaves = np.empty(len(jax.tree.leaves(results)), object)

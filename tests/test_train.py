@@ -37,7 +37,9 @@ if __name__ == "__main__":  # worker processes import this file too
 
     workdir, data, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     if "address" in options:
-        jax.distributed.initialize(options["address"], 2, options["process"])
+        from mmclip_jax import sharding
+
+        sharding.join_processes(options["address"], 2, options["process"])
     jax.config.update("jax_default_matmul_precision", "highest")
     from mmclip_jax import errors, step, train
     from mmclip_jax.data import pipeline, records

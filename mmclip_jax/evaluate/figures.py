@@ -106,6 +106,24 @@ def roc_chart(false_rate: np.ndarray, true_rate: np.ndarray, label: str) -> str:
     )
 
 
+def reliability_chart(bins: Sequence[Mapping[str, float]], label: str) -> str:
+    """A small square of dots on and off the diagonal: {"rows", "probability", "share" of positives} of each bin."""
+    side, pad = 120.0, 10.0
+    total = sum(entry["rows"] for entry in bins)
+    dots = [
+        (pad + side * entry["probability"], pad + side * (1 - entry["share"]), 9 * math.sqrt(entry["rows"] / total))
+        for entry in bins
+    ]
+    path = " ".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y, _) in enumerate(dots))
+    marks = "".join(f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{max(r, 1.0):.1f}"/>' for x, y, r in dots)
+    return (
+        f'<svg class="plot reliability" viewBox="0 0 {side + 2 * pad:g} {side + 2 * pad:g}" role="img" '
+        f'aria-label="{html.escape(label)}"><rect class="axis" x="{pad}" y="{pad}" width="{side}" height="{side}"/>'
+        f'<path class="chance" d="M{pad} {pad + side} L{pad + side} {pad}"/><path class="faint" d="{path}"/>'
+        f"{marks}</svg>"
+    )
+
+
 def line_chart(steps: Sequence[float], values: Sequence[float], label: str) -> str:
     """One curve over the training steps: every value faint, a running mean over it.
 

@@ -128,8 +128,9 @@ def render(
         ("evaluated", "What was evaluated", True),
         ("findings", "Findings", True),
         ("trust", "Trust", results["trust"]),
-        ("pointing", "Pointing game", results["grounding"]),
+        ("pointing", "Grounding", results["grounding"] or results["phrases"]),
         ("restoring", "Restoring findings", results["entmlm"]),
+        ("retrieval", "Retrieval", results["contrastive"]["recall"]),
         ("sources", "Sources", True),
         ("training", "Training", charts),
         ("cases", "Cases", cases),
@@ -147,6 +148,7 @@ def render(
         exposures=exposures,
         span_label=f"{span[0]:g} to {span[1]:g}",
         rocs=rocs,
+        reliability=_reliability(results),
         charts=charts,
         more_charts=more,
         cases=[_pictures(case) for case in cases],
@@ -195,6 +197,8 @@ def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         lines = [f"{number(pointing['lift'], 1)} × random ({number(overall['random'])}), response {used}"]
         if pointing["other_prompt"] is not None:
             lines.append(f"With another finding's prompt: {number(pointing['other_prompt'])}")
+        overlap = "" if pointing["iou"] is None else f"IoU {number(pointing['iou'])}, Dice {number(pointing['dice'])}, "
+        lines.append(f"{overlap}contrast-to-noise ratio {number(pointing['cnr'], 2)}")
         cards.append(_card("Pointing game", number(pointing["rate"]), interval(pointing["interval"]), lines))
     if results["entmlm"]:
         overall = results["entmlm"]["overall"]
@@ -211,6 +215,14 @@ def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 lines,
             )
         )
+    for found in results["contrastive"]["recall"][:1]:
+        there, back = found["image_to_text"], found["text_to_image"]
+        recall, rank = there["recall@10"], there["median_rank"]["value"]
+        lines = [
+            f"image → report, {found['rows']:,} images of {found['source']} (random {number(recall['random'])})",
+            f"Median rank {number(rank, 0)}; report → image: {number(back['recall@10']['value'])}",
+        ]
+        cards.append(_card("Retrieval R@10", number(recall["value"]), interval(recall["interval"]), lines))
     if results["source_probe"]:
         probe = results["source_probe"]
         cards.append(
@@ -355,6 +367,21 @@ def _rocs(results: Mapping[str, Any], scored: ZeroShot, examples: Sequence[Examp
         svg = figures.roc_chart(*curve, f"ROC curve of {finding['name']}, area {number(area)}")
         rocs.append({"name": finding["name"], "auroc": area, "svg": svg})
     return rocs
+
+
+def _reliability(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    import markupsafe
+
+    found = results["trust"]["calibration"] if results["trust"] else {}
+    return [
+        {
+            "title": title,
+            "ece": found[name]["ece"],
+            "svg": markupsafe.Markup(figures.reliability_chart(found[name]["reliability"], f"Reliability, {title}")),
+        }
+        for name, title in (("as_trained", "As trained"), ("fitted", "With the temperature"))
+        if found.get(name)
+    ]
 
 
 def _pictures(case: Case) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import mmclip_jax
 from mmclip_jax.data.records import RecordsBuilder, build
 from mmclip_jax.data.schema import Box, Example
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import common, figures, report, retrieval, source_probe
+from mmclip_jax.evaluate import common, figures, report, retrieval, source_probe, zeroshot
 from mmclip_jax.evaluate.base import Split, embed_images
 
 CHROMIUM = pathlib.Path("/usr/bin/chromium")
@@ -126,13 +126,67 @@ def test_texts_and_ids_of_a_users_data_are_shown_on_request_only(evaluated: Eval
 
 
 def test_every_section_is_there(evaluated: Evaluated) -> None:
-    for name in ("evaluated", "findings", "trust", "pointing", "restoring", "sources", "training", "cases", "honesty"):
+    for name in ("evaluated", "findings", "trust", "pointing", "restoring", "retrieval", "sources", "training", "cases",
+                 "honesty"):  # fmt: skip
         assert f'<section id="{name}">' in evaluated.html
         assert f'href="#{name}"' in evaluated.html
     assert evaluated.html.count('<article class="case"') == 12
     assert evaluated.html.count('class="plot roc"') == 5
     assert evaluated.html.count("same source&#39;s labels") > 3
     assert "More curves (1)" in evaluated.html
+
+
+def cells(page: str, table: str) -> list[list[str]]:
+    """The text of a table's body, by row and cell."""
+    body = re.search(rf'aria-label="{table}"><table>.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    assert body is not None, table
+    rows = re.findall(r"<tr.*?</tr>", body[1], re.DOTALL)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def test_retrieval_and_overlap_are_on_the_page(evaluated: Evaluated) -> None:
+    found = evaluated.results["contrastive"]["recall"]
+    assert len(found) == 1  # only one source has reports
+    rows = cells(evaluated.html, "Retrieval")
+    for row, way in zip(rows, ("image_to_text", "text_to_image"), strict=True):
+        numbers = [found[0][way][f"recall@{k}"] for k in (1, 5, 10)]
+        rank = report.number(found[0][way]["median_rank"]["value"], 1)
+        assert [cell.split()[0] for cell in row[3::2]] == [*(report.number(entry["value"]) for entry in numbers), rank]
+        assert row[4:9:2] == [report.number(entry["random"], 4) for entry in numbers]
+    grounding = evaluated.results["grounding"]
+    rows = cells(evaluated.html, "Overlap and contrast, findings")
+    assert [row[0] for row in rows] == [*(f["name"] for f in grounding["findings"]), "all findings"]
+    for row, entry in zip(rows, [*grounding["findings"], grounding["overall"]], strict=True):
+        shown = [cell.split()[0] for cell in row[2:]]
+        digits = {"iou": 3, "dice": 3, "cnr": 2}
+        assert shown == [report.number(entry[name][m], digits[m]) for name in grounding["responses"] for m in digits]
+
+
+def test_studies_and_phrases_are_on_the_page_where_there_are_some(evaluated: Evaluated) -> None:
+    results = dict(evaluated.results)
+    assert "By study" not in evaluated.html
+    assert "<h3>Phrases</h3>" not in evaluated.html
+    areas = {"image": 0.811, "mean": 0.822, "max": 0.833}
+    macro = {way: {"auroc": area, "auroc_interval": [0.1, 0.9]} for way, area in areas.items()}
+    results["studies"] = {"here": {"images": 31, "studies": 17, "several": 11, "macro": macro, "findings": []}}
+    results["phrases"] = results["grounding"] | {"phrases": 1163, "elsewhere": 1009}
+    model, split = toy.ToyModel(toy.MANIFEST), Split.load([evaluated.data], "test")
+    scored = zeroshot.evaluate(model, split, embed_images(model, split), resamples=20)
+    page = report.render(results, scored=scored, examples=split.examples, cases=(), curves=(), show_text=False)
+    assert [[cell.split()[0] for cell in row] for row in cells(page, "Scores by study")] == [
+        ["here", "31", "17", "11", "0.811", "0.822", "0.833"]
+    ]
+    assert "1,163 phrases" in page
+    assert cells(page, "Pointing game, phrases") == cells(page, "Pointing game, findings")
+
+
+def test_the_reliability_chart_has_a_dot_a_bin_above_its_probability() -> None:
+    bins = [{"rows": 30, "probability": 0.25, "share": 0.0}, {"rows": 10, "probability": 0.75, "share": 1.0}]
+    dots = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', figures.reliability_chart(bins, "x"))
+    (x1, y1, r1), (x2, y2, r2) = [[float(number) for number in dot] for dot in dots]
+    assert x2 - x1 == pytest.approx(60)
+    assert y1 - y2 == pytest.approx(120)  # up is more
+    assert r1 / r2 == pytest.approx(3**0.5, abs=0.05)
 
 
 def test_a_split_without_rows_names_those_that_have_some(evaluated: Evaluated) -> None:
