@@ -267,7 +267,7 @@ def disturb_two_processes(workdir: Path, data: Path, show: Callable[[str], objec
     run.wait(lambda: max(run.checkpoints()) > newest)
     row.resumed = run.resumed_at()
     rows = [row]
-    run.wait(lambda: len([step for step in run.checkpoints() if step % EVERY == 0]) > 1)
+    run.wait(lambda: len([step for step in run.checkpoints() if step > newest]) > 1)
     run.send(1, signal.SIGKILL)
     statuses = run.end()
     newest, before = sorted(run.checkpoints())[-1:-3:-1]
