@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import platform
@@ -34,12 +35,12 @@ from mmclip_jax.checkpoints import (
     storage_errors_are_named,
 )
 from mmclip_jax.config import compiler_options
-from mmclip_jax.data import audit, pipeline
+from mmclip_jax.data import audit, pipeline, prompts
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
-from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.models.mmclip import MMCLIP, build_model
 
 Fields = dict[str, np.ndarray]  # one field of a batch's rows by part
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -87,21 +88,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     manifest["audit"] = audit_validation(config)
 
     # Model, optimizer, state: created sharded, no full copy on one device.
-    model = build_model(config.model)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
-    schedule = optim.learning_rate(config.optimizer, config.train.steps)
-    make_state = functools.partial(step_lib.init_state, model, config, optimizer)
-    shapes = jax.eval_shape(make_state)
-    shardings = sharding.tree_shardings(shapes, mesh)
-    train_step = jax.jit(
-        step_lib.make_train_step(model, config, optimizer, schedule, tokenizer.mask_id),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        compiler_options=compiler_options(config.train.compiler_options),
-    )
-
+    built = build(config, mesh, tokenizer.mask_id)
     loss_gradient_norms = jax.jit(
-        functools.partial(step_lib.loss_gradient_norms, model, config, tokenizer.mask_id),
+        functools.partial(step_lib.loss_gradient_norms, built.model, config, tokenizer.mask_id),
         out_shardings=sharding.replicated(mesh),
     )
 
@@ -109,10 +98,10 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     check_same_settings(workdir, config)
     with storage_errors_are_named(workdir, lambda: "nothing was changed"):
         checkpoints = Checkpoints(workdir, config.train.keep)
-    state = checkpoints.restore_latest(abstract_like(shapes, shardings), iterator)
+    state = checkpoints.restore_latest(built.abstract_state, iterator)
     if state is None:
         with jax.set_mesh(mesh):
-            state = jax.jit(make_state, out_shardings=shardings)()
+            state = built.make_state()
     first = int(state.step)
     run = run_record(config, tokenizer.model_bytes, manifest)
     with storage_errors_are_named(workdir, checkpoints.describe_last):
@@ -120,7 +109,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             _write_json(epath.Path(workdir) / "config.json", run["config"])
             _write_json(epath.Path(workdir) / "manifest.json", manifest)
         writer = writers.create_writer(workdir, step=first, primary=primary)
-    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     logging.info(
         "%s parameters on %d device(s); %s", f"{parameters:,}", mesh.size,
         f"resuming at step {first}" if first else "starting",
@@ -140,8 +129,63 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return state, evaluation(state), False
 
     return fit(
-        train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms
+        built.train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms
     )[1]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a run computes with on its mesh.
+
+    make_state: jitted, () -> the state before step 0; abstract_state: its shapes, dtypes and shardings; train_step:
+    jitted (state, batch) -> (state, metrics), donates the state. Call both inside `jax.set_mesh`.
+    """
+
+    model: MMCLIP
+    make_state: Callable[[], step_lib.TrainState]
+    abstract_state: step_lib.TrainState
+    train_step: Any
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
+    """Model, state and step of a run; computes nothing yet. `model.text.vocab_size` must be set."""
+    model = build_model(config.model)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
+    schedule = optim.learning_rate(config.optimizer, config.train.steps)
+    make_state = functools.partial(step_lib.init_state, model, config, optimizer)
+    shapes = jax.eval_shape(make_state)
+    shardings = sharding.tree_shardings(shapes, mesh)
+    train_step = jax.jit(
+        step_lib.make_train_step(model, config, optimizer, schedule, mask_id),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=compiler_options(config.train.compiler_options),
+    )
+    return Built(model, jax.jit(make_state, out_shardings=shardings), abstract_like(shapes, shardings), train_step)
+
+
+def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> step_lib.Batch:
+    """Shapes, dtypes and shardings of the batch that the step takes, in place of the data."""
+    size, length = config.model.image_size, config.model.text.length
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((size, size, 1), np.uint8),
+        "tokens": ((length,), np.int32),
+        "entity": ((length,), np.int32),
+        "affirmed": ((length,), np.bool_),
+        "text_id": ((2,), np.int32),
+        "stated": ((len(prompts.KINDS),), np.int8),
+        "source": ((), np.int32),
+        "damaged": ((), np.int32),
+    }
+    place = sharding.batch_sharding(mesh)
+    return {
+        part: {
+            name: jax.ShapeDtypeStruct((config.data[f"batch_{part}"], *shape), dtype, sharding=place)
+            for name, (shape, dtype) in fields.items()
+        }
+        for part in PARTS
+        if config.data[f"batch_{part}"]
+    }
 
 
 Evaluate = Callable[[step_lib.TrainState], tuple[step_lib.TrainState, dict[str, float], bool]]
