@@ -5,6 +5,7 @@ GPUs both are by formula. Times are rooflines from published figures: no step is
 """
 
 import bisect
+import collections
 import dataclasses
 import math
 import os
@@ -193,16 +194,17 @@ class Memory:
         return self.state + self.batch + self.buffers + self.program
 
 
-def compiled_memory(compiled: "jax.stages.Compiled", batch: float) -> Memory:
-    """What the compiler says that a chip must hold; batch: bytes of a chip's rows, which are among its arguments."""
+def compiled_memory(compiled: "jax.stages.Compiled", state: Any) -> Memory:
+    """What the compiler says that a chip must hold; state: the abstract one, the rest of the arguments is the batch."""
+    import jax
+
     said = compiled.memory_analysis()
     assert said is not None
+    leaves = jax.tree.leaves(state)
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     outputs = said.output_size_in_bytes - said.alias_size_in_bytes  # what does not take the place of the old state
     return Memory(
-        said.argument_size_in_bytes - batch,
-        batch,
-        said.temp_size_in_bytes + outputs,
-        said.generated_code_size_in_bytes,
+        held, said.argument_size_in_bytes - held, said.temp_size_in_bytes + outputs, said.generated_code_size_in_bytes
     )
 
 
@@ -339,8 +341,10 @@ def _classifier(
     rows, embed = batch_rows(config), config.model.embed_dim
     drawn = config.objective.local.tokens if config.objective.local.weight else 0
     parameters = {_bare(shape) for shape in weights}
-    embeddings = {_bare((count, embed)) for count in (rows, rows // chips)}
-    ids = {_bare((count, columns)) for count in (rows, rows // chips) for columns in (1, 2, len(prompts.KINDS))}
+    # All rows, those of a chip, and all of them chip by chip.
+    counts = ((rows,), (rows // chips,), (chips, rows // chips))
+    embeddings = {_bare((*count, embed)) for count in counts}
+    ids = {_bare((*count, columns)) for count in counts for columns in (1, 2, len(prompts.KINDS))}
     if drawn:
         embeddings |= {_bare((rows, drawn, embed)), _bare((rows * drawn, embed)), _bare((rows * drawn,))}
         ids.add(_bare((rows, drawn)))
@@ -625,8 +629,10 @@ class Plan:
     def _communication(self) -> list[str]:
         lines = ["collectives of a step" + ("" if self.compiled else ", as docs/method.md has them")]
         for collective in self.collectives:
-            arrays = list(dict.fromkeys(collective.arrays))
-            named = ", ".join(arrays) if len(arrays) <= 3 else f"{len(collective.arrays)} arrays"
+            arrays = collections.Counter(collective.arrays)
+            named = ", ".join(f"{count} {array}" for array, count in arrays.items())
+            if len(arrays) > 3:
+                named = f"{len(collective.arrays)} arrays"
             lines.append(
                 f"  {collective.total / 1e6:10.3f} MB  {collective.operation:18} x{collective.times:<3} "
                 f"{collective.what}: {named}"
@@ -697,7 +703,7 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
         compiled, state = compile_step(config, devices, tokenizer.mask_id)
         logging.info("compiled in %.0f s", time.perf_counter() - start)
         parameters = count_parameters(state.params)
-        memory = compiled_memory(compiled, batch_rows(config) / chips * row_bytes(config))
+        memory = compiled_memory(compiled, state)
         collectives = collectives_of(compiled.as_text() or "", config, parameter_shapes(state.params), chips)
     else:
         parameters = count_parameters(_abstract_params(config))
@@ -747,7 +753,7 @@ def largest_batch(config: ConfigDict, topology: Topology, memory_at: Callable[[i
     """
     chunk = topology.chips * config.optimizer.accumulate
     least = (config.data.batch_paired > 0) + (config.data.batch_unpaired > 0)
-    sizes = range(least * chunk, 10_000 * chunk, chunk)
+    sizes = range(least * chunk, 10**6 * chunk, chunk)
     fitting = bisect.bisect_right(sizes, topology.chip.memory, key=lambda rows: memory_at(rows).total)
     return sizes[fitting - 1] if fitting else 0
 

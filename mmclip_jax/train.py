@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 import mmclip_jax
-from mmclip_jax import optim, sharding, writers
+from mmclip_jax import flops, optim, sharding, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import (
     Checkpoints,
@@ -129,7 +129,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return state, evaluation(state), False
 
     return fit(
-        built.train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms
+        built.train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms,
+        flops.model_flops(flops.train_step_flops(config)),
     )[1]  # fmt: skip
 
 
@@ -204,6 +205,7 @@ def fit(
     writer: Any,
     evaluate: Evaluate,
     before_step: Callable[[int, step_lib.TrainState, Any, Callable[[], None]], None] = lambda *_: None,
+    step_flops: float = 0.0,
 ) -> tuple[step_lib.TrainState, dict[str, float]]:
     """The loop of every kind of training: from the state's step to `config.train.steps`, or until `evaluate` says stop.
 
@@ -221,6 +223,7 @@ def fit(
       evaluate: see `Evaluate`.
       before_step: called before each step with (number, state, rows on the devices, a function that waits for and logs
         the step before).
+      step_flops: of the model in one step, for the metric "mfu"; 0: not known.
 
     Returns:
       The last state, and the metrics of the last logging step.
@@ -230,7 +233,7 @@ def fit(
     """
     # The metrics of step n-1 are fetched after step n is dispatched, so that the devices never wait for them.
     first = int(state.step)
-    progress = Progress(config, first)
+    progress = Progress(config, first, step_flops)
     damaged = DamagedRecords(workdir, config.data.max_damaged, iterator)
     logged: dict[str, float] = {}
     pending: tuple[int, Any, Fields, Fields] | None = None
@@ -343,9 +346,13 @@ def lost_process_is_named() -> Iterator[None]:
 
 
 class Progress:
-    """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA."""
+    """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA.
 
-    def __init__(self, config: ConfigDict, first: int):
+    step_flops: of the model in one step; with it the summary has "mfu" on devices whose peak is known.
+    """
+
+    def __init__(self, config: ConfigDict, first: int, step_flops: float = 0.0):
+        self._flops = step_flops
         self._images = config.data.batch_paired + config.data.batch_unpaired
         self._steps, self._first = config.train.steps, first
         self._sums: dict[str, float] = {}
@@ -383,6 +390,9 @@ class Progress:
             "images_per_second": self._count * self._images / seconds,
             "data_wait_share": self._waited / seconds,
         }
+        used = flops.mfu(self._flops, seconds / self._count, jax.devices()[0].device_kind, jax.device_count())
+        if used:
+            means["mfu"] = used
         # The first interval holds the compilation: it would make the remaining time look too long.
         if self._done:
             self._total += seconds
