@@ -165,7 +165,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
     return Built(model, jax.jit(make_state, out_shardings=shardings), abstract_like(shapes, shardings), train_step)
 
 
-def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> step_lib.Batch:
+def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes, dtypes and shardings of the batch that the step takes, in place of the data."""
     size, length = config.model.image_size, config.model.text.length
     fields: dict[str, tuple[tuple[int, ...], Any]] = {

@@ -293,7 +293,12 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[plan.Plan]:
     """What `mmclip plan` prints comes here too."""
     made: list[plan.Plan] = []
     make = plan.make_plan
-    monkeypatch.setattr(plan, "make_plan", lambda *arguments: made.append(make(*arguments)) or made[-1])
+
+    def make_and_keep(*arguments: Any) -> plan.Plan:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(plan, "make_plan", make_and_keep)
     return made
 
 
