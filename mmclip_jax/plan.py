@@ -514,10 +514,11 @@ def with_batch(config: ConfigDict, rows: int, chips: int) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One global batch: the settings, bytes a chip, seconds a step of products, of memory traffic and of links."""
+    """One global batch: the settings, bytes a chip, FLOPs of a step, seconds of products, memory traffic and links."""
 
     config: ConfigDict
     memory: Memory
+    work: Mapping[str, float]
     products: float
     traffic: float
     links: float
@@ -606,7 +607,6 @@ class Plan:
         def add(name: str, value: Callable[[Point], str]) -> None:
             lines.append(f"{name:34}" + "".join(f"{value(point):>18}" for point in shown.values()))
 
-        work = {id(point): flops.train_step_flops(point.config) for point in shown.values()}
         add("global batch", lambda p: f"{p.rows:,}")
         add("  paired + unpaired", lambda p: f"{p.config.data.batch_paired:,} + {p.config.data.batch_unpaired:,}")
         add("  rows a chip", lambda p: f"{p.rows / chips:,.0f}")
@@ -615,8 +615,8 @@ class Plan:
         add("  batch", lambda p: f"{p.memory.batch / 1e9:.3f} GB")
         add("  buffers of the step", lambda p: f"{p.memory.buffers / 1e9:.2f} GB")
         add("  program", lambda p: f"{p.memory.program / 1e9:.2f} GB")
-        add("TFLOP a step, all chips", lambda p: f"{flops.model_flops(work[id(p)]) / 1e12:,.1f}")
-        add("  recomputed beside them", lambda p: f"{work[id(p)]['recompute'] / 1e12:,.1f}")
+        add("TFLOP a step, all chips", lambda p: f"{flops.model_flops(p.work) / 1e12:,.1f}")
+        add("  recomputed beside them", lambda p: f"{p.work['recompute'] / 1e12:,.1f}")
         add("a step at best: products", lambda p: f"{p.products * 1e3:,.2f} ms")
         add("  memory traffic", lambda p: f"{p.traffic * 1e3:,.2f} ms")
         add("  communication", lambda p: f"{p.links * 1e3:,.2f} ms")
@@ -736,11 +736,12 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
 
 def _point(settings: ConfigDict, memory: Memory, sent: float, topology: Topology) -> Point:
     """sent: bytes that a chip sends in a step."""
-    chip, work = topology.chip, sum(flops.train_step_flops(settings).values())
+    chip, work = topology.chip, flops.train_step_flops(settings)
     return Point(
         settings,
         memory,
-        work / topology.chips / chip.peak,
+        work,
+        sum(work.values()) / topology.chips / chip.peak,
         (2 * (memory.state + memory.buffers) + memory.batch) / chip.bandwidth,
         sent / topology.bandwidth,
     )

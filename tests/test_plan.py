@@ -332,13 +332,16 @@ def test_the_compiled_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_the_whole_step_with_every_objective(cpu_slice: None, fsdp: int) -> None:
-    made = plan.make_plan(config(mesh__fsdp=fsdp, objective__local__weight=0.5), "v5e:2x4", 256)
+@pytest.mark.parametrize(("fsdp", "chunk"), [(1, 0), (2, 0), (1, 16)])
+def test_the_whole_step_with_every_objective(cpu_slice: None, fsdp: int, chunk: int) -> None:
+    """A chunked loss sends embeddings and ids round a ring."""
+    settings = config(mesh__fsdp=fsdp, objective__local__weight=0.5, objective__contrastive__chunk=chunk)
+    made = plan.make_plan(settings, "v5e:2x4", 256)
     assert made.forbidden == []
     assert {c.what for c in made.collectives} - {plan.SCALARS} == {plan.EMBEDDINGS, plan.IDS, plan.GRADIENTS} | (
         {plan.PARAMETERS} if fsdp > 1 else set()
     )
+    assert any(collective.operation == "collective-permute" for collective in made.collectives) == (chunk > 0)
     assert (made.recipe.rows if made.recipe else 0, made.asked.rows) == (128, 256)
 
 
