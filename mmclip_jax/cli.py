@@ -21,6 +21,7 @@ from typing import Any
 import mmclip_jax
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
+    DoesNotFitError,
     LeakageError,
     LostProcessError,
     PreemptedError,
@@ -141,6 +142,16 @@ def _train(args: argparse.Namespace) -> None:
 
     writers.configure_logging()
     train.train(config, str(args.workdir))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    config = read_config(args.config, args.overrides)
+    from mmclip_jax import plan, writers
+
+    writers.configure_logging()
+    made = plan.make_plan(config, args.topology, args.batch)
+    print(made, flush=True)
+    made.check()
 
 
 def _start_processes(args: argparse.Namespace) -> None:
@@ -607,6 +618,16 @@ def _make_parser() -> _Parser:
     train.add_argument("--workdir", required=True, type=_path, help="directory of checkpoints, metrics and manifest")
     _add_processes(train)
 
+    plan = _add(top, "plan", "say what a run needs of a TPU slice or of GPUs; exit 1 if it does not fit", _plan)
+    _add_config(plan)
+    plan.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:AxB",
+        help="v5e:16x16, v6e:16x16, v5p:4x4x8; GPUs of a node x nodes: h100:8x4",
+    )
+    plan.add_argument("--batch", type=int, metavar="ROWS", help="of the global batch; default: the config's")
+
     tune = _add(top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune)
     tune.add_argument("--checkpoint", required=True, type=_existing, help="directory of a pre-training run")
     tune.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
@@ -742,7 +763,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 2
-    except (TrainingError, LeakageError) as error:
+    except (TrainingError, LeakageError, DoesNotFitError) as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
     except PreemptedError as error:

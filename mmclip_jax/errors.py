@@ -17,6 +17,10 @@ class LeakageError(RuntimeError):
     """A test set shares something with a training set; the message says what. The CLI exits with 1."""
 
 
+class DoesNotFitError(RuntimeError):
+    """A planned step does not fit, or does what it must not; the message says which. The CLI exits with 1."""
+
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"; the launchers start the same command again
 
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import platform
@@ -24,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 import mmclip_jax
-from mmclip_jax import optim, sharding, writers
+from mmclip_jax import flops, optim, sharding, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import (
     Checkpoints,
@@ -34,12 +35,12 @@ from mmclip_jax.checkpoints import (
     storage_errors_are_named,
 )
 from mmclip_jax.config import compiler_options
-from mmclip_jax.data import audit, pipeline
+from mmclip_jax.data import audit, pipeline, prompts
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
-from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.models.mmclip import MMCLIP, build_model
 
 Fields = dict[str, np.ndarray]  # one field of a batch's rows by part
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -87,21 +88,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     manifest["audit"] = audit_validation(config)
 
     # Model, optimizer, state: created sharded, no full copy on one device.
-    model = build_model(config.model)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
-    schedule = optim.learning_rate(config.optimizer, config.train.steps)
-    make_state = functools.partial(step_lib.init_state, model, config, optimizer)
-    shapes = jax.eval_shape(make_state)
-    shardings = sharding.tree_shardings(shapes, mesh)
-    train_step = jax.jit(
-        step_lib.make_train_step(model, config, optimizer, schedule, tokenizer.mask_id),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        compiler_options=compiler_options(config.train.compiler_options),
-    )
-
+    built = build(config, mesh, tokenizer.mask_id)
     loss_gradient_norms = jax.jit(
-        functools.partial(step_lib.loss_gradient_norms, model, config, tokenizer.mask_id),
+        functools.partial(step_lib.loss_gradient_norms, built.model, config, tokenizer.mask_id),
         out_shardings=sharding.replicated(mesh),
     )
 
@@ -109,10 +98,10 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     check_same_settings(workdir, config)
     with storage_errors_are_named(workdir, lambda: "nothing was changed"):
         checkpoints = Checkpoints(workdir, config.train.keep)
-    state = checkpoints.restore_latest(abstract_like(shapes, shardings), iterator)
+    state = checkpoints.restore_latest(built.abstract_state, iterator)
     if state is None:
         with jax.set_mesh(mesh):
-            state = jax.jit(make_state, out_shardings=shardings)()
+            state = built.make_state()
     first = int(state.step)
     run = run_record(config, tokenizer.model_bytes, manifest)
     with storage_errors_are_named(workdir, checkpoints.describe_last):
@@ -120,7 +109,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             _write_json(epath.Path(workdir) / "config.json", run["config"])
             _write_json(epath.Path(workdir) / "manifest.json", manifest)
         writer = writers.create_writer(workdir, step=first, primary=primary)
-    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     logging.info(
         "%s parameters on %d device(s); %s", f"{parameters:,}", mesh.size,
         f"resuming at step {first}" if first else "starting",
@@ -140,8 +129,64 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         return state, evaluation(state), False
 
     return fit(
-        train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms
+        built.train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms,
+        flops.model_flops(flops.train_step_flops(config)),
     )[1]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a run computes with on its mesh.
+
+    make_state: jitted, () -> the state before step 0; abstract_state: its shapes, dtypes and shardings; train_step:
+    jitted (state, batch) -> (state, metrics), donates the state. Call both inside `jax.set_mesh`.
+    """
+
+    model: MMCLIP
+    make_state: Callable[[], step_lib.TrainState]
+    abstract_state: step_lib.TrainState
+    train_step: Any
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
+    """Model, state and step of a run; computes nothing yet. `model.text.vocab_size` must be set."""
+    model = build_model(config.model)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
+    schedule = optim.learning_rate(config.optimizer, config.train.steps)
+    make_state = functools.partial(step_lib.init_state, model, config, optimizer)
+    shapes = jax.eval_shape(make_state)
+    shardings = sharding.tree_shardings(shapes, mesh)
+    train_step = jax.jit(
+        step_lib.make_train_step(model, config, optimizer, schedule, mask_id),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=compiler_options(config.train.compiler_options),
+    )
+    return Built(model, jax.jit(make_state, out_shardings=shardings), abstract_like(shapes, shardings), train_step)
+
+
+def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes, dtypes and shardings of the batch that the step takes, in place of the data."""
+    size, length = config.model.image_size, config.model.text.length
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((size, size, 1), np.uint8),
+        "tokens": ((length,), np.int32),
+        "entity": ((length,), np.int32),
+        "affirmed": ((length,), np.bool_),
+        "text_id": ((2,), np.int32),
+        "stated": ((len(prompts.KINDS),), np.int8),
+        "source": ((), np.int32),
+        "damaged": ((), np.int32),
+    }
+    place = sharding.batch_sharding(mesh)
+    return {
+        part: {
+            name: jax.ShapeDtypeStruct((config.data[f"batch_{part}"], *shape), dtype, sharding=place)
+            for name, (shape, dtype) in fields.items()
+        }
+        for part in PARTS
+        if config.data[f"batch_{part}"]
+    }
 
 
 Evaluate = Callable[[step_lib.TrainState], tuple[step_lib.TrainState, dict[str, float], bool]]
@@ -160,6 +205,7 @@ def fit(
     writer: Any,
     evaluate: Evaluate,
     before_step: Callable[[int, step_lib.TrainState, Any, Callable[[], None]], None] = lambda *_: None,
+    step_flops: float = 0.0,
 ) -> tuple[step_lib.TrainState, dict[str, float]]:
     """The loop of every kind of training: from the state's step to `config.train.steps`, or until `evaluate` says stop.
 
@@ -177,6 +223,7 @@ def fit(
       evaluate: see `Evaluate`.
       before_step: called before each step with (number, state, rows on the devices, a function that waits for and logs
         the step before).
+      step_flops: of the model in one step, for the metric "mfu"; 0: not known.
 
     Returns:
       The last state, and the metrics of the last logging step.
@@ -186,7 +233,7 @@ def fit(
     """
     # The metrics of step n-1 are fetched after step n is dispatched, so that the devices never wait for them.
     first = int(state.step)
-    progress = Progress(config, first)
+    progress = Progress(config, first, step_flops)
     damaged = DamagedRecords(workdir, config.data.max_damaged, iterator)
     logged: dict[str, float] = {}
     pending: tuple[int, Any, Fields, Fields] | None = None
@@ -299,9 +346,13 @@ def lost_process_is_named() -> Iterator[None]:
 
 
 class Progress:
-    """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA."""
+    """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA.
 
-    def __init__(self, config: ConfigDict, first: int):
+    step_flops: of the model in one step; with it the summary has "mfu" on devices whose peak is known.
+    """
+
+    def __init__(self, config: ConfigDict, first: int, step_flops: float = 0.0):
+        self._flops = step_flops
         self._images = config.data.batch_paired + config.data.batch_unpaired
         self._steps, self._first = config.train.steps, first
         self._sums: dict[str, float] = {}
@@ -339,6 +390,9 @@ class Progress:
             "images_per_second": self._count * self._images / seconds,
             "data_wait_share": self._waited / seconds,
         }
+        used = flops.mfu(self._flops, seconds / self._count, jax.devices()[0].device_kind, jax.device_count())
+        if used:
+            means["mfu"] = used
         # The first interval holds the compilation: it would make the remaining time look too long.
         if self._done:
             self._total += seconds

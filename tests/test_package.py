@@ -50,6 +50,17 @@ def test_pins_are_closed_over_what_the_packages_require():
                 assert requirement.specifier.contains(pins[needed]), f"{name} {version} needs {text}"
 
 
+def test_the_tpu_compiler_is_the_one_that_jax_asks_for():
+    from packaging.requirements import Requirement
+
+    (wanted,) = [
+        requirement
+        for requirement in map(Requirement, metadata.distribution("jax").requires or [])
+        if requirement.name == "libtpu" and requirement.marker and requirement.marker.evaluate({"extra": "tpu"})
+    ]
+    assert wanted.specifier.contains(_pins("requirements-tpu.txt")["libtpu"])
+
+
 def test_no_tensorflow_and_no_torch_in_the_base():
     assert not _pins("requirements.txt").keys() & {"tensorflow", "tensorflow-cpu", "torch", "tensorboard"}
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from mmclip_jax import train
+from mmclip_jax import flops, train
 from mmclip_jax.checkpoints import find_checkpoint
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS
@@ -177,6 +177,22 @@ def test_a_run_leaves_what_it_promises(full_run: pathlib.Path, phantom_dir: path
         assert sum(counts[part] for counts in sources.values()) == len(open_records(phantom_dir, "train", part))
     assert sorted(sources) == ["phantom-a", "phantom-b"]
     assert list(full_run.glob("events*")) or list(full_run.rglob("*tfevents*"))
+
+
+def test_utilisation_is_reported_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny.config()
+    progress = train.Progress(settings, 0, step_flops=3e9)
+    progress.add({"loss": 1.0})
+    assert "mfu" not in progress.summary(1)
+    monkeypatch.setattr(flops, "PEAK_FLOPS", (("cpu", 5e9),))
+    for _ in range(2):
+        progress.add({"loss": 1.0})
+    seen = progress.summary(3)
+    seconds = 24 / seen["images_per_second"]  # 24 rows a step
+    assert seen["mfu"] == pytest.approx(3e9 / seconds / (8 * 5e9))
+    without = train.Progress(settings, 0)
+    without.add({"loss": 1.0})
+    assert "mfu" not in without.summary(1)
 
 
 @pytest.mark.slow
