@@ -3,7 +3,7 @@
 Steps, in their order; N is pixels:
 
     {shortest: N, filter: F}   resize so that the shorter side is N
-    {longest: N, filter: F}    resize so that the longer side is N; round: nearest or down, how the other side is rounded
+    {longest: N, filter: F}    resize so that the longer side is N; round: nearest or down, for the other side
     {squash: N, filter: F}     resize to N x N, whatever the shape
     {crop: N}                  the N x N in the middle, black where the image is smaller; round: nearest or down, where
                                the middle of an odd rest is
@@ -114,7 +114,7 @@ def of_huggingface(where: str, config: Mapping[str, Any]) -> Preprocess:
         else:
             raise UserError(f"{where}: the size {size!r} is not supported; say in the spec how to preprocess")
     if config.get("do_center_crop", "crop_size" in config):
-        crop = config["crop_size"] if "crop_size" in config else size
+        crop = config.get("crop_size", size)
         crop = crop.get("height") if isinstance(crop, Mapping) else crop
         if not isinstance(crop, int):
             raise UserError(f"{where}: the crop_size {config.get('crop_size')!r} is not supported")

@@ -80,8 +80,8 @@ def load(path: str | os.PathLike[str], vocab_size: int) -> Subwords:
     subwords = Subwords(tokenizer, file)
     if subwords.vocab_size != vocab_size:
         raise UserError(
-            f"{file} has {subwords.vocab_size} entries and the model's token embedding {vocab_size} rows: it is another "
-            "model's vocabulary"
+            f"{file} has {subwords.vocab_size} entries and the model's token embedding {vocab_size} rows: it is the "
+            "vocabulary of another model"
         )
     if subwords.encode([""], 16)[1][0] != 2:
         raise UserError(f"{file}: it does not put a text between two marks, which the model needs")
