@@ -88,6 +88,13 @@ def _openai(
     if "logit_bias" in weights:
         raise UserError(f"{file}: trained with a sigmoid loss (it has a logit_bias), which is not supported")
     vision, text_config = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    for part, told, known in (
+        ("model_cfg", config, _MODEL),
+        ("vision_cfg", vision, _VISION),
+        ("text_cfg", text_config, _TEXT),
+    ):
+        if strange := sorted(key for key, value in told.items() if value and key not in known):
+            raise UserError(f"{file.with_name(OPEN_CLIP_CONFIG)}: {strange[0]} of {part} is not supported")
     activation = _activation(activation or ("quick_gelu" if config.get("quick_gelu") else "gelu"), file)
     if "visual.trunk.cls_token" in weights:
         image, image_tower = _timm(weights, file, vision), Tower(0, "gelu", eps=1e-6)
@@ -100,9 +107,13 @@ def _openai(
     image_heads = _heads(file, "image", width, heads.get("image") or max(1, width // per_head))
     if "text.transformer.embeddings.word_embeddings.weight" in weights:
         text, pooled = _bert(weights, "text.transformer."), text_config.get("hf_pooler_type")
-        if pooled not in (None, "cls_last_hidden_state_pooler", "cls_pooler"):
-            raise UserError(f"{file}: the pooler {pooled} of its text encoder is not supported")
-        text["head"] = _pooler(weights, "text.transformer.pooler.dense", pooled == "cls_pooler") + _projections(weights)
+        text["position"] = text["position"][: int(text_config.get("context_length", len(text["position"])))]
+        if pooled != "cls_last_hidden_state_pooler":
+            raise UserError(
+                f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
+                f"pooler cls_last_hidden_state_pooler, not {pooled}"
+            )
+        text["head"] = _projections(weights)
         text_tower = Tower(0, "gelu", "gelu", eps=1e-12, post_norm=True)
     else:
         text = _openai_text(weights, "text." if "text.token_embedding.weight" in weights else "")
@@ -118,6 +129,18 @@ def _openai(
         dataclasses.replace(image_tower, heads=image_heads),
         dataclasses.replace(text_tower, heads=text_heads),
     )
+
+
+# Settings of an open_clip_config.json that are heeded, or follow from the shapes.
+_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text")
+_VISION = (
+    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"),
+    *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj"),
+)
+_TEXT = (
+    *("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "tokenizer_kwargs"),
+    *("hf_model_name", "hf_model_pretrained", "hf_tokenizer_name", "hf_proj_type", "hf_pooler_type"),
+)
 
 
 def _openai_image(weights: Weights) -> Params:
@@ -172,14 +195,6 @@ def _bert(weights: Weights, prefix: str) -> Params:
         "norm_pre": _norm(weights, f"{prefix}embeddings.LayerNorm", width),
         "layers": _layers(weights, f"{prefix}encoder.layer.", _BERT_BLOCK, width),
     }
-
-
-def _pooler(weights: Weights, name: str, used: bool) -> list[Params]:
-    """BERT's dense layer after the class token; a checkpoint may hold one that its model does not use."""
-    if f"{name}.weight" not in weights:
-        return []
-    layer = _dense(weights, name, None, None)
-    return [layer] if used else []
 
 
 def _projections(weights: Weights) -> list[Params]:
