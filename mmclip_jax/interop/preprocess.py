@@ -122,10 +122,7 @@ def of_huggingface(where: str, config: Mapping[str, Any]) -> Preprocess:
     if not steps or not config.get("do_rescale", True) or not config.get("do_normalize", True):
         raise UserError(f"{where}: without resizing, rescaling or normalising; say in the spec how to preprocess")
     white = 255.0 * float(config.get("rescale_factor", 1 / 255))
-    mean, std = (
-        _numbers(f"{where}: {key}", config.get(key, list(otherwise)))
-        for key, otherwise in (("image_mean", OPENAI_MEAN), ("image_std", OPENAI_STD))
-    )
+    mean, std = (_numbers(f"{where}: {key}", config.get(key)) for key in ("image_mean", "image_std"))
     return _checked(where, Preprocess(tuple(steps), mean, std, 1.0 if abs(white - 1) < 1e-6 else white))
 
 
