@@ -193,6 +193,13 @@ def _finetune(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    if args.referee is not None:
+        _referee(args)
+        return
+    if args.workdir is None:
+        raise UserError("evaluate needs --workdir RUN, or --referee SPEC with --checkpoint for another program's model")
+    if args.checkpoint or args.vocabulary:
+        raise UserError("--checkpoint and --vocabulary belong to --referee; a run of ours is named with --workdir")
     _start_processes(args)
     from mmclip_jax.evaluate import common
 
@@ -207,6 +214,35 @@ def _evaluate(args: argparse.Namespace) -> None:
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
             phrase_file=args.ms_cxr or "",
+        )
+    )
+
+
+def _referee(args: argparse.Namespace) -> None:
+    ours = {
+        "--workdir": args.workdir,
+        "--step": args.step,
+        "--ms-cxr": args.ms_cxr,
+        "--allow-leakage": args.allow_leakage,
+    }
+    if given := [option for option, value in ours.items() if value not in (None, "")]:
+        raise UserError(f"{given[0]} is of runs of this software; leave it out with --referee")
+    needed = {"--checkpoint": args.checkpoint, "--data": args.data, "--out": args.out}
+    if missing := [option for option, value in needed.items() if not value]:
+        raise UserError(f"--referee needs {missing[0]}, too")
+    _start_processes(args)
+    from mmclip_jax.evaluate import referee
+
+    print(
+        referee.run(
+            args.referee,
+            args.checkpoint,
+            args.data,
+            args.out,
+            vocabulary=args.vocabulary,
+            split=args.split,
+            protocol=args.protocol,
+            show_text=args.show_text,
         )
     )
 
@@ -464,8 +500,8 @@ def _add_config(parser: _Parser, default: Path | None = None) -> None:
     )
 
 
-def _add_run(parser: _Parser) -> None:
-    parser.add_argument("--workdir", required=True, type=_existing, help="directory of a training run")
+def _add_run(parser: _Parser, required: bool = True) -> None:
+    parser.add_argument("--workdir", required=required, type=_existing, help="directory of a training run")
     parser.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
 
 
@@ -644,7 +680,18 @@ def _make_parser() -> _Parser:
     _add_processes(tune)
 
     evaluate = _add(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
-    _add_run(evaluate)
+    _add_run(evaluate, required=False)
+    evaluate.add_argument(
+        "--referee",
+        metavar="NAME|FILE.yaml[:NAME]",
+        help="score another program's checkpoint, read as this spec says (docs/evaluation.md)",
+    )
+    evaluate.add_argument(
+        "--checkpoint", nargs="+", type=_existing, metavar="FILE", help="of --referee; several are an ensemble"
+    )
+    evaluate.add_argument(
+        "--vocabulary", type=_existing, metavar="FILE", help="of --referee's tokenizer; default: beside the checkpoint"
+    )
     evaluate.add_argument(
         "--data", nargs="+", type=_existing, metavar="DIR", help="built data sets; default: the run's"
     )

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,8 +26,50 @@ Pixels = np.ndarray
 """One image as stored: uint8 [H, W], any size; the model pads it to a square and resizes it."""
 
 
-class Model(Protocol):
-    """A trained model as evaluation sees it; S pixels a side, a grid of gh x gw patches, embeddings of size E."""
+class Encoder(Protocol):
+    """What scoring by prompts needs of a model; embeddings of size E."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The record of its training; `manifest["exposure"]` says which labels and reports were seen.
+
+        `manifest["foreign"]` is true of a model that this software did not train; its exposure, if it has one, is what
+        somebody states.
+        """
+
+    @property
+    def logit_scale(self) -> float:
+        """What similarities are multiplied by to give logits."""
+
+    def encode_image(self, images: Sequence[Pixels]) -> np.ndarray:
+        """float32 [n, E], L2-normalised."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, E], L2-normalised."""
+
+
+@runtime_checkable
+class Foreign(Encoder, Protocol):
+    """A model that this software did not train: one checkpoint, or several whose probabilities are averaged.
+
+    An embedding is those of the members side by side, each over the root of their number.
+    """
+
+    @property
+    def members(self) -> Sequence[tuple[slice, float]]:
+        """(columns of the embedding, logit scale) of each checkpoint."""
+
+    @property
+    def trained_logit_scale(self) -> float:
+        """What similarities were multiplied by in training; `logit_scale` is that of the published probabilities."""
+
+    @property
+    def description(self) -> str:
+        """Its sizes in a line."""
+
+
+class Model(Encoder, Protocol):
+    """A model of this software: S pixels a side, a grid of gh x gw patches."""
 
     @property
     def config(self) -> Any:
@@ -40,20 +82,6 @@ class Model(Protocol):
     @property
     def step(self) -> int:
         """The training step of the checkpoint."""
-
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        """The run's record; `manifest["exposure"]` says which labels and reports were seen in training."""
-
-    @property
-    def logit_scale(self) -> float:
-        """What similarities are multiplied by to give logits."""
-
-    def encode_image(self, images: Sequence[Pixels]) -> np.ndarray:
-        """float32 [n, E], L2-normalised."""
-
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, E], L2-normalised."""
 
     def response_maps(self, images: Sequence[Pixels], texts: Sequence[str], response: str = "similarity") -> np.ndarray:
         """float32 [n, gh, gw]: how much each patch of image i responds to text i, over the padded square."""
@@ -198,7 +226,7 @@ class Split:
         return counts
 
 
-def embed_images(model: Model, split: Split, progress: "Progress | None" = None) -> np.ndarray:
+def embed_images(model: Encoder, split: Split, progress: "Progress | None" = None) -> np.ndarray:
     """float32 [n, E] of all rows of a split.
 
     Raises:

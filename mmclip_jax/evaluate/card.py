@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmclip_jax.evaluate.report import audit_text, headline_cards, interval, number, protocol_lines
+from mmclip_jax.evaluate.report import audit_text, headline_cards, interval, number, protocol_lines, referee_lines
 
 CARD_FILE = "model_card.md"
 
@@ -13,10 +13,13 @@ def render(results: Mapping[str, Any], limits: list[str]) -> str:
     checkpoint, exposure = results["checkpoint"], results["exposure"]
     scored = results["zero_shot"]
     lines = [
-        f"# Model card: {checkpoint['run'] or 'unnamed run'}, step {checkpoint['step']:,}",
+        f"# Model card: {checkpoint['run'] or 'unnamed run'}"
+        + ("" if checkpoint["referee"] else f", step {checkpoint['step']:,}"),
         "",
-        f"mmclip-jax {results['software']['mmclip_jax']}; {checkpoint['model']}.",
+        f"{'Scored by ' if checkpoint['referee'] else ''}mmclip-jax {results['software']['mmclip_jax']}; "
+        f"{checkpoint['model']}.",
         "",
+        *([*(f"- {line}" for line in referee_lines(results)), ""] if checkpoint["referee"] else []),
         "## Intended use",
         "",
         "Research on language-image pre-training for chest radiographs. Not for diagnosis, triage or any decision on "
@@ -32,6 +35,9 @@ def render(results: Mapping[str, Any], limits: list[str]) -> str:
                 f"- {source}: {parts.get('paired', 0):,} images with reports, {parts.get('unpaired', 0):,} without; "
                 f"labels that became texts: {labels}"
             )
+    elif checkpoint["referee"]:
+        stated = checkpoint["referee"]["trained_on"]
+        lines.append(stated or "Unknown: not trained by this software.")
     else:
         lines.append("The checkpoint does not say what it was trained on.")
     data = results["data"]

@@ -37,7 +37,7 @@ from mmclip_jax.evaluate import (
 )
 from mmclip_jax.evaluate import cases as case_lib
 from mmclip_jax.evaluate import trust as trust_lib
-from mmclip_jax.evaluate.base import Model, Progress, Split, embed_images, labels_of
+from mmclip_jax.evaluate.base import Encoder, Foreign, Model, Progress, Split, embed_images, labels_of
 from mmclip_jax.evaluate.protocols import Protocol
 
 __all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
@@ -111,13 +111,19 @@ def run(
         phrase_file=phrase_file,
         primary=jax.process_index() == 0,
     )
+    return told(results, f"Step {model.step:,}", out_dir)
+
+
+def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
+    """Results as a terminal should show them; what: was evaluated, in a few words."""
     return "\n".join(
         [
-            f"Step {model.step:,}, {split} split, {_extent(results)}",
+            f"{what}, {results['data']['split']} split, {_extent(results)}",
             report.headline_text(results),
             *report.protocol_lines(results),
-            f"Audit: {report.audit_text(audited)}",
-            f"Report: {out_dir / report.REPORT_FILE}",
+            *report.referee_lines(results),
+            f"Audit: {report.audit_text(results['audit'])}",
+            f"Report: {pathlib.Path(out_dir) / report.REPORT_FILE}",
         ]
     )
 
@@ -134,7 +140,7 @@ def choose_protocol(spec: str | None, directories: Sequence[str | os.PathLike[st
 
 
 def evaluate_checkpoint(
-    model: Model,
+    model: Model | Foreign,
     data_dir: Directories,
     split: str = "test",
     out_dir: str | os.PathLike[str] | None = None,
@@ -151,12 +157,14 @@ def evaluate_checkpoint(
     progress: bool = True,
     audited: dict[str, Any] | None = None,
     phrase_file: str | os.PathLike[str] = "",
+    referee: dict[str, Any] | None = None,
     primary: bool = True,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
 
     Args:
-      model: anything with the methods of `Model`.
+      model: anything with the methods of `Model`; of a `Foreign` one, scores by prompts and what follows from its
+        embeddings alone.
       data_dir: one or more directories of built data sets.
       split: "test", "validation" or "train".
       out_dir: None to write nothing.
@@ -172,6 +180,7 @@ def evaluate_checkpoint(
       progress: bars on stderr.
       audited: what `data.audit.check` says of these data, to be kept with the results.
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
+      referee: what is to be said of a model of somebody else's (`referee.Opened`).
       primary: whether this process writes.
 
     Returns:
@@ -182,6 +191,8 @@ def evaluate_checkpoint(
     """
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     protocol = protocol or choose_protocol(None, directories)
+    # Only our own models show where they look, and restore what was masked.
+    inside = None if isinstance(model, Foreign) else model
     seconds: dict[str, float] = {}
     bars = Progress(progress)
     draws: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
@@ -216,18 +227,21 @@ def evaluate_checkpoint(
             )
         with timed("grounding"):
             held = Split.load_if_any(directories, "validation") if split != "validation" else None
-            pointing = grounding.evaluate(model, rows, validation=held, progress=bars, **draws)
-            phrases = ms_cxr.evaluate(model, rows, held, phrase_file, progress=bars, **draws) if phrase_file else None
+            pointing = inside and grounding.evaluate(inside, rows, validation=held, progress=bars, **draws)
+            phrases = None
+            if inside and phrase_file:
+                phrases = ms_cxr.evaluate(inside, rows, held, phrase_file, progress=bars, **draws)
         with timed("entmlm"):
-            restored = entmlm.evaluate(model, rows, progress=bars, **draws)
+            restored = inside and entmlm.evaluate(inside, rows, progress=bars, **draws)
         results: dict[str, Any] = {
             "schema": SCHEMA,
             "software": {"mmclip_jax": mmclip_jax.__version__},
             "checkpoint": {
                 "run": run_name,
-                "step": int(model.step),
-                "response": model.config.objective.attmim.response,
-                "model": _describe(model),
+                "step": inside and int(inside.step),
+                "response": inside and inside.config.objective.attmim.response,
+                "model": model.description if isinstance(model, Foreign) else _describe(model),
+                "referee": referee,
             },
             "data": {
                 "sets": rows.sets,
@@ -237,7 +251,7 @@ def evaluate_checkpoint(
                 "patients": len(set(rows.patients)),
                 "sources": rows.source_counts,
             },
-            "exposure": model.manifest.get("exposure"),
+            "exposure": inside and inside.manifest.get("exposure"),
             "audit": audited,
             "zero_shot": scored.summary,
             "studies": by_study,
@@ -253,7 +267,7 @@ def evaluate_checkpoint(
         results["headline"] = _headline(results)
         if out_dir is not None:
             with timed("cases"):
-                shown = case_lib.build_cases(model, rows, scored, cases, seed)
+                shown = case_lib.build_cases(inside, rows, scored, cases, seed) if inside else []
     if out_dir is not None and primary:
         # Every process has made the same results; the first one writes them.
         with files.whole_folder(out_dir, report.RESULTS_FILE) as unfinished:
@@ -272,7 +286,7 @@ def evaluate_checkpoint(
 
 
 def _validation(
-    model: Model,
+    model: Encoder,
     directories: Sequence[str | os.PathLike[str]],
     rows: Split,
     protocol: Protocol,

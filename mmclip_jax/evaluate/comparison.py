@@ -67,7 +67,7 @@ class Evaluation:
         findings = [name.removesuffix("/label") for name in table.columns if name.endswith("/label")]
         score = results["zero_shot"]["score"]
         return cls(
-            name=f"{results['checkpoint']['run'] or path.name} @ {results['checkpoint']['step']}",
+            name=_name(results, path),
             path=path,
             results=results,
             ids=table["id"].tolist(),
@@ -116,7 +116,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compares every evaluation with the first.
 
-    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "headline"}], "protocol",
+    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "referee", "prompts",
+    "headline"}], "protocol",
     "primary" (source), "data", "level",
     "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
     "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
@@ -142,6 +143,8 @@ def compare(
                 "model": each.results["checkpoint"]["model"],
                 "exposure": each.results["exposure"],
                 "audit": each.results["audit"],
+                "referee": each.results["checkpoint"].get("referee"),
+                "prompts": each.results["zero_shot"]["protocol"].get("prompts", ""),
                 "headline": each.results["headline"],
             }
             for each in evaluations
@@ -256,6 +259,11 @@ def run(
     (folder / COMPARISON_JSON).write_text(json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
     (folder / COMPARISON_FILE).write_text(comparison_page.render(result), encoding="utf-8")
     return f"{comparison_page.as_text(result)}\nReport: {folder / COMPARISON_FILE}"
+
+
+def _name(results: dict[str, Any], path: pathlib.Path) -> str:
+    run, step = results["checkpoint"]["run"] or path.name, results["checkpoint"]["step"]
+    return run if step is None else f"{run} @ {step}"
 
 
 def _sets(results: dict[str, Any]) -> str:

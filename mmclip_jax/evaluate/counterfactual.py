@@ -19,7 +19,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.schema import Entity
 from mmclip_jax.evaluate import metrics
-from mmclip_jax.evaluate.base import Model, Progress, Split, chunked, thinned
+from mmclip_jax.evaluate.base import Encoder, Progress, Split, chunked, thinned
 
 FLIPS = ("polarity", "side", "severity")
 MAX_REPORTS = 2000
@@ -119,7 +119,7 @@ def pairs_of(split: Split, limit: int = MAX_REPORTS, seed: int = 0) -> tuple[lis
 
 
 def evaluate(
-    model: Model,
+    model: Encoder,
     split: Split,
     image_embed: np.ndarray,
     *,

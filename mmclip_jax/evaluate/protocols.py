@@ -51,13 +51,26 @@ class Protocol:
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     seen: bool = False
     note: str = ""
+    prompts_of_model: str = ""
+    given_digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of all that may change a number; with a model's own prompts, that of the protocol without them."""
+        return self.given_digest or self.wording_digest
 
     @functools.cached_property
-    def digest(self) -> str:
+    def wording_digest(self) -> str:
         """Of all that may change a number: the fields, and the words that prompts are made of."""
-        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("title", "data", "note")}
+        apart = ("title", "data", "note", "prompts_of_model", "given_digest")
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
         wording = {kind: self.prompts_of(kind) for kind in (self.findings or prompts.KINDS)}
         return hashlib.sha256(json.dumps([fields, wording], sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_prompts(self, model: str, prompts: Mapping[str, Any]) -> "Protocol":
+        """The same protocol, asked in a model's own words: the fields of `parse_prompts` in place of its prompts."""
+        fields: dict[str, Any] = {"templates": None, "phrases": None, "texts": {}, **prompts}
+        return dataclasses.replace(self, **fields, prompts_of_model=model, given_digest=self.digest)
 
     def prompts_of(self, kind: str) -> tuple[list[str], list[str]]:
         """The texts that affirm a finding and those that deny it."""
@@ -98,6 +111,7 @@ class Protocol:
             "name": self.name,
             "title": self.title,
             "digest": self.digest,
+            "prompts": f"{self.prompts_of_model}'s own ({self.wording_digest})" if self.prompts_of_model else "",
             "findings": LABELLED if self.findings is None else list(self.findings),
             "uncertain": self.uncertain if isinstance(self.uncertain, str) else dict(self.uncertain),
             "uncertain_text": self.uncertain_text,
@@ -138,23 +152,8 @@ def load(spec: str) -> Protocol:
     Raises:
       UserError: no such protocol or file, or a mistake in it.
     """
-    known = _read(PACKAGED)
-    if spec in known:
-        return known[spec]
-    place, _, name = spec.rpartition(":")
-    if not pathlib.Path(spec).suffix.lower().startswith((".yaml", ".yml")):
-        raise UserError(
-            f"there is no protocol {spec!r}; known are {', '.join(known)}, or name a YAML file of your own (FILE.yaml)"
-        )
-    file, name = (pathlib.Path(place), name) if place and not pathlib.Path(spec).is_file() else (pathlib.Path(spec), "")
-    if not file.expanduser().is_file():
-        raise UserError(f"{file}: there is no such protocol file")
-    entries = _read(file.expanduser())
-    if name and name not in entries:
-        raise UserError(f"{file}: there is no protocol {name!r}; it holds {', '.join(entries)}")
-    if not name and len(entries) != 1:
-        raise UserError(f"{file} holds {', '.join(entries) or 'no protocol'}: say which one with {file}:NAME")
-    return entries[name] if name else next(iter(entries.values()))
+    protocol: Protocol = resources.find_entry(spec, PACKAGED, _read, "protocol")
+    return protocol
 
 
 def for_data(names: Iterable[str]) -> Protocol:
@@ -216,10 +215,15 @@ def _protocol(file: pathlib.Path, name: str, entry: Any) -> Protocol:
     for group, kinds in fields["groups"].items():
         if fields["findings"] is not None and (other := set(kinds) - set(fields["findings"])):
             raise UserError(f"{where}: {sorted(other)[0]} of group {group!r} is not among the findings")
-    return Protocol(**fields, **_prompts(where, _mapping(where, "prompts", entry)))
+    return Protocol(**fields, **parse_prompts(where, _mapping(where, "prompts", entry)))
 
 
-def _prompts(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def parse_prompts(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields templates, phrases and texts of an entry's `prompts`, those that it has.
+
+    Raises:
+      UserError: a mistake in them, with `where` before it.
+    """
     if unknown := sorted(map(str, set(entry) - {"templates", "phrases", "texts"})):
         raise UserError(f"{where}: prompts has the unknown field {unknown[0]!r}; known are templates, phrases, texts")
     fields: dict[str, Any] = {}

@@ -15,7 +15,9 @@ from mmclip_jax.evaluate import figures, metrics
 from mmclip_jax.evaluate.cases import Case
 from mmclip_jax.evaluate.grounding import inside_boxes, points_inside
 from mmclip_jax.evaluate.zeroshot import (
+    AS_STATED,
     EXPOSURES,
+    NOT_OURS,
     OTHER_SOURCE,
     REPORT_ONLY,
     SAME_SOURCE,
@@ -42,7 +44,13 @@ _CURVES = (
 )
 _STAMP_CLASSES = {REPORT_ONLY: "report", OTHER_SOURCE: "other", SAME_SOURCE: "same"}
 # For table cells; the legend and the cell's title hold the whole stamp.
-_STAMP_SHORT = {OTHER_SOURCE: "other source's labels"}
+_STAMP_SHORT = {
+    OTHER_SOURCE: "other source's labels",
+    NOT_OURS: "unknown",
+    REPORT_ONLY + AS_STATED: "no labels, as stated",
+    OTHER_SOURCE + AS_STATED: "other source's labels, as stated",
+    SAME_SOURCE + AS_STATED: "same source's labels, as stated",
+}
 
 
 def write_report(
@@ -136,16 +144,14 @@ def render(
         ("cases", "Cases", cases),
         ("honesty", "Reading the numbers", True),
     ]
-    exposures = {name: meaning for name, meaning in EXPOSURES.items() if name != UNKNOWN_EXPOSURE}
-    if not results["exposure"]:
-        exposures[UNKNOWN_EXPOSURE] = EXPOSURES[UNKNOWN_EXPOSURE]
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
         title=f"MMCLIP evaluation: {run}" if run else "MMCLIP evaluation",
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
         cards=headline_cards(results),
-        exposures=exposures,
+        exposures=_exposures(results),
+        referee_facts=referee_facts(results),
         span_label=f"{span[0]:g} to {span[1]:g}",
         rocs=rocs,
         reliability=_reliability(results),
@@ -156,6 +162,43 @@ def render(
         show_text=show_text,
         honesty=honesty(results),
     )
+
+
+def _exposures(results: Mapping[str, Any]) -> dict[str, str]:
+    """The stamps that a reader has to know, with their meanings."""
+    foreign = bool(results["checkpoint"]["referee"])
+    there = {f["exposure"] for entry in results["zero_shot"]["sources"].values() for f in entry["findings"]}
+    own = [REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE] + ([] if results["exposure"] else [UNKNOWN_EXPOSURE])
+    return {name: meaning for name, meaning in EXPOSURES.items() if (name in there if foreign else name in own)}
+
+
+def referee_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) of a model of somebody else's, as the report tells it; [] of one of our own."""
+    facts = results["checkpoint"]["referee"]
+    if not facts:
+        return []
+    rows = results["data"]["rows"]
+    files = [f"{each['file']} ({each['bytes']:,} bytes, SHA-256 {each['sha256']})" for each in facts["checkpoints"]]
+    enlarged = facts.get("enlarged", 0)
+    lines = [
+        ("Another program's model", f"{facts['title']}, {facts['source'] or 'no source given'}"),
+        ("Read by", f"spec {facts['spec']} ({facts['digest']}), layout {facts['layout']}"),
+        ("Checkpoint" if len(files) == 1 else f"{len(files)} checkpoints", "; ".join(files)),
+        ("Ensemble", facts["ensemble"]),
+        ("Vocabulary", f"{facts['vocabulary']['file']} (SHA-256 {facts['vocabulary']['sha256']})"),
+        ("Preprocessing", facts["preprocess"] + ", from the stored images"),
+        ("Images smaller than its input", f"{enlarged:,} of {rows:,}, which were enlarged" if enlarged else ""),
+        ("Prompts", facts["prompts"]),
+        ("Scale of probabilities", facts["scale"]),
+        ("Trained on", facts["trained_on"] or "unknown: not trained by this software"),
+        ("Note", facts["note"]),
+    ]
+    return [(what, value) for what, value in lines if value]
+
+
+def referee_lines(results: Mapping[str, Any]) -> list[str]:
+    """The same for a terminal."""
+    return [f"{what}: {value}" for what, value in referee_facts(results)]
 
 
 def page_environment() -> Any:
@@ -254,6 +297,8 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
     if settled:
         uncertain += f" (those that the build left; it settled others: {', '.join(settled)})"
     lines = [f"Protocol: {protocol['title']} ({protocol['name']}, {protocol['digest']})", uncertain]
+    if protocol.get("prompts"):
+        lines.append(f"Prompts: {protocol['prompts']}, in place of the protocol's")
     if protocol["note"]:
         lines.append(f"Note: {protocol['note']}")
     for source, entry in results["zero_shot"]["sources"].items():
@@ -277,6 +322,8 @@ def audit_text(audited: Mapping[str, Any] | None) -> str:
         return "none, these rows were not compared with the training data"
     if audited["status"] == "leaks":
         return f"images are known from training; accepted because: {audited['allowed']}"
+    if audited["status"] == "impossible":
+        return str(audited["note"])
     if audited["status"] == "not audited":
         return f"none, training data are not here ({', '.join(audited['missing']) or 'no record of them'})"
     return "no patient, study, image id or pixels in common with the training data"
@@ -422,6 +469,24 @@ def honesty(results: Mapping[str, Any]) -> list[str]:
         "here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
         "An interval covers the choice of patients, not that of the training seed: two runs differ by more.",
     ]
+    if facts := results["checkpoint"]["referee"]:
+        lines[0] = (
+            "“Zero-shot” is said only of findings of which somebody states that their labels were no training texts. "
+            "This software did not train the model, and cannot check it."
+        )
+        lines[1] = (
+            "Whether the model has seen these images or patients is unknown: no audit is possible. A checkpoint that "
+            "was chosen by these very numbers makes them too good."
+        )
+        lines.append(
+            "The weights were converted, and run in JAX with the preprocessing stated above, on the images as this "
+            "data set stores them. It is not its authors' program; their published numbers may differ."
+        )
+        if facts["ensemble"]:
+            lines.append(
+                f"An ensemble ({facts['ensemble']}) is to be compared with ensembles. Retrieval, negation and "
+                "counterfactual reports use the mean of its members' similarities."
+            )
     primary = results["zero_shot"]["primary"]
     if primary is not None:
         few = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmclip_jax.data.texts import full_text, text_ids
 from mmclip_jax.evaluate import metrics
-from mmclip_jax.evaluate.base import Model, Progress, Split
+from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split
 
 BLOCK = 64
 RECALL_AT = (1, 5, 10)
@@ -144,7 +144,7 @@ def _random_recall(positives: np.ndarray, n: int, k: int) -> np.ndarray:
 
 
 def evaluate(
-    model: Model,
+    model: Encoder,
     split: Split,
     image_embed: np.ndarray,
     *,
@@ -162,7 +162,8 @@ def evaluate(
     sentences; normal reports in other words are not, whatever training took them for.
     """
     galleries = []
-    share = bool(getattr(getattr(model.config, "data", None), "share_no_finding", True))
+    share = bool(getattr(getattr(getattr(model, "config", None), "data", None), "share_no_finding", True))
+    scale = float(model.trained_logit_scale if isinstance(model, Foreign) else model.logit_scale)
     groups: dict[tuple[str, str], list[int]] = {}
     for row in np.random.default_rng(0).permutation(len(split)).tolist():
         groups.setdefault((split.examples[row].source, split.examples[row].part), []).append(row)
@@ -173,7 +174,7 @@ def evaluate(
                 drawn = [full_text(split.examples[row], share) for row in rows]
                 embedded = encode_texts(model, [d.text for d in drawn])
                 ids = np.stack([text_ids(d) for d in drawn])
-                numbers = contrastive_numbers(image_embed[rows], embedded, ids, float(model.logit_scale), block)
+                numbers = contrastive_numbers(image_embed[rows], embedded, ids, scale, block)
                 parts.append({"source": source, "part": part, **(numbers or {})})
             elif recall is not None and part == "paired":
                 embedded = encode_texts(model, [full_text(split.examples[row]).text for row in rows])
@@ -186,7 +187,7 @@ def evaluate(
     return {"block": block, "parts": parts} | ({} if recall is None else {"recall": galleries})
 
 
-def encode_texts(model: Model, texts: Sequence[str]) -> np.ndarray:
+def encode_texts(model: Encoder, texts: Sequence[str]) -> np.ndarray:
     """float32 [n, E]; a text that recurs (as prompts do) is encoded once."""
     distinct = list(dict.fromkeys(texts))
     number = {text: i for i, text in enumerate(distinct)}

@@ -13,7 +13,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import calibration, metrics, subgroups, zeroshot
-from mmclip_jax.evaluate.base import Model, Split, chunked
+from mmclip_jax.evaluate.base import Encoder, Split, chunked
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.zeroshot import SourceRows, ZeroShot
 
@@ -21,7 +21,7 @@ _GREY = 128
 
 
 def evaluate(
-    model: Model, scored: ZeroShot, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    model: Encoder, scored: ZeroShot, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any] | None:
     """All parts, for the source of the headline; None if nothing could be scored there.
 
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def negation(
-    model: Model,
+    model: Encoder,
     here: SourceRows,
     labels: np.ndarray,
     findings: Sequence[str],
@@ -110,7 +110,7 @@ def negation(
 
 
 def prompt_sensitivity(
-    model: Model,
+    model: Encoder,
     here: SourceRows,
     labels: np.ndarray,
     scores: np.ndarray,
@@ -129,7 +129,7 @@ def prompt_sensitivity(
     embedded = np.asarray(model.encode_text([text for row in texts for pair in row for text in pair]), np.float64)
     embedded = embedded.reshape(count, len(findings), 2, -1)
     for t in range(count):
-        single = zeroshot.score_images(here.embedded, embedded[t, :, 0], embedded[t, :, 1])[scored.score]
+        single = zeroshot.score_images(here.embedded, embedded[t, :, 0], embedded[t, :, 1], model)[scored.score]
         by_template[t] = [metrics.auroc(labels[:, k], single[:, k]) for k in range(len(findings))]
     ensemble = np.array([metrics.auroc(labels[:, k], scores[:, k]) for k in range(len(findings))])
 
@@ -156,7 +156,7 @@ def prompt_sensitivity(
 
 
 def sanity(
-    model: Model,
+    model: Encoder,
     here: SourceRows,
     labels: np.ndarray,
     scores: np.ndarray,
@@ -206,7 +206,7 @@ def sanity(
 
 
 def no_finding(
-    model: Model,
+    model: Encoder,
     here: SourceRows,
     labels: np.ndarray,
     findings: Sequence[str],
@@ -247,7 +247,7 @@ def _labels_of(examples: Sequence[Example], protocol: Protocol) -> np.ndarray:
     return protocol.labels_of(examples, [NO_FINDING])[:, 0]
 
 
-def _blank_embeddings(model: Model, split: Split, rows: np.ndarray) -> np.ndarray:
+def _blank_embeddings(model: Encoder, split: Split, rows: np.ndarray) -> np.ndarray:
     """Embeddings [n, E] of grey images of these rows' sizes; each size is encoded once."""
     shapes = [split.shapes[row] for row in rows]
     distinct = list(dict.fromkeys(shapes))

@@ -17,7 +17,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import metrics, protocols, thresholds
-from mmclip_jax.evaluate.base import Model, Progress, Split, with_ancestors
+from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split, with_ancestors
 from mmclip_jax.evaluate.protocols import Protocol
 
 SCORES = ("difference", "positive")
@@ -30,12 +30,19 @@ REPORT_ONLY = "report-only"
 OTHER_SOURCE = "kind seen through another source's labels"
 SAME_SOURCE = "same source's labels"
 UNKNOWN_EXPOSURE = "exposure not recorded"
+NOT_OURS = "unknown: not trained by this software"
+AS_STATED = ", as the spec's author states"
 EXPOSURES = {
     REPORT_ONLY: "No label of this finding was ever a training text; the model met it in reports, if at all. Only this "
     "is called zero-shot.",
     OTHER_SOURCE: "Training prompts were made from this finding's labels, in images of another source.",
     SAME_SOURCE: "Training prompts were made from this finding's labels, in other images of the very same source.",
     UNKNOWN_EXPOSURE: "The checkpoint does not say what it was trained on.",
+    NOT_OURS: "Another program trained this model. What it learnt from is not recorded here, and cannot be audited.",
+}
+EXPOSURES |= {
+    stamp + AS_STATED: f"{EXPOSURES[stamp]} So states the author of the spec; nothing here can check it."
+    for stamp in (REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE)
 }
 
 
@@ -109,37 +116,55 @@ def exposure(kind: str, source: str, manifest: Mapping[str, Any]) -> str:
     A label of a narrower kind counts too: a prompt "viral pneumonia" teaches "pneumonia".
     """
     recorded = manifest.get("exposure")
+    foreign = bool(manifest.get("foreign"))
     if recorded is None or "label_kinds" not in recorded:
-        return UNKNOWN_EXPOSURE
+        return NOT_OURS if foreign else UNKNOWN_EXPOSURE
     by_source = {name: with_ancestors(kinds) for name, kinds in recorded["label_kinds"].items()}
+    suffix = AS_STATED if foreign else ""
     if kind in by_source.get(source, ()):
-        return SAME_SOURCE
+        return SAME_SOURCE + suffix
     if any(kind in kinds for kinds in by_source.values()):
-        return OTHER_SOURCE
-    return REPORT_ONLY
+        return OTHER_SOURCE + suffix
+    return REPORT_ONLY + suffix
 
 
 def called(stamps: Sequence[str]) -> str:
     """What a score with these exposures may be called."""
-    if stamps and all(stamp == REPORT_ONLY for stamp in stamps):
-        return "zero-shot"
-    if UNKNOWN_EXPOSURE in stamps:
+    if UNKNOWN_EXPOSURE in stamps or NOT_OURS in stamps:
         return "by prompts, exposure unknown"
-    return "prompt-supervised" if REPORT_ONLY not in stamps else "partly prompt-supervised"
+    suffix = AS_STATED if any(stamp.endswith(AS_STATED) for stamp in stamps) else ""
+    unseen = [stamp.removesuffix(AS_STATED) == REPORT_ONLY for stamp in stamps]
+    if unseen and all(unseen):
+        return "zero-shot" + suffix
+    return ("partly prompt-supervised" if any(unseen) else "prompt-supervised") + suffix
 
 
 def prompt_embeddings(
-    model: Model, findings: Sequence[str], protocol: Protocol | None = None
+    model: Encoder, findings: Sequence[str], protocol: Protocol | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(positive, negative) float64 [K, E]: of each finding the normalised mean of its prompts' embeddings."""
+    """(positive, negative) float64 [K, E]: of each finding the normalised mean of its prompts' embeddings.
+
+    Each member of an ensemble normalises its own.
+    """
     embedded = embed_prompts(model, findings, protocol)
     means = [np.stack([texts.mean(axis=0) for texts in polarity]) for polarity in zip(*embedded, strict=True)]
-    positive, negative = (m / np.maximum(np.linalg.norm(m, axis=1, keepdims=True), 1e-12) for m in means)
+    for mean in means:
+        for columns, _, root in _members(model):
+            length = np.linalg.norm(mean[:, columns], axis=1, keepdims=True)
+            mean[:, columns] /= np.maximum(length, 1e-12) * root
+    positive, negative = means
     return positive, negative
 
 
+def _members(model: Encoder) -> list[tuple[slice, float, float]]:
+    """(columns of the embedding, logit scale, root of their number) of the models that `model` is made of."""
+    if not isinstance(model, Foreign):
+        return [(slice(None), float(model.logit_scale), 1.0)]
+    return [(columns, float(scale), len(model.members) ** 0.5) for columns, scale in model.members]
+
+
 def embed_prompts(
-    model: Model, findings: Sequence[str], protocol: Protocol | None = None
+    model: Encoder, findings: Sequence[str], protocol: Protocol | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each finding the embeddings of its affirming texts, float64 [P, E], and of its denying ones [N, E]."""
     protocol = protocol or protocols.load(protocols.DEFAULT)
@@ -149,14 +174,34 @@ def embed_prompts(
     return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
-def score_images(image_embed: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores [n, K] of images [n, E] for findings with prompt embeddings [K, E]."""
-    affirmed = image_embed.astype(np.float64) @ positive.T
-    return {"difference": affirmed - image_embed.astype(np.float64) @ negative.T, "positive": affirmed}
+def score_images(
+    image_embed: np.ndarray, positive: np.ndarray, negative: np.ndarray, model: Encoder | None = None
+) -> dict[str, np.ndarray]:
+    """The scores [n, K] of images [n, E] for findings with prompt embeddings [K, E].
+
+    model: of an ensemble, "difference" is the logit of the mean of its members' probabilities, over its logit scale.
+    """
+    images = image_embed.astype(np.float64)
+    affirmed, denied = images @ positive.T, images @ negative.T
+    if model is None or len(_members(model)) == 1:
+        return {"difference": affirmed - denied, "positive": affirmed}
+    margins = [
+        scale * root**2 * (images[:, columns] @ (positive - negative)[:, columns].T)
+        for columns, scale, root in _members(model)
+    ]
+    return {"difference": mean_logit(np.stack(margins, axis=-1)) / float(model.logit_scale), "positive": affirmed}
+
+
+def mean_logit(margins: np.ndarray) -> np.ndarray:
+    """The logit of the mean of sigmoid(margins) over the last axis, without rounding a probability to 0 or 1."""
+    # log of the sum of sigmoid(x), and of 1 - sigmoid(x).
+    present = np.logaddexp.reduce(-np.logaddexp(0.0, -margins), axis=-1)
+    absent = np.logaddexp.reduce(-np.logaddexp(0.0, margins), axis=-1)
+    return np.asarray(present - absent)
 
 
 def score_by_protocol(
-    model: Model, image_embed: np.ndarray, findings: Sequence[str], protocol: Protocol
+    model: Encoder, image_embed: np.ndarray, findings: Sequence[str], protocol: Protocol
 ) -> dict[str, np.ndarray]:
     """The scores [n, K] of images [n, E] by a protocol's prompts and ensemble.
 
@@ -166,18 +211,18 @@ def score_by_protocol(
     if not findings:
         return {name: np.zeros((len(image_embed), 0)) for name in SCORES}
     if protocol.ensemble == "embeddings":
-        return score_images(image_embed, *prompt_embeddings(model, findings, protocol))
-    scale, images = float(model.logit_scale), image_embed.astype(np.float64)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
+        return score_images(image_embed, *prompt_embeddings(model, findings, protocol), model)
+    images = image_embed.astype(np.float64)
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
     for positive, negative in embed_prompts(model, findings, protocol):
-        affirmed, denied = images @ positive.T, images @ negative.T
-        margins = scale * (affirmed[:, :, np.newaxis] - denied[:, np.newaxis, :]).reshape(len(images), -1)
-        # log of the mean of sigmoid(x), and of 1 - sigmoid(x), without rounding either to 0 or 1.
-        present = np.logaddexp.reduce(-np.logaddexp(0.0, -margins), axis=1)
-        absent = np.logaddexp.reduce(-np.logaddexp(0.0, margins), axis=1)
-        columns["difference"].append((present - absent) / scale)
-        columns["positive"].append(affirmed.mean(axis=1))
-    return {name: np.stack(values, axis=1) for name, values in columns.items()}
+        margins = []
+        for columns, scale, root in _members(model):
+            affirmed, denied = images[:, columns] @ positive[:, columns].T, images[:, columns] @ negative[:, columns].T
+            pairs = (affirmed[:, :, np.newaxis] - denied[:, np.newaxis, :]).reshape(len(images), -1)
+            margins.append(scale * root**2 * pairs)
+        scores["difference"].append(mean_logit(np.concatenate(margins, axis=1)) / float(model.logit_scale))
+        scores["positive"].append((images @ positive.T).mean(axis=1))
+    return {name: np.stack(values, axis=1) for name, values in scores.items()}
 
 
 def findings_of(split: Split) -> list[str]:
@@ -219,7 +264,7 @@ def seen_in_training(manifest: Mapping[str, Any]) -> set[str]:
 
 
 def evaluate(
-    model: Model,
+    model: Encoder,
     split: Split,
     image_embed: np.ndarray,
     *,
@@ -266,7 +311,8 @@ def evaluate(
     rows = scored(split, image_embed)
     chosen_on = scored(*validation) if validation is not None else None
     sources: dict[str, Any] = {}
-    seen = seen_in_training(model.manifest) if protocol.seen else None
+    # What somebody states of another program's training says nothing of the texts that it saw.
+    seen = seen_in_training(model.manifest) if protocol.seen and not model.manifest.get("foreign") else None
     with (progress or Progress(False)).bar("bootstrap", len(split)) as advance:
         for source, parts in split.source_counts.items():
             stamps = [exposure(finding, source, model.manifest) for finding in findings]

@@ -5,34 +5,27 @@ that nothing is compiled twice.
 """
 
 import functools
-import io
 import math
 import os
-import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mmclip_jax import checkpoints, sharding
 from mmclip_jax.data import entities as entities_lib
 from mmclip_jax.data import prompts, transforms
-from mmclip_jax.data.images import store_image
 from mmclip_jax.data.schema import Entity
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import UserError
+from mmclip_jax.interop.inputs import BATCH, as_pixels, batches, check_several, pad, shared
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model
 from mmclip_jax.models.vit import patchify, unpatchify
 from mmclip_jax.step import attmim_rows, init_params, pixels, standardize
-
-BATCH = 64
-_ANY_SIZE = 1 << 30
 
 
 def load(
@@ -83,16 +76,6 @@ def open_checkpoint(
     return saved, tokenizer
 
 
-def _batches(*columns: Sequence[Any]) -> Iterator[tuple[Sequence[Any], ...]]:
-    for start in range(0, len(columns[0]), BATCH):
-        yield tuple(column[start : start + BATCH] for column in columns)
-
-
-def _pad(array: np.ndarray) -> np.ndarray:
-    """Repeats the last row up to the fixed batch size."""
-    return np.concatenate([array, np.repeat(array[-1:], BATCH - len(array), axis=0)]) if len(array) < BATCH else array
-
-
 def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[np.ndarray, list[Any]]:
     """(for each item the number of its first equal, the distinct items in order of appearance)."""
     numbers: dict[Any, int] = {}
@@ -101,11 +84,6 @@ def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[np.ndarr
         if numbers.setdefault(key(item), len(first)) == len(first):
             first.append(item)
     return np.array([numbers[key(item)] for item in items], int), first
-
-
-def _check_several(name: str, items: Any) -> None:
-    if isinstance(items, str | os.PathLike | PIL.Image.Image):
-        raise UserError(f"{name} must be a list: give [{name[:-1]}], not one alone")
 
 
 class Model:
@@ -159,24 +137,17 @@ class Model:
 
     def encode_image(self, images: Sequence[Any]) -> np.ndarray:
         """Image embeddings float32 [n,E], L2-normalised."""
-        _check_several("images", images)
-        if self._processes > 1 and len(images):
-            share = -(-len(images) // self._processes)
-            mine = images[jax.process_index() * share :][:share]
-            rows = np.zeros((share, self.config.model.embed_dim), np.float32)
-            rows[: len(mine)] = self._encode_own(mine)
-            every: np.ndarray = multihost_utils.process_allgather(rows)
-            return every.reshape(-1, rows.shape[1])[: len(images)]
-        return self._encode_own(images)
+        check_several("images", images)
+        return shared(images, self._encode_own, self.config.model.embed_dim, self._processes)
 
     def _encode_own(self, images: Sequence[Any]) -> np.ndarray:
-        out = [self._encode_image(_pad(self._fit(batch)))[: len(batch)] for (batch,) in _batches(images)]
+        out = [self._encode_image(pad(self._fit(batch)))[: len(batch)] for (batch,) in batches(images)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Text embeddings float32 [n,E], L2-normalised."""
-        _check_several("texts", texts)
-        out = [self._encode_text(_pad(self._tokens(batch)[0]))[: len(batch)] for (batch,) in _batches(texts)]
+        check_several("texts", texts)
+        out = [self._encode_text(pad(self._tokens(batch)[0]))[: len(batch)] for (batch,) in batches(texts)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 
     def zero_shot(self, images: Sequence[Any], findings: Sequence[str]) -> dict[str, np.ndarray]:
@@ -187,7 +158,7 @@ class Model:
         Raises:
           UserError: a finding that the vocabulary does not know.
         """
-        _check_several("findings", findings)
+        check_several("findings", findings)
         embeddings = self.encode_image(images)
         scores = {}
         for finding in findings:
@@ -217,11 +188,11 @@ class Model:
         # The pointing game asks many texts of one image and one text of many images: each is encoded once.
         image_index, distinct_images = _distinct(images, key=id)
         text_index, distinct_texts = _distinct(texts, key=str)
-        patches = [self._patches(_pad(self._fit(batch)))[: len(batch)] for (batch,) in _batches(distinct_images)]
+        patches = [self._patches(pad(self._fit(batch)))[: len(batch)] for (batch,) in batches(distinct_images)]
         features, weights = [], []
-        for (batch,) in _batches(distinct_texts):
+        for (batch,) in batches(distinct_texts):
             tokens, _, affirmed = self._tokens(batch)
-            encoded = self._features(_pad(tokens), _pad(affirmed))
+            encoded = self._features(pad(tokens), pad(affirmed))
             features.append(encoded[0][: len(batch)])
             weights.append(encoded[1][: len(batch)])
         if not patches:
@@ -233,8 +204,8 @@ class Model:
         )
         compute = self._responses[response]
         out = []
-        for batch in _batches(*columns):
-            out.append(np.asarray(compute(*(_pad(np.asarray(column)) for column in batch)))[: len(batch[0])])
+        for batch in batches(*columns):
+            out.append(np.asarray(compute(*(pad(np.asarray(column)) for column in batch)))[: len(batch[0])])
         return np.concatenate(out).reshape(-1, self._side, self._side)
 
     def attmim(self, images: Sequence[Any], texts: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
@@ -246,10 +217,10 @@ class Model:
           image uint8 [n,S,S].
         """
         out: dict[str, list[np.ndarray]] = {"response": [], "masked": [], "reconstruction": [], "image": []}
-        for batch_images, batch_texts in _batches(images, texts):
+        for batch_images, batch_texts in batches(images, texts):
             tokens, _, affirmed = self._tokens(batch_texts)
             fitted, count = self._fit(batch_images), len(batch_texts)
-            done = self._attmim(_pad(fitted), _pad(tokens), _pad(affirmed), np.int32(seed))
+            done = self._attmim(pad(fitted), pad(tokens), pad(affirmed), np.int32(seed))
             for name in ("response", "masked", "reconstruction"):
                 out[name].append(np.asarray(done[name])[:count])
             out["image"].append(fitted[..., 0])
@@ -270,14 +241,14 @@ class Model:
           0 where the entities lie beyond the model's text length.
         """
         results = []
-        for batch in _batches(images, texts, masked_entities):
+        for batch in batches(images, texts, masked_entities):
             batch_images, batch_texts, batch_masked = batch
             tokens, entity, _ = self._tokens(batch_texts, labels=("observation", "device", "anatomy", "modifier"))
             hidden = np.stack(
                 [np.isin(row, np.asarray(chosen, int) + 1) for row, chosen in zip(entity, batch_masked, strict=True)]
             )
             masked_tokens = np.where(hidden, self.tokenizer.mask_id, tokens).astype(np.int32)
-            restored = np.asarray(self._restore(_pad(self._fit(batch_images)), _pad(masked_tokens)))
+            restored = np.asarray(self._restore(pad(self._fit(batch_images)), pad(masked_tokens)))
             for row, text_tokens in enumerate(tokens):
                 results.append((text_tokens[hidden[row]], restored[row][hidden[row]]))
         return results
@@ -291,7 +262,7 @@ class Model:
 
     def _fit(self, images: Sequence[Any]) -> np.ndarray:
         size = self.config.model.image_size
-        return np.stack([transforms.fit_image(_as_pixels(image), size) for image in images])
+        return np.stack([transforms.fit_image(as_pixels(image), size) for image in images])
 
     def _tokens(
         self, texts: Sequence[str], labels: tuple[str, ...] | None = None
@@ -388,31 +359,3 @@ class Model:
 
 def _normalize(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-def _as_pixels(image: Any) -> np.ndarray:
-    """uint8 [H,W] of a path, a PIL image or an array.
-
-    Raises:
-      UserError: a file that cannot be read, an array that is not uint8 grey.
-    """
-    if isinstance(image, (str, pathlib.Path)):
-        path = pathlib.Path(image)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}") from error
-        try:
-            return store_image(data, shorter_side=_ANY_SIZE, encoding="png").pixels
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-    if hasattr(image, "convert"):
-        stream = io.BytesIO()
-        (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image).save(stream, "PNG")
-        return store_image(stream.getvalue(), shorter_side=_ANY_SIZE, encoding="png").pixels
-    array = np.asarray(image)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 2 or array.dtype != np.uint8:
-        raise UserError(f"images are uint8 [H,W] or [H,W,1], not {array.dtype} {array.shape}")
-    return array

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,37 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected a mapping at the top level")
     return content
+
+
+def find_entry(spec: str, packaged: Path, read: Callable[[Path], Mapping[str, Any]], what: str) -> Any:
+    """The entry of that name in a packaged file, or the one of a file: "mine.yaml", "mine.yaml:NAME" if it has several.
+
+    Args:
+        spec: what the user asked for.
+        packaged: the file of the package.
+        read: the entries of a file by name.
+        what: an entry is called, for errors.
+
+    Raises:
+        UserError: no such entry or file.
+    """
+    known = read(packaged)
+    if spec in known:
+        return known[spec]
+    place, _, name = spec.rpartition(":")
+    if not Path(spec).suffix.lower().startswith((".yaml", ".yml")):
+        raise UserError(
+            f"there is no {what} {spec!r}; known are {', '.join(known)}, or name a YAML file of your own (FILE.yaml)"
+        )
+    file, name = (Path(place), name) if place and not Path(spec).is_file() else (Path(spec), "")
+    if not file.expanduser().is_file():
+        raise UserError(f"{file}: there is no such {what} file")
+    entries = read(file.expanduser())
+    if name and name not in entries:
+        raise UserError(f"{file}: there is no {what} {name!r}; it holds {', '.join(entries)}")
+    if not name and len(entries) != 1:
+        raise UserError(f"{file} holds {', '.join(entries) or f'no {what}'}: say which one with {file}:NAME")
+    return entries[name] if name else next(iter(entries.values()))
 
 
 def _strings(file: Path, where: str, value: Any) -> tuple[str, ...]:
