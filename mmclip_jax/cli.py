@@ -137,6 +137,8 @@ def _tokenizer_train(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     config = read_config(args.config, args.overrides)
+    if args.profile is not None:
+        config.train.profile = args.profile
     _start_processes(args)
     from mmclip_jax import train, writers
 
@@ -652,6 +654,9 @@ def _make_parser() -> _Parser:
     train = _add(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
     _add_config(train)
     train.add_argument("--workdir", required=True, type=_path, help="directory of checkpoints, metrics and manifest")
+    train.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
+    )
     _add_processes(train)
 
     plan = _add(top, "plan", "say what a run needs of a TPU slice or of GPUs; exit 1 if it does not fit", _plan)

@@ -272,8 +272,10 @@ def fit(
         preemption_notice() as preempted,
         lost_process_is_named(),
         storage_errors_are_named(workdir, checkpoints.describe_last),
+        profiler(workdir, first + 3, config.train.profile) as profile,
     ):
         for number in range(first + 1, config.train.steps + 1):
+            profile(number, settle)
             with progress.waiting_for_data():
                 batch = next(iterator)
             records = {part: rows.pop("record") for part, rows in batch.items()}
@@ -345,6 +347,41 @@ def lost_process_is_named() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def profiler(workdir: str, first: int, count: int) -> Iterator[Callable[[int, Callable[[], None]], None]]:
+    """Traces `count` steps from step `first` on, in process 0, into WORKDIR/profile (for xprof, TensorBoard, Perfetto).
+
+    Yields:
+      before(number, settle): to be called before every step; settle waits for the step before.
+    """
+    folder, running = f"{workdir}/profile", False
+
+    def before(number: int, settle: Callable[[], None]) -> None:
+        nonlocal running
+        if not count or number not in (first, first + count):
+            return
+        settle()
+        if jax.process_index():
+            return
+        if number == first:
+            jax.profiler.start_trace(folder)
+            running = True
+        elif running:
+            stop()
+
+    def stop() -> None:
+        nonlocal running
+        jax.profiler.stop_trace()
+        running = False
+        logging.info("the profile lies in %s", folder)
+
+    try:
+        yield before
+    finally:
+        if running:
+            stop()
+
+
 class Progress:
     """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA.
 
@@ -357,8 +394,9 @@ class Progress:
         self._steps, self._first = config.train.steps, first
         self._sums: dict[str, float] = {}
         self._count = self._skipped = self._done = self._compiled = 0
-        self._start = time.perf_counter()
+        self._start = self._last = self._paused = time.perf_counter()
         self._left_out = self._waited = self._total = 0.0
+        self._durations: list[float] = []
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -369,20 +407,29 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside is no training time."""
-        start = time.perf_counter()
+        """Time spent inside is no training time, but for waiting for a step that is added meanwhile."""
+        self._paused = time.perf_counter()
         yield
-        self._left_out += time.perf_counter() - start
+        spent = time.perf_counter() - self._paused
+        self._left_out += spent
+        self._last += spent
 
     def add(self, values: dict[str, float], skipped: bool = False) -> None:
         """Takes in the metrics of one step; those of a step whose update was left out do not count."""
+        now = time.perf_counter()
+        self._durations.append(now - self._last)
+        self._last = self._paused = now
         self._count += 1
         self._skipped += skipped
         for name, value in {} if skipped else values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def summary(self, number: int) -> dict[str, float]:
-        """Means since the last call, images_per_second, data_wait_share; says on the console how far the run is."""
+        """Means since the last call, throughput, times of steps, memory; says on the console how far the run is.
+
+        "step_seconds/…" are the median, the 95th percentile and the largest of the times between two steps' ends;
+        "device_memory_share" is the highest use so far of this process's fullest device, where the device tells.
+        """
         seconds = max(time.perf_counter() - self._start - self._left_out, 1e-9)
         means = {name: value / (self._count - self._skipped) for name, value in self._sums.items()}
         means |= {
@@ -390,6 +437,12 @@ class Progress:
             "images_per_second": self._count * self._images / seconds,
             "data_wait_share": self._waited / seconds,
         }
+        for name, share in (("median", 50), ("p95", 95), ("max", 100)):
+            means[f"step_seconds/{name}"] = float(np.percentile(self._durations, share))
+        memory = [device.memory_stats() or {} for device in jax.local_devices()]
+        shares = [found["peak_bytes_in_use"] / found["bytes_limit"] for found in memory if found.get("bytes_limit")]
+        if shares:
+            means["device_memory_share"] = max(shares)
         used = flops.mfu(self._flops, seconds / self._count, jax.devices()[0].device_kind, jax.device_count())
         if used:
             means["mfu"] = used
@@ -405,7 +458,7 @@ class Progress:
             means["images_per_second"], remaining,
         )  # fmt: skip
         self._done += self._count
-        self._sums, self._count, self._skipped = {}, 0, 0
+        self._sums, self._count, self._skipped, self._durations = {}, 0, 0, []
         self._start, self._left_out, self._waited = time.perf_counter(), 0.0, 0.0
         return means
 

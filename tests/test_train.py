@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import jax
@@ -158,7 +160,7 @@ def full_run(
 ) -> pathlib.Path:
     """Twenty steps without a break."""
     workdir = tmp_path_factory.mktemp("full") / "run"
-    code, _, err = run(workdir, phantom_dir, environment, settings=SETTINGS)
+    code, _, err = run(workdir, phantom_dir, environment, settings=SETTINGS | {"train.profile": 2})
     assert code == 0, err
     return workdir
 
@@ -193,6 +195,46 @@ def test_utilisation_is_reported_where_the_peak_is_known(monkeypatch: pytest.Mon
     without = train.Progress(settings, 0)
     without.add({"loss": 1.0})
     assert "mfu" not in without.summary(1)
+
+
+def test_times_of_steps_leave_out_pauses_but_not_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    progress = train.Progress(tiny.config(), 0)
+    for number, seconds in enumerate((1.0, 2.0, 3.0, 4.0, 15.0)):
+        now[0] += seconds / 2
+        if number % 2:
+            progress.add({"loss": 1.0})
+            now[0] += seconds / 2  # belongs to the next step
+        else:
+            with progress.paused():
+                now[0] += seconds / 2
+                progress.add({"loss": 1.0})  # waited for
+                now[0] += 50.0
+    seen = progress.summary(5)
+    durations = [1.0, 1.0, 1.0 + 3.0, 2.0, 2.0 + 15.0]
+    assert seen["step_seconds/max"] == pytest.approx(max(durations))
+    assert seen["step_seconds/median"] == pytest.approx(np.median(durations))
+    assert seen["step_seconds/p95"] == pytest.approx(np.percentile(durations, 95))
+    assert seen["images_per_second"] == pytest.approx(5 * 24 / 25.0)
+    assert "device_memory_share" not in seen  # CPUs do not tell
+
+
+def test_the_fullest_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(peak: int) -> Any:
+        return types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": peak, "bytes_limit": 16})
+
+    monkeypatch.setattr(train.jax, "local_devices", lambda: [device(4), device(12)])
+    progress = train.Progress(tiny.config(), 0)
+    progress.add({"loss": 1.0})
+    assert progress.summary(1)["device_memory_share"] == 0.75
+
+
+@pytest.mark.slow
+def test_a_profile_of_two_steps_is_kept(full_run: pathlib.Path) -> None:
+    (trace,) = (full_run / "profile").glob("**/*.xplane.pb")
+    executed = set(re.findall(rb"jit_update", trace.read_bytes()))
+    assert executed, "the trace does not show the train step"
 
 
 @pytest.mark.slow
