@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from mmclip_jax.config import default_config
 from mmclip_jax.errors import StorageError, UserError
 from mmclip_jax.step import TrainState
 
@@ -299,6 +300,17 @@ def run_record(config: ConfigDict, tokenizer_model: bytes, manifest: dict[str, A
     }
 
 
+def with_defaults(saved: dict[str, Any]) -> ConfigDict:
+    """The settings of a checkpoint; one that its version did not know yet has its default, which changes nothing."""
+
+    def filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        parts = {name: filled(value, given[name]) for name, value in defaults.items()
+                 if isinstance(value, dict) and name in given}  # fmt: skip
+        return defaults | given | parts
+
+    return ConfigDict(filled(json.loads(default_config().to_json()), saved))
+
+
 @dataclasses.dataclass(frozen=True)
 class Saved:
     """A checkpoint on disk: where it is, its step, and the run it belongs to."""
@@ -371,7 +383,7 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
     return Saved(
         directory,
         int(directory.name) if directory.name.isdigit() else 0,
-        ConfigDict(run["config"]),
+        with_defaults(run["config"]),
         base64.b64decode(run["tokenizer"]),
         run["manifest"],
     )

@@ -272,6 +272,19 @@ def test_a_checkpoint_says_all_about_its_run(tmp_path: pathlib.Path) -> None:
         assert tiny.largest_difference(restored, expected.params) > 0
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: pathlib.Path) -> None:
+    older = run()
+    del older["config"]["train"]["profile"]
+    older["config"]["data"]["augment"] = {"rotate": 7.5}
+    checkpoints = Checkpoints(tmp_path, 5)
+    checkpoints.save(make_state(3), iterator(3), older)
+    checkpoints.close()
+    found = find_checkpoint(tmp_path).config
+    expected = tiny.config()
+    assert found.train == expected.train
+    assert found.data.augment.to_dict() == expected.data.augment.to_dict() | {"rotate": 7.5}
+
+
 def test_a_step_directory_is_enough_wherever_it_is_copied(tmp_path: pathlib.Path) -> None:
     save(tmp_path / "run", 7, ema=0.0)
     shutil.copytree(tmp_path / "run" / "checkpoints" / "7", tmp_path / "released")
