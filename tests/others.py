@@ -92,10 +92,25 @@ def clip(seed: int = 0, activation: str = "quick_gelu") -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     end = len(VOCABULARY) - 1
-    vision = {"hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5, "intermediate_size": 41}
-    text = {"hidden_size": 22, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 37}
+    vision: dict[str, Any] = {
+        "hidden_size": 30,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 5,
+        "intermediate_size": 41,
+    }
+    text: dict[str, Any] = {
+        "hidden_size": 22,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 37,
+    }
     vision |= {"image_size": IMAGE_SIZE, "patch_size": 7, "hidden_act": activation}
-    text |= {"vocab_size": end + 1, "max_position_embeddings": CONTEXT, "hidden_act": activation}
+    text |= {
+        "intermediate_size": 37,
+        "vocab_size": end + 1,
+        "max_position_embeddings": CONTEXT,
+        "hidden_act": activation,
+    }
     text |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     return shake(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=17)), seed)
 
