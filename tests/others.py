@@ -92,25 +92,11 @@ def clip(seed: int = 0, activation: str = "quick_gelu") -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     end = len(VOCABULARY) - 1
-    vision: dict[str, Any] = {
-        "hidden_size": 30,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 5,
-        "intermediate_size": 41,
-    }
-    text: dict[str, Any] = {
-        "hidden_size": 22,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 37,
-    }
-    vision |= {"image_size": IMAGE_SIZE, "patch_size": 7, "hidden_act": activation}
-    text |= {
-        "intermediate_size": 37,
-        "vocab_size": end + 1,
-        "max_position_embeddings": CONTEXT,
-        "hidden_act": activation,
-    }
+    vision: dict[str, Any] = {"hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5}
+    vision |= {"intermediate_size": 41, "image_size": IMAGE_SIZE, "patch_size": 7, "hidden_act": activation}
+    text: dict[str, Any] = {"hidden_size": 22, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text |= {"intermediate_size": 37, "max_position_embeddings": CONTEXT, "hidden_act": activation}
+    text |= {"vocab_size": end + 1}
     text |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     return shake(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=17)), seed)
 
@@ -119,7 +105,10 @@ HEADS = {"image": 5, "text": 2}
 
 
 def openai_layout(model: Any, prefix: str = "") -> dict[str, Any]:
-    """The weights of a CLIPModel under the names of OpenAI's CLIP; prefix: of the text encoder ("text.": open_clip)."""
+    """The weights of a CLIPModel under the names of OpenAI's CLIP; prefix: of the text encoder, "text." in open_clip.
+
+    attn_mask is a buffer that open_clip saves too.
+    """
     import torch
 
     old = model.state_dict()

@@ -103,7 +103,8 @@ def open_model(
     Raises:
       UserError: one of the files is missing, damaged, or does not fit the spec or the others.
     """
-    encoders = foreign.load_encoders(checkpoints, spec.layout, activation=spec.activation, heads=spec.heads)
+    options: dict[str, Any] = {"activation": spec.activation, "heads": spec.heads, "all_devices": all_devices}
+    encoders = foreign.load_encoders(checkpoints, spec.layout, **options)
     rules = spec.preprocess or _folder_rules(spec, find_weights(checkpoints[0]).parent, encoders[0])
     model, words = foreign.load(
         checkpoints,
