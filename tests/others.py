@@ -145,12 +145,19 @@ def openai_layout(model: Any, prefix: str = "") -> dict[str, Any]:
     return new
 
 
-def dual_encoder(seed: int = 0) -> Any:
-    """A VisionTextDualEncoderModel of ViT and BERT: sizes as of `clip`, 59 word pieces, 13 places."""
-    from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
+def dual_encoder(seed: int = 0, clip_vision: bool = False) -> Any:
+    """A VisionTextDualEncoderModel of ViT (or CLIP's) and BERT: sizes as of `clip`, 59 word pieces, 13 places."""
+    from transformers import (
+        BertConfig,
+        CLIPVisionConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+        ViTConfig,
+    )
 
-    vision = ViTConfig(hidden_size=30, num_hidden_layers=2, num_attention_heads=5, intermediate_size=41,
-                       image_size=21, patch_size=7)  # fmt: skip
+    kind = CLIPVisionConfig if clip_vision else ViTConfig
+    vision = kind(hidden_size=30, num_hidden_layers=2, num_attention_heads=5, intermediate_size=41,
+                  image_size=21, patch_size=7)  # fmt: skip
     text = BertConfig(vocab_size=59, hidden_size=22, num_hidden_layers=3, num_attention_heads=2, intermediate_size=37,
                       max_position_embeddings=13)  # fmt: skip
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=17)

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch", reason="torch and transformers have an environment of their own: make test-interop")
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast, CLIPTokenizer
 
 from mmclip_jax.errors import UserError
@@ -106,10 +106,18 @@ def test_half_precision_is_computed_in_single(tmp_path: pathlib.Path, kind: str)
         assert_equal(layouts.load(tmp_path / name, "openai", heads=others.HEADS), model, inputs(END + 1, END - 1, END))
 
 
-def test_hugging_face_dual_encoder(tmp_path: pathlib.Path) -> None:
-    model = others.dual_encoder()
+@pytest.mark.parametrize("clip_vision", [False, True])
+def test_hugging_face_dual_encoder(tmp_path: pathlib.Path, clip_vision: bool) -> None:
+    model = others.dual_encoder(clip_vision=clip_vision)
     model.save_pretrained(tmp_path)
     assert_equal(layouts.load(tmp_path, "huggingface"), model, inputs(59, 1, 2))
+    if clip_vision:  # version 4 of transformers saved CLIP's model one level deeper
+        file = tmp_path / "model.safetensors"
+        deeper = {
+            name.replace("vision_model.", "vision_model." * 2, 1): value for name, value in load_file(file).items()
+        }
+        save_file(deeper, file)
+        assert_equal(layouts.load(tmp_path, "huggingface"), model, inputs(59, 1, 2))
 
 
 def test_the_layout_of_biomedclip(tmp_path: pathlib.Path) -> None:
