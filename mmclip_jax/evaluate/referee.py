@@ -195,6 +195,7 @@ def run(
         progress=progress,
         audited=audited(wanted, rows),
         referee=opened.facts,
+        loaded=rows,
         primary=jax.process_index() == 0,
     )
     return common.told(results, wanted.title, out)

@@ -145,7 +145,7 @@ def render(
     ]
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
-        title=f"MMCLIP evaluation: {run}" if run else "MMCLIP evaluation",
+        title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
         cards=headline_cards(results),
