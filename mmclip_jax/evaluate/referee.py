@@ -220,12 +220,8 @@ def _folder_rules(spec: Spec, folder: pathlib.Path, encoder: layouts.DualEncoder
     if spec.layout == "huggingface":
         file = folder / "preprocessor_config.json"
         return preprocess.of_huggingface(str(file), read_json(file))
-    if spec.layout == "open_clip":
-        file = folder / layouts.OPEN_CLIP_CONFIG
-        return preprocess.of_open_clip(str(file), read_json(file).get("preprocess_cfg", {}), encoder.image_size)
-    raise UserError(
-        f"{spec.file}: {spec.name}: a checkpoint of layout {spec.layout} has no folder to say how to preprocess"
-    )
+    file = folder / layouts.OPEN_CLIP_CONFIG
+    return preprocess.of_open_clip(str(file), read_json(file).get("preprocess_cfg", {}), encoder.image_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,6 +243,8 @@ def _spec(file: pathlib.Path, name: str, entry: Any) -> Spec:
             raise UserError(f"{where} needs {field}")
     if entry["layout"] not in layouts.LAYOUTS:
         raise UserError(f"{where}: layout is one of {', '.join(layouts.LAYOUTS)}, not {entry['layout']!r}")
+    if entry["layout"] == "openai" and entry["preprocess"] == FOLDER:
+        raise UserError(f"{where}: nothing beside a checkpoint of layout openai says how to preprocess; the spec must")
     heads = entry.get("heads", {})
     counts = heads.values() if isinstance(heads, dict) else ()
     if not isinstance(heads, dict) or set(heads) - {"image", "text"} or not all(_is_count(n) for n in counts):

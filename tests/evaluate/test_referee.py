@@ -68,6 +68,7 @@ GOOD: dict[str, Any] = {
         ({"layot": 1}, "has the unknown field 'layot'; known are title"),
         ({"layout": "keras"}, "layout is one of openai, open_clip, huggingface, not 'keras'"),
         ({"preprocess": None}, "preprocess needs steps, mean and std"),
+        ({"preprocess": "folder"}, "nothing beside a checkpoint of layout openai says how to preprocess"),
         ({"heads": {"images": 3}}, "heads are numbers of image and text"),
         ({"heads": {"image": 0}}, "heads are numbers of image and text"),
         ({"scale": -1}, "scale is a number above 0 or the word checkpoint, not -1"),
@@ -375,7 +376,10 @@ def test_a_statement_is_shown_as_one(refereed: Refereed) -> None:
 def test_evaluations_with_other_prompts_compare(refereed: Refereed, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(refereed.folder / name) for name in ("stated", "out", "alone")]
     assert cli.main(["compare", *folders, "--out", str(refereed.folder / "compare"), "--resamples", "50"]) == 0
-    assert "B  Tiny & friends" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "B  Tiny & friends" in said
+    assert "Prompts of B: Tiny & friends's own" in said
+    assert "Prompts of A" not in said
     page = (refereed.folder / "compare" / "compare.html").read_text()
     assert page.count("not trained by this software, read by spec") == 3
     assert page.count("prompts: Tiny &amp; friends&#39;s own") == 2
