@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-FAST := not slow and not browser and not wheel and not shared
+FAST := not slow and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-fast test-beam lint bench bench-entities chaos plan test-tpu wheel-data clean
+.PHONY: demo test test-fast test-beam test-interop lint bench bench-entities chaos plan test-tpu wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -33,6 +33,18 @@ test-beam: .venv-beam/.installed
 
 test-tpu: .tpu/.installed $(VENV)/.installed-dev
 	PYTHONPATH=.tpu $(BIN)/python -m pytest -q tests/test_plan.py -k tpu
+
+# Importers of other programs' checkpoints, against transformers; torch for CPUs, where its index can be reached.
+test-interop: .venv-interop/.installed
+	.venv-interop/bin/python -m pytest -q -p no:cacheprovider -m torch tests/interop tests/evaluate/test_referee.py
+
+.venv-interop/.installed: requirements.txt requirements-interop.txt
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install -q --disable-pip-version-check --no-deps --retries 0 \
+	  --extra-index-url https://download.pytorch.org/whl/cpu $$(grep ^torch== requirements-interop.txt)
+	.venv-interop/bin/pip install -q --disable-pip-version-check -r requirements-interop.txt
+	.venv-interop/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy

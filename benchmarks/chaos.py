@@ -197,7 +197,7 @@ def kill_one_process(
         raise RuntimeError(whole.said())
     run = Trainer(workdir / "killed", data, steps)
     rows: list[Row] = []
-    damages = {kills // 3: "truncated", kills // 2: "flipped", 2 * kills // 3: "truncated"} if kills > 2 else {}
+    damages = {2 * kills // 3: "truncated", kills // 3: "truncated", kills // 2: "flipped"} if kills > 2 else {}
     start_up = 1.0  # seconds that a start takes, measured
     for number in range(kills):
         begun = time.monotonic()

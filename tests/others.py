@@ -92,10 +92,11 @@ def clip(seed: int = 0, activation: str = "quick_gelu") -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     end = len(VOCABULARY) - 1
-    vision = {"hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5, "intermediate_size": 41}
-    text = {"hidden_size": 22, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 37}
-    vision |= {"image_size": IMAGE_SIZE, "patch_size": 7, "hidden_act": activation}
-    text |= {"vocab_size": end + 1, "max_position_embeddings": CONTEXT, "hidden_act": activation}
+    vision: dict[str, Any] = {"hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5}
+    vision |= {"intermediate_size": 41, "image_size": IMAGE_SIZE, "patch_size": 7, "hidden_act": activation}
+    text: dict[str, Any] = {"hidden_size": 22, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text |= {"intermediate_size": 37, "max_position_embeddings": CONTEXT, "hidden_act": activation}
+    text |= {"vocab_size": end + 1}
     text |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     return shake(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=17)), seed)
 
@@ -104,7 +105,10 @@ HEADS = {"image": 5, "text": 2}
 
 
 def openai_layout(model: Any, prefix: str = "") -> dict[str, Any]:
-    """The weights of a CLIPModel under the names of OpenAI's CLIP; prefix: of the text encoder ("text.": open_clip)."""
+    """The weights of a CLIPModel under the names of OpenAI's CLIP; prefix: of the text encoder, "text." in open_clip.
+
+    attn_mask is a buffer that open_clip saves too.
+    """
     import torch
 
     old = model.state_dict()
@@ -139,6 +143,66 @@ def openai_layout(model: Any, prefix: str = "") -> dict[str, Any]:
     new["logit_scale"] = old["logit_scale"]
     new[f"{prefix}attn_mask"] = torch.zeros(CONTEXT, CONTEXT)
     return new
+
+
+def dual_encoder(seed: int = 0, clip_vision: bool = False) -> Any:
+    """A VisionTextDualEncoderModel of ViT (or CLIP's) and BERT: sizes as of `clip`, 59 word pieces, 13 places."""
+    from transformers import (
+        BertConfig,
+        CLIPVisionConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+        ViTConfig,
+    )
+
+    kind = CLIPVisionConfig if clip_vision else ViTConfig
+    vision = kind(hidden_size=30, num_hidden_layers=2, num_attention_heads=5, intermediate_size=41,
+                  image_size=21, patch_size=7)  # fmt: skip
+    text = BertConfig(vocab_size=59, hidden_size=22, num_hidden_layers=3, num_attention_heads=2, intermediate_size=37,
+                      max_position_embeddings=13)  # fmt: skip
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=17)
+    return shake(VisionTextDualEncoderModel(config), seed)
+
+
+def biomedclip_like(folder: pathlib.Path, pooler: str = "cls_last_hidden_state_pooler") -> tuple[Any, Any, Any]:
+    """ViT and BERT under the names of timm and open_clip, with a projection of two layers: the layout of BiomedCLIP."""
+    import torch
+    from safetensors.torch import load_file
+
+    whole = dual_encoder()
+    vision, text = whole.vision_model, whole.text_model
+    # Saved, the weights have the names that all versions of transformers read.
+    whole.save_pretrained(folder / "hf")
+    saved = load_file(folder / "hf" / "model.safetensors")
+    old = {name.removeprefix("vision_model."): value for name, value in saved.items() if name.startswith("vision")}
+    generator = torch.Generator().manual_seed(3)
+    heads = [torch.randn(shape, generator=generator) for shape in ((17, 30), (19, 22), (17, 19))]
+    new = {name.replace("text_model", "text.transformer", 1): value for name, value in saved.items()
+           if name.startswith("text_model") and "pooler" not in name}  # fmt: skip
+    new["text.transformer.embeddings.position_ids"] = torch.arange(13)[None]
+    new["visual.trunk.cls_token"] = old["embeddings.cls_token"]
+    new["visual.trunk.pos_embed"] = old["embeddings.position_embeddings"]
+    new |= {"visual.head.proj.weight": heads[0], "text.proj.0.weight": heads[1], "text.proj.2.weight": heads[2]}
+    new["logit_scale"] = torch.tensor(4.4)
+    for kind in ("weight", "bias"):
+        new[f"visual.trunk.patch_embed.proj.{kind}"] = old[f"embeddings.patch_embeddings.projection.{kind}"]
+        new[f"visual.trunk.norm.{kind}"] = old[f"layernorm.{kind}"]
+        for layer in range(2):
+            a, b = f"visual.trunk.blocks.{layer}", f"encoder.layer.{layer}"
+            joint = [old[f"{b}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            new[f"{a}.attn.qkv.{kind}"] = torch.cat(joint)
+            new[f"{a}.attn.proj.{kind}"] = old[f"{b}.attention.output.dense.{kind}"]
+            new[f"{a}.norm1.{kind}"] = old[f"{b}.layernorm_before.{kind}"]
+            new[f"{a}.norm2.{kind}"] = old[f"{b}.layernorm_after.{kind}"]
+            new[f"{a}.mlp.fc1.{kind}"] = old[f"{b}.intermediate.dense.{kind}"]
+            new[f"{a}.mlp.fc2.{kind}"] = old[f"{b}.output.dense.{kind}"]
+    torch.save(new, folder / "open_clip_pytorch_model.bin")
+    config = {
+        "vision_cfg": {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "head_width": 6},
+        "text_cfg": {"hf_model_name": "x", "hf_pooler_type": pooler, "heads": 2, "context_length": 11},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    return vision, text, heads
 
 
 def features(model: Any, pixels: np.ndarray, ids: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,9 @@ def test_every_dependency_is_pinned_and_the_pins_are_what_runs():
     assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["dev"]} <= _pins(
         "requirements-dev.txt"
     ).keys()
+    assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["interop"]} <= _pins(
+        "requirements-interop.txt"
+    ).keys()
 
 
 def test_pins_are_closed_over_what_the_packages_require():
@@ -76,7 +79,7 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
     }
-    optional = {"torch", "transformers", "safetensors", "spacy", "medspacy", "radgraph", "apache_beam"}
+    optional = {"torch", "safetensors", "tokenizers", "spacy", "medspacy", "radgraph", "apache_beam"}
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

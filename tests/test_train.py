@@ -501,39 +501,6 @@ def test_a_run_goes_on_with_fewer_devices_or_processes(
     assert tiny.largest_difference(saved(tmp_path / "devices", 2), params) > 1e-4  # they do move
 
 
-@pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(
-    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
-) -> None:
-    settings = EQUAL | {"train.steps": 10}
-
-    def both(name: str, **options: Any) -> list[subprocess.Popen[str]]:
-        address = free_address()
-        return [
-            start(tmp_path / name, phantom_dir, environment, settings=settings, address=address, process=n, **options)
-            for n in (0, 1)
-        ]
-
-    def finish(processes: list[subprocess.Popen[str]], code: int) -> list[str]:
-        messages = []
-        for process in processes:
-            messages.append(process.communicate(timeout=600)[1])
-            assert process.returncode == code, messages[-1]
-        return messages
-
-    processes = both("stopped", pause=0.7)
-    wait_for_step(tmp_path / "stopped", 2, *processes)
-    processes[1].send_signal(signal.SIGTERM)
-    messages = finish(processes, 75)
-    step = find_checkpoint(tmp_path / "stopped").step
-    assert 2 <= step < 10
-    assert all(f"step {step} is saved" in message for message in messages)
-    assert max(row["step"] for row in metrics(tmp_path / "stopped")) == step
-    finish(both("stopped"), 0)
-    finish(both("whole"), 0)
-    assert_same_to_the_bit(tmp_path / "whole", tmp_path / "stopped", 10)
-
-
 @pytest.mark.parametrize(
     ("settings", "word"),
     [

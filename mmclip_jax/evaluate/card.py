@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmclip_jax.evaluate.report import audit_text, headline_cards, interval, number, protocol_lines, referee_lines
+from mmclip_jax.evaluate.report import audit_text, headline_cards, interval, number, protocol_lines, referee_facts
 
 CARD_FILE = "model_card.md"
 
@@ -19,7 +19,8 @@ def render(results: Mapping[str, Any], limits: list[str]) -> str:
         f"{'Scored by ' if checkpoint['referee'] else ''}mmclip-jax {results['software']['mmclip_jax']}; "
         f"{checkpoint['model']}.",
         "",
-        *([*(f"- {line}" for line in referee_lines(results)), ""] if checkpoint["referee"] else []),
+        *(f"- {what}: {value}" for what, value in referee_facts(results) if what != "Trained on"),
+        *([""] if checkpoint["referee"] else []),
         "## Intended use",
         "",
         "Research on language-image pre-training for chest radiographs. Not for diagnosis, triage or any decision on "

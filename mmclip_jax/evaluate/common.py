@@ -158,6 +158,7 @@ def evaluate_checkpoint(
     audited: dict[str, Any] | None = None,
     phrase_file: str | os.PathLike[str] = "",
     referee: dict[str, Any] | None = None,
+    loaded: Split | None = None,
     primary: bool = True,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
@@ -181,6 +182,7 @@ def evaluate_checkpoint(
       audited: what `data.audit.check` says of these data, to be kept with the results.
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
       referee: what is to be said of a model of somebody else's (`referee.Opened`).
+      loaded: the rows of the split, where they have been read already.
       primary: whether this process writes.
 
     Returns:
@@ -205,7 +207,7 @@ def evaluate_checkpoint(
 
     with timed("total"):
         with timed("reading"):
-            rows = Split.load(directories, split)
+            rows = loaded if loaded is not None else Split.load(directories, split)
         with timed("embedding"):
             embedded = embed_images(model, rows, bars)
             validation = _validation(model, directories, rows, protocol, bars)

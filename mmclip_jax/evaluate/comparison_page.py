@@ -56,6 +56,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     lines.append(f"Protocol: {protocol['title']} ({protocol['name']}, {protocol['digest']})")
     lines.append(f"Uncertain labels: {protocol['uncertain_text']}")
     for letter, each in zip(string.ascii_uppercase, runs, strict=False):
+        if each["prompts"]:
+            lines.append(f"Prompts of {letter}: {each['prompts']}, in place of the protocol's")
         lines.append(f"Audit of {letter}: {audit_text(each['audit'])}")
     return "\n".join(lines)
 

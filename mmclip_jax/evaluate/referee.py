@@ -103,7 +103,8 @@ def open_model(
     Raises:
       UserError: one of the files is missing, damaged, or does not fit the spec or the others.
     """
-    encoders = foreign.load_encoders(checkpoints, spec.layout, activation=spec.activation, heads=spec.heads)
+    options: dict[str, Any] = {"activation": spec.activation, "heads": spec.heads, "all_devices": all_devices}
+    encoders = foreign.load_encoders(checkpoints, spec.layout, **options)
     rules = spec.preprocess or _folder_rules(spec, find_weights(checkpoints[0]).parent, encoders[0])
     model, words = foreign.load(
         checkpoints,
@@ -194,6 +195,7 @@ def run(
         progress=progress,
         audited=audited(wanted, rows),
         referee=opened.facts,
+        loaded=rows,
         primary=jax.process_index() == 0,
     )
     return common.told(results, wanted.title, out)
@@ -218,12 +220,8 @@ def _folder_rules(spec: Spec, folder: pathlib.Path, encoder: layouts.DualEncoder
     if spec.layout == "huggingface":
         file = folder / "preprocessor_config.json"
         return preprocess.of_huggingface(str(file), read_json(file))
-    if spec.layout == "open_clip":
-        file = folder / layouts.OPEN_CLIP_CONFIG
-        return preprocess.of_open_clip(str(file), read_json(file).get("preprocess_cfg", {}), encoder.image_size)
-    raise UserError(
-        f"{spec.file}: {spec.name}: a checkpoint of layout {spec.layout} has no folder to say how to preprocess"
-    )
+    file = folder / layouts.OPEN_CLIP_CONFIG
+    return preprocess.of_open_clip(str(file), read_json(file).get("preprocess_cfg", {}), encoder.image_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,6 +243,8 @@ def _spec(file: pathlib.Path, name: str, entry: Any) -> Spec:
             raise UserError(f"{where} needs {field}")
     if entry["layout"] not in layouts.LAYOUTS:
         raise UserError(f"{where}: layout is one of {', '.join(layouts.LAYOUTS)}, not {entry['layout']!r}")
+    if entry["layout"] == "openai" and entry["preprocess"] == FOLDER:
+        raise UserError(f"{where}: nothing beside a checkpoint of layout openai says how to preprocess; the spec must")
     heads = entry.get("heads", {})
     counts = heads.values() if isinstance(heads, dict) else ()
     if not isinstance(heads, dict) or set(heads) - {"image", "text"} or not all(_is_count(n) for n in counts):

@@ -146,7 +146,7 @@ def render(
     ]
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
-        title=f"MMCLIP evaluation: {run}" if run else "MMCLIP evaluation",
+        title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
         cards=headline_cards(results),
@@ -180,11 +180,12 @@ def referee_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = results["data"]["rows"]
     files = [f"{each['file']} ({each['bytes']:,} bytes, SHA-256 {each['sha256']})" for each in facts["checkpoints"]]
     enlarged = facts.get("enlarged", 0)
+    alone = ", ".join(number(area) for area in results["zero_shot"].get("members", ()))
     lines = [
         ("Another program's model", f"{facts['title']}, {facts['source'] or 'no source given'}"),
         ("Read by", f"spec {facts['spec']} ({facts['digest']}), layout {facts['layout']}"),
         ("Checkpoint" if len(files) == 1 else f"{len(files)} checkpoints", "; ".join(files)),
-        ("Ensemble", facts["ensemble"]),
+        ("Ensemble", facts["ensemble"] + (f"; macro AUROC of each alone: {alone}" if alone else "")),
         ("Vocabulary", f"{facts['vocabulary']['file']} (SHA-256 {facts['vocabulary']['sha256']})"),
         ("Preprocessing", facts["preprocess"] + ", from the stored images"),
         ("Images smaller than its input", f"{enlarged:,} of {rows:,}, which were enlarged" if enlarged else ""),

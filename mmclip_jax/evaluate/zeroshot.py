@@ -225,6 +225,40 @@ def score_by_protocol(
     return {name: np.stack(values, axis=1) for name, values in scores.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Alone:
+    """One member of an ensemble as a model of its own, for texts that have been encoded."""
+
+    embedded: Mapping[str, np.ndarray]
+    columns: slice
+    root: float
+    logit_scale: float
+    manifest: Mapping[str, Any]
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        return self.root * np.array([self.embedded[text] for text in texts])[:, self.columns]
+
+    def encode_image(self, images: Sequence[Any]) -> np.ndarray:
+        raise NotImplementedError("the images of an ensemble are encoded together")
+
+
+def member_aurocs(
+    model: Encoder, scored: Scored, findings: Sequence[str], protocol: Protocol, source: str
+) -> list[float]:
+    """The macro AUROC in a source of each member of an ensemble alone, over the findings that are defined."""
+    here = scored.of_source(source)
+    defined = [k for k in range(len(findings)) if not metrics.counts(here.labels[:, k]).note]
+    asked = [findings[k] for k in defined]
+    texts = list(dict.fromkeys(text for finding in asked for part in protocol.prompts_of(finding) for text in part))
+    embedded = dict(zip(texts, np.asarray(model.encode_text(texts), np.float64), strict=True))
+    areas = []
+    for columns, scale, root in _members(model):
+        alone = _Alone(embedded, columns, root, scale, model.manifest)
+        scores = score_by_protocol(alone, root * here.embedded[:, columns], asked, protocol)[SCORE_OF[protocol.score]]
+        areas.append(float(np.mean([metrics.auroc(here.labels[:, k], scores[:, i]) for i, k in enumerate(defined)])))
+    return areas
+
+
 def findings_of(split: Split) -> list[str]:
     """The kinds with both classes among the labels of at least one source, in the vocabulary's order.
 
@@ -296,7 +330,8 @@ def evaluate(
     "f1", "accuracy", "sensitivity", "specificity", each with "..._interval", "max_f1_test", "note"}}], "macro":
     {"difference", "positive": {"all", "min_positives", groups of the protocol, one entry for each exposure: {"auroc",
     "auroc_interval", "auprc", "auprc_interval", "findings" (how many are defined), "undefined" (names of the others),
-    "exposures", "called", "label"; of the protocol's score also the decisions' means}}}}}.
+    "exposures", "called", "label"; of the protocol's score also the decisions' means}}}}}; of an ensemble also
+    "members": the macro AUROC of each of them alone in the primary source.
 
     A finding that lacks a class in a source is there with NaN and a note. All findings of a source share the resamples
     of its patients, so the interval of a macro is a joint one.
@@ -319,7 +354,7 @@ def evaluate(
             one = _Source(rows, chosen_on, source, findings, stamps, protocol, seen, resamples, level, seed)
             sources[source] = one.head | parts | one.summarise()
             advance(one.head["rows"])
-    summary = {
+    summary: dict[str, Any] = {
         "protocol": protocol.describe(),
         "score": SCORE_OF[protocol.score],
         "primary": _primary(sources),
@@ -328,6 +363,8 @@ def evaluate(
         "few_positives": FEW_POSITIVES,
         "sources": sources,
     }
+    if isinstance(model, Foreign) and len(model.members) > 1 and summary["primary"] is not None:
+        summary["members"] = member_aurocs(model, rows, findings, protocol, str(summary["primary"]))
     return ZeroShot(findings, rows, chosen_on, protocol, summary)
 
 

@@ -1,5 +1,6 @@
 """Other people's dual encoders as models that can be evaluated: one checkpoint, or several averaged."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -42,8 +43,7 @@ class ForeignModel:
         manifest: Mapping[str, Any] | None = None,
         all_devices: bool = False,
     ):
-        count = math.gcd(BATCH, jax.local_device_count()) if all_devices else 1
-        self._mesh = sharding.make_mesh(1, jax.local_devices()[:count])
+        self._mesh = _mesh(all_devices)
         self._processes = jax.process_count() if all_devices else 1
         self._encoders, self._words, self._preprocess = list(encoders), words, preprocess
         self._params = [jax.device_put(each.params, sharding.replicated(self._mesh)) for each in encoders]
@@ -91,14 +91,21 @@ class ForeignModel:
         return np.concatenate(made, axis=1)[: len(arrays[0])] / np.float32(math.sqrt(len(made)))
 
 
+def _mesh(all_devices: bool) -> jax.sharding.Mesh:
+    """As many of this process's devices as share the fixed batch evenly, or the first one."""
+    count = math.gcd(BATCH, jax.local_device_count()) if all_devices else 1
+    return sharding.make_mesh(1, jax.local_devices()[:count])
+
+
 def load_encoders(
     paths: Sequence[str | os.PathLike[str]],
     layout: str,
     *,
     activation: str = "",
     heads: Mapping[str, int] | None = None,
+    all_devices: bool = False,
 ) -> list[layouts.DualEncoder]:
-    """Reads the members of an ensemble (or a single one).
+    """Reads the members of an ensemble (or a single one), each put on the devices before the next is read.
 
     Raises:
       UserError: one cannot be read, they do not take the same pixels and tokens, or two hold the same weights.
@@ -108,7 +115,11 @@ def load_encoders(
     for file in files:
         if (twin := sums.setdefault(sha256(file), file)) is not file:
             raise UserError(f"{twin} and {file} are the same weights; name each member of an ensemble once")
-    encoders = [layouts.load(path, layout, activation=activation, heads=heads) for path in files]
+    place = sharding.replicated(_mesh(all_devices))
+    encoders = []
+    for file in files:
+        encoder = layouts.load(file, layout, activation=activation, heads=heads)
+        encoders.append(dataclasses.replace(encoder, params=jax.device_put(encoder.params, place)))
     for file, encoder in zip(files, encoders, strict=True):
         for name in ("image_size", "channels", "context", "vocab_size"):
             ours, theirs = getattr(encoders[0], name), getattr(encoder, name)

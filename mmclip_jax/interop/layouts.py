@@ -228,12 +228,13 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
             f"{file.parent / HUGGINGFACE_CONFIG}: model_type {kind!r} is not supported; clip and "
             "vision-text-dual-encoder are"
         )
+    texts = ("clip_text_model",) if kind == "clip" else ("bert",)
     readers = {"vit": _vit, "clip_vision_model": _clip_image, "bert": _huggingface_bert, "clip_text_model": _clip_text}
-    for part, allowed in ((vision, ("vit", "clip_vision_model")), (text, ("bert", "clip_text_model"))):
+    for part, allowed in ((vision, ("vit", "clip_vision_model")), (text, texts)):
         if part.get("model_type") not in allowed:
             raise UserError(
                 f"{file.parent / HUGGINGFACE_CONFIG}: an encoder of model_type {part.get('model_type')!r} is not "
-                f"supported; {' and '.join(allowed)} are"
+                f"supported; known here: {', '.join(allowed)}"
             )
     image, words = readers[vision["model_type"]](weights), readers[text["model_type"]](weights)
     for params, name in ((image, "visual_projection"), (words, "text_projection")):

@@ -164,7 +164,6 @@ class Weights:
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16)
         from safetensors import SafetensorError, numpy
     except ImportError as error:
         raise UserError(f"{file} needs the package safetensors; {INSTALL}") from error

@@ -68,6 +68,7 @@ GOOD: dict[str, Any] = {
         ({"layot": 1}, "has the unknown field 'layot'; known are title"),
         ({"layout": "keras"}, "layout is one of openai, open_clip, huggingface, not 'keras'"),
         ({"preprocess": None}, "preprocess needs steps, mean and std"),
+        ({"preprocess": "folder"}, "nothing beside a checkpoint of layout openai says how to preprocess"),
         ({"heads": {"images": 3}}, "heads are numbers of image and text"),
         ({"heads": {"image": 0}}, "heads are numbers of image and text"),
         ({"scale": -1}, "scale is a number above 0 or the word checkpoint, not -1"),
@@ -309,6 +310,7 @@ def test_the_numbers_are_those_of_transformers(refereed: Refereed) -> None:
     pieces = {piece: number for number, piece in enumerate(others.VOCABULARY)}
     tokenizer = CLIPTokenizer(vocab=pieces, merges=others.MERGES)
     findings = read(refereed, "out")["zero_shot"]["sources"]["here"]["findings"]
+    members = []
     assert [finding["finding"] for finding in findings] == ["edema", "pneumothorax"]
     for finding in findings:
         name = finding["finding"]
@@ -324,6 +326,9 @@ def test_the_numbers_are_those_of_transformers(refereed: Refereed) -> None:
         with open(refereed.folder / "out" / "scores.csv", newline="") as stream:
             scores = [float(row[f"{name}/difference"]) for row in csv.DictReader(stream)]
         np.testing.assert_allclose(sigmoid(2 * np.array(scores)), np.mean(each, axis=0), atol=1e-5)
+        members.append([roc_auc_score(truth, probabilities) for probabilities in each])
+    assert np.mean(members, axis=0) == pytest.approx(read(refereed, "out")["zero_shot"]["members"], abs=1e-9)
+    assert members[0][0] != members[0][1]
 
 
 @pytest.mark.torch
@@ -371,7 +376,10 @@ def test_a_statement_is_shown_as_one(refereed: Refereed) -> None:
 def test_evaluations_with_other_prompts_compare(refereed: Refereed, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(refereed.folder / name) for name in ("stated", "out", "alone")]
     assert cli.main(["compare", *folders, "--out", str(refereed.folder / "compare"), "--resamples", "50"]) == 0
-    assert "B  Tiny & friends" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "B  Tiny & friends" in said
+    assert "Prompts of B: Tiny & friends's own" in said
+    assert "Prompts of A" not in said
     page = (refereed.folder / "compare" / "compare.html").read_text()
     assert page.count("not trained by this software, read by spec") == 3
     assert page.count("prompts: Tiny &amp; friends&#39;s own") == 2
@@ -395,6 +403,63 @@ def test_the_command(refereed: Refereed, tmp_path: pathlib.Path, capsys: pytest.
     assert "Macro AUROC by prompts" in capsys.readouterr().out
     made = json.loads((tmp_path / "out" / "results.json").read_text())
     assert made["headline"]["macro_auroc"] == read(refereed, "alone")["headline"]["macro_auroc"]
+
+
+def resized(pixels: Sequence[np.ndarray], filter: Image.Resampling) -> np.ndarray:
+    """Grey levels float32 [n,21,21] of 0 to 1 of the middle 21 pixels, the shorter side being 21."""
+    cut = []
+    for each in pixels:
+        height, width = each.shape
+        short = min(height, width)
+        size = int(21 * width / short), int(21 * height / short)
+        image = np.asarray(Image.fromarray(each).resize(size, filter), np.float32) / 255
+        top, left = (image.shape[0] - 21) // 2, (image.shape[1] - 21) // 2
+        cut.append(image[top : top + 21, left : left + 21])
+    return np.stack(cut)
+
+
+@pytest.mark.torch
+def test_a_folder_of_hugging_face(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("torch", reason="torch has an environment of its own: make test-interop")
+    model = others.clip()
+    model.save_pretrained(tmp_path)
+    others.write_huggingface_vocabulary(tmp_path)
+    mean, std = [0.3, 0.4, 0.5], [0.2, 0.3, 0.4]
+    told = {"size": {"shortest_edge": 21}, "crop_size": {"height": 21, "width": 21}, "resample": 2}
+    told |= {"image_mean": mean, "image_std": std}  # type: ignore[dict-item]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    opened = referee.open_model(referee.load_spec("huggingface"), [tmp_path])
+    pixels = [np.random.default_rng(n).integers(0, 256, (43, 25 + 3 * n)).astype(np.uint8) for n in range(3)]
+    fitted = (resized(pixels, Image.Resampling.BILINEAR)[..., None] - np.array(mean)) / np.array(std)
+    seen, _ = others.features(model, fitted.astype(np.float32), np.ones((1, 3), int), np.array([3]))
+    np.testing.assert_allclose(opened.model.encode_image(pixels), seen, atol=1e-5)
+    assert opened.facts["checkpoints"][0]["file"] == "model.safetensors"
+    assert opened.model.logit_scale == pytest.approx(np.exp(2.3), rel=1e-6)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"preprocessor_config.json: .*this layout needs the file beside the weights"):
+        referee.open_model(referee.load_spec("huggingface"), [tmp_path])
+
+
+@pytest.mark.torch
+def test_a_folder_of_biomedclips_kind(tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch has an environment of its own: make test-interop")
+    _, text, heads = others.biomedclip_like(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "this", "is", "a", "photo", "of", "no", "edema"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, *(f"word{n}" for n in range(59 - len(words)))]))
+    spec = referee.load_spec("biomedclip")
+    opened = referee.open_model(spec, [tmp_path])
+    asked = protocols.load("chexpert-5").with_prompts(spec.title, spec.prompts or {})
+    (present,), (absent,) = asked.prompts_of("edema")
+    assert (present, absent) == ("This is a photo of edema", "This is a photo of no edema")
+    made = opened.model.encode_text([present, absent])
+    for row, sentence in zip(made, (present, absent), strict=True):
+        ids = [2, *(words.index(word) for word in sentence.lower().split()), 3]
+        with torch.no_grad():
+            read_ = text(torch.tensor([ids])).last_hidden_state[:, 0]
+            wanted = (torch.nn.functional.gelu(read_ @ heads[1].T) @ heads[2].T)[0].numpy()
+        np.testing.assert_allclose(row, unit(wanted), atol=1e-5)
+    rules = opened.facts["preprocess"]
+    assert rules.startswith("shortest 21 (bicubic), crop 21 (rounded nearest); mean and deviation 0.481455, 0.457827")
 
 
 @pytest.mark.torch

@@ -16,14 +16,7 @@ pytest.importorskip("torch", reason="torch and transformers have an environment 
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BertConfig,
-    BertTokenizerFast,
-    CLIPTokenizer,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
-    ViTConfig,
-)
+from transformers import BertTokenizerFast, CLIPTokenizer
 
 from mmclip_jax.errors import UserError
 from mmclip_jax.interop import foreign, layouts, subwords, towers
@@ -113,61 +106,22 @@ def test_half_precision_is_computed_in_single(tmp_path: pathlib.Path, kind: str)
         assert_equal(layouts.load(tmp_path / name, "openai", heads=others.HEADS), model, inputs(END + 1, END - 1, END))
 
 
-def dual_encoder(seed: int = 0) -> Any:
-    vision = ViTConfig(hidden_size=30, num_hidden_layers=2, num_attention_heads=5, intermediate_size=41,
-                       image_size=21, patch_size=7)  # fmt: skip
-    text = BertConfig(vocab_size=59, hidden_size=22, num_hidden_layers=3, num_attention_heads=2, intermediate_size=37,
-                      max_position_embeddings=13)  # fmt: skip
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=17)
-    return others.shake(VisionTextDualEncoderModel(config), seed)
-
-
-def test_hugging_face_dual_encoder(tmp_path: pathlib.Path) -> None:
-    model = dual_encoder()
+@pytest.mark.parametrize("clip_vision", [False, True])
+def test_hugging_face_dual_encoder(tmp_path: pathlib.Path, clip_vision: bool) -> None:
+    model = others.dual_encoder(clip_vision=clip_vision)
     model.save_pretrained(tmp_path)
     assert_equal(layouts.load(tmp_path, "huggingface"), model, inputs(59, 1, 2))
-
-
-def biomedclip_like(folder: pathlib.Path, pooler: str = "cls_last_hidden_state_pooler") -> tuple[Any, Any, Any]:
-    """ViT and BERT under the names of timm and open_clip, with a projection of two layers: the layout of BiomedCLIP."""
-    whole = dual_encoder()
-    vision, text = whole.vision_model, whole.text_model
-    # Saved, the weights have the names that all versions of transformers read.
-    whole.save_pretrained(folder / "hf")
-    saved = load_file(folder / "hf" / "model.safetensors")
-    old = {name.removeprefix("vision_model."): value for name, value in saved.items() if name.startswith("vision")}
-    generator = torch.Generator().manual_seed(3)
-    heads = [torch.randn(shape, generator=generator) for shape in ((17, 30), (19, 22), (17, 19))]
-    new = {name.replace("text_model", "text.transformer", 1): value for name, value in saved.items()
-           if name.startswith("text_model") and "pooler" not in name}  # fmt: skip
-    new["text.transformer.embeddings.position_ids"] = torch.arange(13)[None]
-    new["visual.trunk.cls_token"] = old["embeddings.cls_token"]
-    new["visual.trunk.pos_embed"] = old["embeddings.position_embeddings"]
-    new |= {"visual.head.proj.weight": heads[0], "text.proj.0.weight": heads[1], "text.proj.2.weight": heads[2]}
-    new["logit_scale"] = torch.tensor(4.4)
-    for kind in ("weight", "bias"):
-        new[f"visual.trunk.patch_embed.proj.{kind}"] = old[f"embeddings.patch_embeddings.projection.{kind}"]
-        new[f"visual.trunk.norm.{kind}"] = old[f"layernorm.{kind}"]
-        for layer in range(2):
-            a, b = f"visual.trunk.blocks.{layer}", f"encoder.layer.{layer}"
-            joint = [old[f"{b}.attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
-            new[f"{a}.attn.qkv.{kind}"] = torch.cat(joint)
-            new[f"{a}.attn.proj.{kind}"] = old[f"{b}.attention.output.dense.{kind}"]
-            new[f"{a}.norm1.{kind}"] = old[f"{b}.layernorm_before.{kind}"]
-            new[f"{a}.norm2.{kind}"] = old[f"{b}.layernorm_after.{kind}"]
-            new[f"{a}.mlp.fc1.{kind}"] = old[f"{b}.intermediate.dense.{kind}"]
-            new[f"{a}.mlp.fc2.{kind}"] = old[f"{b}.output.dense.{kind}"]
-    torch.save(new, folder / "open_clip_pytorch_model.bin")
-    config = {
-        "vision_cfg": {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "head_width": 6},
-        "text_cfg": {"hf_model_name": "x", "hf_pooler_type": pooler, "heads": 2, "context_length": 11},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    return vision, text, heads
+    if clip_vision:  # version 4 of transformers saved CLIP's model one level deeper
+        file = tmp_path / "model.safetensors"
+        deeper = {
+            name.replace("vision_model.", "vision_model." * 2, 1): value for name, value in load_file(file).items()
+        }
+        save_file(deeper, file)
+        assert_equal(layouts.load(tmp_path, "huggingface"), model, inputs(59, 1, 2))
 
 
 def test_the_layout_of_biomedclip(tmp_path: pathlib.Path) -> None:
-    vision, text, heads = biomedclip_like(tmp_path)
+    vision, text, heads = others.biomedclip_like(tmp_path)
     encoder = layouts.load(tmp_path, "open_clip")
     pixels, ids, count = inputs(59, 1, 2)
     mask = torch.tensor((np.arange(11) < count[:, None]).astype(np.int64))
@@ -383,7 +337,7 @@ def test_configurations_that_are_not_supported(tmp_path: pathlib.Path, changes: 
 
 
 def test_a_bert_without_a_known_pooler_is_refused(tmp_path: pathlib.Path) -> None:
-    biomedclip_like(tmp_path, pooler="mean_pooler")
+    others.biomedclip_like(tmp_path, pooler="mean_pooler")
     with pytest.raises(UserError, match="names the pooler cls_last_hidden_state_pooler, not mean_pooler"):
         layouts.load(tmp_path, "open_clip")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": {"pool_type": "last"}}}))

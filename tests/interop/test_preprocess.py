@@ -99,16 +99,22 @@ def test_what_a_folder_of_hugging_face_says() -> None:
     rules = preprocess.of_huggingface("f", config)
     assert rules == Preprocess((Step("shortest", 28, "bicubic"), Step("crop", 27, "", "down")), (0.5,), (0.25,), 1.0)
     assert preprocess.of_huggingface("f", config | {"size": 28, "crop_size": 27}) == rules
-    vit = {"size": {"height": 28, "width": 28}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    vit: dict[str, Any] = {
+        "size": {"height": 28, "width": 28},
+        "resample": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     assert preprocess.of_huggingface("f", vit).steps == (Step("squash", 28, "bilinear"),)
     assert preprocess.of_huggingface("f", vit | {"rescale_factor": 2 / 255}).white == pytest.approx(2)
-    for change, message in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"size": {"longest_edge": 3}}, r"f: the size \{'longest_edge': 3\} is not supported"),
         ({"do_rescale": False}, "without resizing, rescaling or normalising"),
         ({"image_mean": None}, "f: image_mean is no list of numbers"),
         ({"crop_size": {"width": 3}, "do_center_crop": True}, "the crop_size"),
         ({"resample": 9}, "squash of preprocess needs a filter"),
-    ]:
+    ]
+    for change, message in mistakes:
         with pytest.raises(UserError, match=message):
             preprocess.of_huggingface("f", vit | change)
 
