@@ -421,6 +421,33 @@ def test_a_missing_compiler_is_one_line(config_file: str, capsys: pytest.Capture
     ]
 
 
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_committed_plans_are_those_of_the_recipe(path: Path) -> None:
+    """The compiler says what fits: at the batch of the capacity test it does, and the count by hand is not far off."""
+    text = path.read_text()
+    recipe = tiny.load_config("mmclip_vitb16")
+    recipe.model.text.vocab_size = load_tokenizer().vocab_size
+    topology = plan.parse_topology(path.stem.replace("_", ":"))
+    parameters = plan.count_parameters(plan._abstract_params(recipe))
+    assert f"{parameters:,} parameters" in text
+    assert "fits: yes" in text
+    assert plan.FORBIDDEN not in text
+
+    def asked(name: str) -> float:
+        found = re.search(rf"^ *{name} +([\d,.]+)", text, re.MULTILINE)
+        assert found is not None, name
+        return float(found[1].replace(",", ""))
+
+    assert asked("global batch") == 8192
+    work = flops.model_flops(flops.train_step_flops(plan.with_batch(recipe, 8192, topology.chips)))
+    assert asked("TFLOP a step, all chips") == pytest.approx(work / 1e12, abs=0.1)
+    if topology.is_tpu:
+        assert "  nothing else" in text
+        counted = plan.memory_by_formula(recipe, parameters, 8192, topology.chips)
+        assert asked("parameters and optimizer") == pytest.approx(counted.state / 1e9, abs=0.01)
+        assert 0.5 < counted.buffers / 1e9 / asked("buffers of the step") < 2
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The compiler for TPUs, where it is installed
 
