@@ -45,7 +45,7 @@ chaos: $(VENV)/.installed
 	$(BIN)/mmclip data build phantom --data-dir runs/chaos-data --scale 0.03
 	$(BIN)/python benchmarks/chaos.py --workdir runs/chaos --data runs/chaos-data/phantom
 
-# What the paper-scale recipe needs of slices and GPUs; 10 to 20 minutes a slice.
+# What the paper-scale recipe needs of slices and GPUs; 8 to 30 minutes a slice.
 plan: .tpu/.installed $(VENV)/.installed
 	set -e; for topology in v5p:4x4x8 v5e:16x16 v6e:16x16 h100:8x4; do \
 	  plan="mmclip plan --config configs/mmclip_vitb16.py --topology $$topology --batch 8192"; \

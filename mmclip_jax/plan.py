@@ -698,7 +698,7 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
 
     if topology.is_tpu:
         devices = tpu_devices(topology)
-        logging.info("compiling the step for %s; that of ViT-B/16 takes 10 to 20 minutes", topology.text)
+        logging.info("compiling the step for %s; that of ViT-B/16 takes 8 to 30 minutes", topology.text)
         start = time.perf_counter()
         compiled, state = compile_step(config, devices, tokenizer.mask_id)
         logging.info("compiled in %.0f s", time.perf_counter() - start)
