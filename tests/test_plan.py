@@ -176,6 +176,8 @@ def test_collectives_are_counted_once_a_turn_and_named_by_what_they_carry() -> N
         ("  %t = f32[1024]{0} all-reduce(%i), channel_id=9", plan.SCALARS),
         ("  %t = f32[1025]{0} all-reduce(%i), channel_id=9", plan.FORBIDDEN),  # more than 4 KiB
         ("  %t = f32[8]{0} all-gather(%i), channel_id=9", plan.FORBIDDEN),
+        ("  %t = f32[8,7]{1,0} all-gather(%i), channel_id=9", plan.FORBIDDEN),  # of a chip's rows, which need no gather
+        ("  %t = f32[8,7]{1,0} reduce-scatter(%i), channel_id=9", plan.EMBEDDINGS),
         ("  %t = bf16[36,20]{0,1} reduce-scatter(%i), channel_id=9", plan.GRADIENTS),
     ],
 )
@@ -187,6 +189,14 @@ def test_what_a_collective_carries(line: str, carries: str) -> None:
 def test_parameters_may_be_gathered_under_fsdp_only() -> None:
     line = "  %t = f32[20,36]{1,0} all-gather(%i), channel_id=9"
     assert found_in(line, mesh__fsdp=2)[plan.PARAMETERS, "all-gather"] == (1, 20 * 36 * 4)
+
+
+def test_shapes_of_parameters() -> None:
+    mesh = sharding.make_mesh(2, jax.devices()[:8])
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp", None))
+    shapes = plan.parameter_shapes({"kernel": jax.ShapeDtypeStruct((3, 20, 7), "float32", sharding=place)})
+    # A stack of three layers and one of them: whole, cut in two, both halves side by side.
+    assert shapes == {(3, 20, 7), (20, 7), (3, 10, 7), (10, 7), (2, 3, 10, 7), (2, 10, 7)}
 
 
 def test_bytes_that_a_ring_sends() -> None:
@@ -419,6 +429,33 @@ def test_a_missing_compiler_is_one_line(config_file: str, capsys: pytest.Capture
     assert capsys.readouterr().err.splitlines() == [
         "mmclip: libtpu, the compiler for TPUs, is not installed: pip install -r requirements-tpu.txt"
     ]
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_committed_plans_are_those_of_the_recipe(path: Path) -> None:
+    """The compiler says what fits: at the batch of the capacity test it does, and the count by hand is not far off."""
+    text = path.read_text()
+    recipe = tiny.load_config("mmclip_vitb16")
+    recipe.model.text.vocab_size = load_tokenizer().vocab_size
+    topology = plan.parse_topology(path.stem.replace("_", ":"))
+    parameters = plan.count_parameters(plan._abstract_params(recipe))
+    assert f"{parameters:,} parameters" in text
+    assert "fits: yes" in text
+    assert plan.FORBIDDEN not in text
+
+    def asked(name: str) -> float:
+        found = re.search(rf"^ *{name} +([\d,.]+)", text, re.MULTILINE)
+        assert found is not None, name
+        return float(found[1].replace(",", ""))
+
+    assert asked("global batch") == 8192
+    work = flops.model_flops(flops.train_step_flops(plan.with_batch(recipe, 8192, topology.chips)))
+    assert asked("TFLOP a step, all chips") == pytest.approx(work / 1e12, abs=0.1)
+    if topology.is_tpu:
+        assert "  nothing else" in text
+        counted = plan.memory_by_formula(recipe, parameters, 8192, topology.chips)
+        assert asked("parameters and optimizer") == pytest.approx(counted.state / 1e9, abs=0.01)
+        assert 0.5 < counted.buffers / 1e9 / asked("buffers of the step") < 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
