@@ -325,11 +325,31 @@ class Saved:
         """The averaged parameters where the run kept them, else the parameters.
 
         abstract: shapes, dtypes and shardings of the parameters, whatever devices they were saved from.
+
+        Raises:
+          UserError: another model's parameters; or damaged ones: files that cannot be read, or bits that are not those
+            that were saved. Nothing falls back here: an evaluation of another step must be asked for.
         """
         name = "ema" if (self.directory / "ema").exists() else "params"
-        self._check_shapes(ocp.PyTreeCheckpointHandler().metadata(self.directory / name), abstract)
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(self.directory / name, abstract)
+        try:
+            stored = ocp.PyTreeCheckpointHandler().metadata(self.directory / name)
+            self._check_shapes(stored, abstract)
+            with ocp.StandardCheckpointer() as checkpointer:
+                params = checkpointer.restore(self.directory / name, abstract)
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+                expected = checkpointer.restore(self.directory / "sums")[name]
+            problem = (
+                "" if int(bit_sums({name: params})[name]) == expected else "its bits are not those that were saved"
+            )
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises many types on damage; every one means the same here
+            problem = _first_words(error)
+        if problem:
+            others = sorted(int(path.name) for path in self.directory.parent.iterdir() if path.name.isdigit())
+            remedy = f"take another with --step (there: {others})" if len(others) > 1 else "copy it again"
+            raise UserError(f"{self.directory} is damaged ({problem}): {remedy}")
+        return params
 
     def _check_shapes(self, stored: Any, abstract: Any) -> None:
         """Raises UserError where the stored parameters are not those of the settings."""

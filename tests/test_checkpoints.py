@@ -154,6 +154,21 @@ def test_a_flipped_bit_is_no_checkpoint_either(
     checkpoints.close()
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut off"])
+def test_a_damaged_checkpoint_is_not_evaluated_and_the_others_are_named(tmp_path: pathlib.Path, how: str) -> None:
+    save(tmp_path, 3, 7, ema=0.0)
+    newest = tmp_path / "checkpoints" / "7"
+    if how == "flipped":
+        flip_bits(newest, 0.4)
+    else:
+        damage(newest)
+    shapes = abstract(make_state(0, 0.0)).params
+    with pytest.raises(UserError, match=r"checkpoints/7 is damaged .*--step \(there: \[3, 7\]\)"):
+        find_checkpoint(tmp_path).restore_params(shapes)
+    expected = make_state(3, 0.0).params
+    assert tiny.largest_difference(find_checkpoint(tmp_path, 3).restore_params(shapes), expected) == 0
+
+
 def test_the_sum_of_the_bits_is_numpys_on_any_mesh() -> None:
     state = make_state(3)
 
