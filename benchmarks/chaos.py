@@ -221,7 +221,8 @@ def kill_one_process(
             raise RuntimeError(f"it ended before it was killed:\n{run.said()[-3000:]}")
         if kind == "at the start" and rows and run.resumed_at() >= 0:
             rows[-1].resumed = run.resumed_at()
-        kind = "in a write" if run.writing() else "at a step" if kind == "in a write" else kind
+        if kind != "at the start":  # where an unfinished checkpoint may still be that of the kill before
+            kind = "in a write" if run.writing() else "at a step"
         newest = max(run.checkpoints(), default=0)
         row = Row(f"SIGKILL {kind}", run.logged(), newest, not newest or same_bits(whole.workdir, run.workdir, newest))
         if kind == "at the start" and rows and rows[-1].resumed < 0 and newest == rows[-1].checkpoint:
