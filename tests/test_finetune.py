@@ -336,6 +336,7 @@ def test_a_probe_from_end_to_end(tmp_path: pathlib.Path, checkpoint: pathlib.Pat
         _run(checkpoint, phantom_dir, tmp_path, transfer.Settings(steps=21, batch=16, seeds=(0,), fractions=(1.0,)))
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_of_classes(
     tmp_path: pathlib.Path, checkpoint: pathlib.Path, phantom_dir: pathlib.Path
 ) -> None:
@@ -381,7 +382,8 @@ def test_the_best_parameters_are_scored_and_training_stops_early(
     assert np.abs(scores - seen[5]).max() > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["probe", pytest.param("full", marks=pytest.mark.slow)])  # compiles three times
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["probe", "full"])
 def test_an_interrupted_run_goes_on_to_the_same_scores(
     mode: str,
     tmp_path: pathlib.Path,
