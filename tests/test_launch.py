@@ -346,6 +346,12 @@ def test_slurm_job_is_queued_again_after_75_until_it_is_done(cluster, tmp_path):
     ]  # fmt: skip
 
 
+def test_slurm_lets_the_exchange_of_gradients_overlap(cluster):
+    done = cluster("echo $XLA_FLAGS", str(SLURM), *TRAIN, XLA_FLAGS="--xla_mine=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "--xla_gpu_enable_latency_hiding_scheduler=true --xla_mine=1\n"
+
+
 @pytest.mark.parametrize("status", [1, 2, 134, 137])
 def test_slurm_job_that_fails_ends_with_the_status(cluster, tmp_path, status):
     assert cluster(f"exit {status}", str(SLURM), *TRAIN).returncode == status
