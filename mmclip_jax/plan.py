@@ -28,6 +28,7 @@ if typing.TYPE_CHECKING:
 SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
 EMBEDDINGS, IDS, SCALARS = "embeddings and their gradients", "ids of texts", "scalars"
 GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "parameters (fsdp)", "NOT ALLOWED"
+_REMEDY = "shard the state (--config.mesh.fsdp), chunk the batch (--config.optimizer.accumulate), or take more chips"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,7 +177,8 @@ def compile_step(config: ConfigDict, devices: list[Any], mask_id: int) -> tuple[
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(f"the compiler finds no room for the step ({str(error).splitlines()[0]})") from error
+        said = str(error).splitlines()[0].rstrip(".")
+        raise DoesNotFitError(f"the compiler finds no room for the step ({said}): {_REMEDY}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -587,8 +589,7 @@ class Plan:
         if not self.fits:
             memory, capacity = self.asked.memory.total / 1e9, self.topology.chip.memory / 1e9
             raise DoesNotFitError(
-                f"the step needs {memory:.1f} GB a chip, {self.topology.kind} has {capacity:.0f}: shard the state "
-                "(--config.mesh.fsdp), chunk the batch (--config.optimizer.accumulate), or take more or larger chips"
+                f"the step needs {memory:.1f} GB a chip, {self.topology.kind} has {capacity:.0f}: {_REMEDY}"
             )
         if self.forbidden:
             names = ", ".join(f"{each.operation} of {each.arrays[0]}" for each in self.forbidden)

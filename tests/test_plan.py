@@ -467,17 +467,33 @@ def test_the_committed_plans_are_those_of_the_recipe(path: Path) -> None:
 # The compiler for TPUs, where it is installed
 
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (make test-tpu)"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (make test-tpu)")
-def test_a_tpus_compiler_moves_what_it_may_only(planned: list[plan.Plan], tmp_path: Path) -> None:
+@needs_libtpu
+def test_a_tpus_compiler_moves_what_it_may_only(
+    planned: list[plan.Plan], config_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The whole step for four chips: 40 s."""
-    path = tmp_path / "small.py"
-    path.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nimport test_plan\n"
-        "def get_config():\n    return test_plan.config(train__compiler_options='')\n"
-    )
-    assert cli.main(["plan", "--config", str(path), "--topology", "v5e:2x2"]) == 0
+    weights = [f"--config.objective.{name}.weight=1.0" for name in ("attmim", "entmlm")]
+    line = ["plan", "--config", config_file, "--topology", "v5e:2x2", "--config.train.compiler_options="]
+    assert cli.main([*line, *weights]) == 0
     (made,) = planned
     assert made.forbidden == []
     carried = {collective.what for collective in made.collectives}
     assert {plan.EMBEDDINGS, plan.IDS, plan.GRADIENTS} <= carried
+    assert "libtpu" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_tpus_memory_is_known_to_its_compiler(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Logits of 17 GB on each of four chips: 20 s."""
+    line = ["plan", "--config", config_file, "--topology", "v5e:2x2", "--batch", "131072"]
+    assert cli.main([*line, "--config.train.compiler_options=", "--config.objective.contrastive.chunk=-1"]) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("mmclip: the compiler finds no room for the step (RESOURCE_EXHAUSTED")
+    assert "--config.optimizer.accumulate" in err
