@@ -28,6 +28,7 @@ if typing.TYPE_CHECKING:
 SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
 EMBEDDINGS, IDS, SCALARS = "embeddings and their gradients", "ids of texts", "scalars"
 GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "parameters (fsdp)", "NOT ALLOWED"
+_REMEDY = "shard the state (--config.mesh.fsdp), chunk the batch (--config.optimizer.accumulate), or take more chips"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,7 +177,8 @@ def compile_step(config: ConfigDict, devices: list[Any], mask_id: int) -> tuple[
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(f"the compiler finds no room for the step ({str(error).splitlines()[0]})") from error
+        said = str(error).splitlines()[0].rstrip(".")
+        raise DoesNotFitError(f"the compiler finds no room for the step ({said}): {_REMEDY}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,14 +211,14 @@ def compiled_memory(compiled: "jax.stages.Compiled", state: Any) -> Memory:
 
 
 def scaled_memory(memory: Memory, config: ConfigDict, parameters: int, rows: int, chips: int) -> Memory:
-    """The memory of `rows` rows from that of `config`: the buffers grow with the rows, all but the gradients.
+    """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but the float32 gradients.
 
-    Of these only two bytes a parameter are taken for sure, which errs towards too much for larger batches. Logits grow
-    with the square of the rows, as far as the loss does not chunk them.
+    The optimizer's buffers do not grow either, so it errs towards too much for larger batches. Logits grow with the
+    square of the rows, as far as the loss does not chunk them.
     """
     before = batch_rows(config)
     factor = rows / before
-    gradients = min(2.0 * parameters / config.mesh.fsdp, memory.buffers)
+    gradients = min(4.0 * parameters / config.mesh.fsdp, memory.buffers)
     logits = logits_bytes(config, rows, chips) - factor * logits_bytes(config, before, chips)
     buffers = gradients + factor * (memory.buffers - gradients) + max(logits, 0.0)
     return Memory(memory.state, memory.batch * factor, buffers, memory.program)
@@ -440,31 +442,34 @@ def parameter_shapes(params: Any) -> set[tuple[int, ...]]:
 def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int) -> Memory:
     """Bytes a chip for a global batch of `rows`, without compiling.
 
-    State: float32 parameters, two moments, and the average. Buffers: float32 gradients, and activations counted by
-    hand: with `model.remat` the input of every layer, and the products of one layer twice over for their gradients;
-    without it the products of all layers.
+    State: float32 parameters, two moments, and the average. Buffers: gradients and updates in float32, and activations
+    counted by hand: with `model.remat` the input of every layer, and the products of the largest layer twice over, for
+    their gradients; without it the products of all layers.
     """
     model, objective = config.model, config.objective
     wide = 2 if model.dtype == "bfloat16" else 4
     patches, tokens = (model.image_size // model.patch_size) ** 2, model.text.length
 
-    def tower(part: Mapping[str, int], positions: int, context: int = 0) -> float:
-        products = positions * (8 * part["width"] + 2 * part["mlp_dim"]) * wide
-        products += part["heads"] * positions * (positions + context) * (4 + wide)  # softmax is float32
-        if not model.remat:
-            return products * part["depth"]
-        return positions * part["width"] * wide * part["depth"] + 2 * products
-
-    row = tower(model.image, patches) + tower(model.text, tokens)
+    towers = [(model.image, patches, 0), (model.text, tokens, 0)]
     if objective.attmim.weight:
-        row += tower(model.image_decoder, patches, tokens)
+        towers += [(model.image_decoder, patches, tokens)]
     if objective.entmlm.weight:
-        row += tower(model.text, tokens) + tower(model.text_decoder, tokens, patches)
+        towers += [(model.text, tokens, 0), (model.text_decoder, tokens, patches)]
+    inputs, products = [], []
+    for part, positions, context in towers:
+        inputs.append(positions * part.width * wide * part.depth)
+        layer = positions * (8 * part.width + 2 * part.mlp_dim) * wide
+        products.append(layer + part.heads * positions * (positions + context) * (4 + wide))  # softmax is float32
+    if model.remat:
+        row = sum(inputs) + 2 * max(products)
+    else:
+        row = sum(layer * part.depth for layer, (part, _, _) in zip(products, towers, strict=True))
+    if objective.entmlm.weight:
         row += 2 * 4 * objective.entmlm.slots * model.text.vocab_size  # logits and their gradient
     return Memory(
         4.0 * parameters * (4 if config.optimizer.ema else 3) / config.mesh.fsdp,
         rows / chips * row_bytes(config),
-        4.0 * parameters / config.mesh.fsdp
+        8.0 * parameters / config.mesh.fsdp
         + rows / chips / config.optimizer.accumulate * row
         + logits_bytes(config, rows, chips),
     )
@@ -584,8 +589,7 @@ class Plan:
         if not self.fits:
             memory, capacity = self.asked.memory.total / 1e9, self.topology.chip.memory / 1e9
             raise DoesNotFitError(
-                f"the step needs {memory:.1f} GB a chip, {self.topology.kind} has {capacity:.0f}: shard the state "
-                "(--config.mesh.fsdp), chunk the batch (--config.optimizer.accumulate), or take more or larger chips"
+                f"the step needs {memory:.1f} GB a chip, {self.topology.kind} has {capacity:.0f}: {_REMEDY}"
             )
         if self.forbidden:
             names = ", ".join(f"{each.operation} of {each.arrays[0]}" for each in self.forbidden)
@@ -659,11 +663,11 @@ class Plan:
         )
         if self.compiled:
             notes.append(
-                "Memory: the compiler's for the batch asked for. The others are estimates from it: buffers grow with "
-                "the rows, all but two bytes a parameter for gradients."
+                "Memory: the compiler's for the batch asked for. The others are estimates from it, as if all buffers "
+                "but the gradients grew with the rows: too much for a larger batch, too little for a smaller one."
             )
         else:
-            notes.append("Memory is counted by hand: expect it to be right to a factor of two.")
+            notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
         notes.append(
             "Times: matrix products, recomputed ones too, by mmclip_jax/flops.py over the peak; state and buffers read "
             "and written once; collectives in rings over all chips. No step is faster, real ones are slower. "
