@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from mmclip_jax import files
 from mmclip_jax.config import default_config
 from mmclip_jax.errors import StorageError, UserError
 from mmclip_jax.step import TrainState
@@ -157,7 +158,7 @@ class Checkpoints:
         """Which checkpoint a run can go on from, for a message."""
         folder = self._manager.directory
         with contextlib.suppress(OSError):
-            steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+            steps = _steps(folder)
             if steps:
                 return f"checkpoint {max(steps)} is whole and stays"
         return "there is no checkpoint yet"
@@ -185,8 +186,9 @@ def _os_error_code(message: str) -> int | None:
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """The path with "~" expanded and made absolute."""
-    return epath.Path(path).expanduser().absolute()
+    """The path with "~" expanded and made absolute; an address in a bucket as it is."""
+    path = files.locate(path)
+    return path if files.in_bucket(path) else path.absolute()
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
@@ -258,7 +260,7 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
     Raises:
       UserError: naming the settings that differ from those of the newest checkpoint.
     """
-    if not any((epath.Path(workdir).absolute() / FOLDER).glob("[0-9]*")):
+    if not any((absolute_path(workdir) / FOLDER).glob("[0-9]*")):
         return
     try:
         saved = find_checkpoint(workdir).config
@@ -352,7 +354,7 @@ class Saved:
 
 def is_checkpoint(path: epath.PathLike) -> bool:
     """Whether `path` is the directory of one checkpoint, and not a workdir with some."""
-    return (epath.Path(path) / "run").exists()
+    return (files.locate(path) / "run").exists()
 
 
 def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = None) -> Saved:
@@ -362,14 +364,14 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
       UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
         software made it.
     """
-    path = epath.Path(workdir_or_checkpoint).expanduser().absolute()
+    path = absolute_path(workdir_or_checkpoint)
     if is_checkpoint(path):
         directory = path
     else:
         folder = path / FOLDER
         if not folder.exists():
             raise UserError(f"{path} holds no checkpoints: give the --workdir of a training run or a step directory")
-        steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+        steps = _steps(folder)
         if not steps or (step is not None and step not in steps):
             raise UserError(f"{folder} has no checkpoint {'' if step is None else step} (steps there: {steps})")
         directory = folder / str(steps[-1] if step is None else step)
@@ -387,6 +389,12 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         base64.b64decode(run["tokenizer"]),
         run["manifest"],
     )
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The steps whose checkpoints are complete, ascending; in a bucket the folder alone does not say so."""
+    found = (path for path in folder.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path))
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
