@@ -166,16 +166,19 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def storage_errors_are_named(place: epath.PathLike, last: Callable[[], str]) -> Iterator[None]:
-    """Turns an error of the file system inside into a StorageError that says what is left and what to do."""
+    """Turns an error of the file system, or of the bucket, into a StorageError: what is left, and what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:
         code = error.errno if isinstance(error, OSError) else _os_error_code(str(error))
-        if code not in _STORAGE_ERRORS:
+        problem = os.strerror(code) if code in _STORAGE_ERRORS else ""
+        if not problem and files.in_bucket(epath.Path(place)):
+            problem = files.bucket_problem(error)
+        if not problem:
             raise
         raise StorageError(
-            f"{place} cannot be written ({os.strerror(code)}); {last()}. Make room or give permission, then run the "
-            "same command again"
+            f"{place} cannot be written ({problem}); {last()}. Make room or give permission, then run the same command "
+            "again"
         ) from error
 
 

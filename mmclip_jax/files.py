@@ -1,9 +1,11 @@
 """Files that are there whole or not at all, however a process ends; on disk, or in a bucket of Cloud Storage (gs://)."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,13 +15,14 @@ from etils import epath
 from mmclip_jax.errors import UserError
 
 _SCHEME = "gs://"
+_TENSORSTORE_PROBLEM = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|NOT_FOUND|DEADLINE_EXCEEDED): ")
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
     """The path with "~" expanded, or the address gs://BUCKET/... in Cloud Storage.
 
     Raises:
-      UserError: an address elsewhere, or one in Cloud Storage without the extra that reads it.
+      UserError: an address elsewhere, or one in Cloud Storage without the extra that reads it, or without permission.
     """
     text = os.fspath(path)
     if text.startswith(_SCHEME):
@@ -46,6 +49,33 @@ def _open_cloud(address: str) -> None:
     os.environ.setdefault("EPATH_USE_TF", "false")  # epath would take TensorFlow, where there is one
     # What TensorStore and other processes write must be seen at once.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    _check_access(address)
+
+
+@functools.cache
+def _check_access(address: str) -> None:
+    """UserError where what lies there cannot be listed. gcsfs would call it missing, or raise what it likes."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import storage
+
+    bucket, _, prefix = address.removeprefix(_SCHEME).partition("/")
+    try:
+        next(iter(storage.Client().list_blobs(bucket, prefix=prefix, max_results=1)), None)
+    except (GoogleAPIError, GoogleAuthError, OSError, ValueError) as error:
+        raise UserError(
+            f"{address} cannot be listed ({' '.join(str(error).split())}): check the bucket's name, and that this "
+            "machine's account has access (gcloud auth application-default login)"
+        ) from error
+
+
+def bucket_problem(error: Exception) -> str:
+    """What Cloud Storage, or the way there, said in an error of one of the libraries that read it; "" in others."""
+    source, text = type(error).__module__.partition(".")[0], " ".join(str(error).split())
+    foreign = source in ("gcsfs", "google", "requests", "aiohttp")
+    foreign |= isinstance(error, OSError) and error.errno is None
+    foreign |= isinstance(error, ValueError) and _TENSORSTORE_PROBLEM.search(text) is not None
+    return (text or type(error).__name__) if foreign else ""
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -1,7 +1,7 @@
 """A server that speaks as much of Cloud Storage's JSON API as our libraries use, for buckets that lie in memory.
 
-Source: the published reference of the API (https://cloud.google.com/storage/docs/json_api/v1): objects get, list, insert
-(media, multipart and resumable), delete and rewrite with preconditions on generations; buckets get.
+Source: the reference of the API, https://cloud.google.com/storage/docs/json_api/v1. Objects: get, list, insert (media,
+multipart, resumable), delete, rewrite, with preconditions on generations. Buckets: get.
 """
 
 import contextlib
@@ -27,7 +27,13 @@ class _Refused(Exception):
 
 
 class Buckets:
-    """Every bucket exists. objects: (bucket, name) -> bytes; requests: what was asked for, in order."""
+    """Every bucket exists.
+
+    Attributes:
+      requests: what was asked for, in order.
+      allowed: which methods are answered; others are refused, as without permission.
+      url: of the server.
+    """
 
     def __init__(self) -> None:
         self._objects: dict[tuple[str, str], _Object] = {}
@@ -35,6 +41,7 @@ class Buckets:
         self._lock = threading.Lock()
         self._generations = itertools.count(1001)
         self.requests: list[str] = []
+        self.allowed = {"GET", "HEAD", "POST", "PUT", "DELETE"}
         self.url = ""
 
     def names(self, bucket: str) -> list[str]:
@@ -153,12 +160,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self._body()
         self.buckets.requests.append(f"{self.command} {self.path}")
         try:
+            if self.command not in self.buckets.allowed:
+                raise _Refused(403, "the caller has no such permission")
             self._route(parsed.path, query, body)
         except _Refused as refused:
             status, why = refused.args
             self._send(status, {"error": {"code": status, "message": why, "errors": [{"message": why}]}})
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
     def _route(self, path: str, query: dict[str, str], body: bytes) -> None:
         place = re.fullmatch(r"(?:/(upload|download))?(?:/resumable)?/storage/v1/b/([^/]+)(?:/o(?:/(.*))?)?", path)
@@ -235,12 +244,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve() -> Iterator[Buckets]:
-    """Runs the server on a free port; `environment` says what a process needs to use it."""
+    """Runs the server on a free port; `environment` is what a process needs to use it."""
     buckets = Buckets()
     handler = type("Handler", (_Handler,), {"buckets": buckets})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     buckets.url = f"http://127.0.0.1:{server.server_address[1]}"
+    # A reader that has enough hangs up.
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
