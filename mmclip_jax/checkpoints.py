@@ -156,12 +156,13 @@ class Checkpoints:
 
     def describe_last(self) -> str:
         """Which checkpoint a run can go on from, for a message."""
-        folder = self._manager.directory
-        with contextlib.suppress(OSError):
-            steps = _steps(folder)
-            if steps:
-                return f"checkpoint {max(steps)} is whole and stays"
-        return "there is no checkpoint yet"
+        try:
+            steps = _steps(self._manager.directory)
+        except FileNotFoundError:
+            steps = []
+        except Exception:  # without permission, or a way to the bucket
+            return "what is there cannot be listed"
+        return f"checkpoint {max(steps)} is whole and stays" if steps else "there is no checkpoint yet"
 
 
 @contextlib.contextmanager

@@ -80,15 +80,15 @@ def bucket_problem(error: Exception) -> str:
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file beside its place and moves it there; its folder is made if missing. A bucket does so by itself."""
-    path = locate(path)
+    place = locate(path)
     data = content.encode() if isinstance(content, str) else content
-    if in_bucket(path):
-        path.write_bytes(data)
+    if in_bucket(place):
+        place.write_bytes(data)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}.unfinished")
     unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    os.replace(unfinished, place)
 
 
 @contextlib.contextmanager

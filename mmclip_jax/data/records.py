@@ -648,20 +648,20 @@ def dataset_dir(path: str | os.PathLike[str]) -> epath.Path:
     Raises:
       UserError: there is none there, or more than one; the message names what is there.
     """
-    path = files.locate(path)
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory; give the directory of a built data set")
+    place = files.locate(path)
+    if not place.is_dir():
+        raise UserError(f"{place} is not a directory; give the directory of a built data set")
     for pattern in ("", "*", "*/*"):
-        found = sorted(file.parent for file in path.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
+        found = sorted(file.parent for file in place.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
         if len(found) == 1:
             return found[0]
         if found:
-            names = ", ".join(str(directory.relative_to(path)) for directory in found)
-            raise UserError(f"{path} holds {len(found)} data sets ({names}); give the path of one of them")
-    inside = sorted(entry.name for entry in path.iterdir())
+            names = ", ".join(str(directory.relative_to(place)) for directory in found)
+            raise UserError(f"{place} holds {len(found)} data sets ({names}); give the path of one of them")
+    inside = sorted(entry.name for entry in place.iterdir())
     shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     raise UserError(
-        f"{path} holds no built data set (found there: {shown or 'nothing'}); build one with mmclip data build"
+        f"{place} holds no built data set (found there: {shown or 'nothing'}); build one with mmclip data build"
     )
 
 

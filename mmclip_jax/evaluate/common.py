@@ -84,12 +84,12 @@ def run(
       UserError: no checkpoint, no data set, no rows in the split, or no `out` for a single checkpoint.
     """
     model = mmclip_jax.load(workdir, step, all_devices=True)
-    workdir = checkpoints.absolute_path(workdir)
-    if out is None and checkpoints.is_checkpoint(workdir):
-        raise UserError(f"{workdir} is a single checkpoint, and nothing is written into one: say where with --out")
+    run_dir = checkpoints.absolute_path(workdir)
+    if out is None and checkpoints.is_checkpoint(run_dir):
+        raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
     if data is None:
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
-    out_dir = files.locate(out) if out is not None else workdir / "evaluation" / str(model.step)
+    out_dir = files.locate(out) if out is not None else run_dir / "evaluation" / str(model.step)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
     split = split or chosen.split
@@ -102,8 +102,8 @@ def run(
         split,
         out_dir,
         protocol=chosen,
-        run_name=workdir.name,
-        curves=read_curves(workdir / METRICS_FILE),
+        run_name=run_dir.name,
+        curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
         resamples=resamples,
         progress=progress,
