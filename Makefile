@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 FAST := not slow and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-fast test-beam test-interop lint bench bench-entities chaos plan test-tpu wheel-data clean
+.PHONY: demo test test-fast test-beam test-interop lint bench bench-entities chaos plan test-tpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -33,6 +33,15 @@ test-beam: .venv-beam/.installed
 
 test-tpu: .tpu/.installed $(VENV)/.installed-dev
 	PYTHONPATH=.tpu $(BIN)/python -m pytest -q tests/test_plan.py -k tpu
+
+# Workdirs and data sets in buckets, against a stand-in for Cloud Storage.
+.gcs/.installed: requirements-gcs.txt | $(VENV)/bin/python
+	rm -rf .gcs
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target .gcs -r requirements-gcs.txt
+	@touch $@
+
+test-gcs: .gcs/.installed $(VENV)/.installed-dev
+	PYTHONPATH=.gcs $(BIN)/python -m pytest -q tests/test_cloud.py
 
 # Importers of other programs' checkpoints, against transformers. torch brings gigabytes for GPUs unless pip is told of PyTorch's
 # index for CPUs (PIP_EXTRA_INDEX_URL).

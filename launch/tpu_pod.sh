@@ -36,7 +36,8 @@ usage: launch/tpu_pod.sh up     [options]
   --help            print this
 
 The committed files are installed (git archive), with Python 3.11 and jax[tpu] in .venv there. Data sets and --workdir
-must be directories that every host sees under the same path: a Filestore share, or a bucket mounted with gcsfuse.
+are addresses gs://BUCKET/..., or directories that every host sees under the same path: a Filestore share, a bucket
+mounted with gcsfuse.
 
 Exit status: 0 finished or stopped; 2 a mistake in the command or the settings; 69 no slice to be had, or its hosts
 cannot be reached; 75 interrupted --attempts times, run again to go on; else the trainer's own. Only down, and up or

@@ -5,7 +5,7 @@ usage() {
   cat <<'TEXT'
 One host's part of launch/tpu_pod.sh: installs, starts and stops the trainer there. The trainer outlives the ssh session.
 
-usage: launch/worker.sh install             makes .venv with Python 3.11 and jax[tpu]
+usage: launch/worker.sh install             makes .venv with Python 3.11, jax[tpu] and what reads gs://
        launch/worker.sh start -- ARGUMENTS  runs mmclip train --pod ARGUMENTS in the background; nothing if one runs
        launch/worker.sh state               prints running, "exit STATUS", stopped, lost (the host restarted) or none
        launch/worker.sh logs                prints the last lines of the log and follows it
@@ -51,7 +51,8 @@ case $action in
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv==0.13.9
     [[ -x .venv/bin/python ]] || python3 -m uv venv -q --python 3.11 .venv
     python3 -m uv pip install -q --python .venv/bin/python -r requirements.txt
-    python3 -m uv pip install -q --python .venv/bin/python -c requirements.txt -e '.[tpu]'
+    python3 -m uv pip install -q --python .venv/bin/python -c requirements.txt -c requirements-gcs.txt \
+      -e '.[tpu,gcs]'
     ;;
   start)
     [[ ${1:-} == -- ]] || fail "start takes -- and the arguments of mmclip train"

@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from mmclip_jax import files
 from mmclip_jax.config import default_config
 from mmclip_jax.errors import StorageError, UserError
 from mmclip_jax.step import TrainState
@@ -155,26 +156,30 @@ class Checkpoints:
 
     def describe_last(self) -> str:
         """Which checkpoint a run can go on from, for a message."""
-        folder = self._manager.directory
-        with contextlib.suppress(OSError):
-            steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-            if steps:
-                return f"checkpoint {max(steps)} is whole and stays"
-        return "there is no checkpoint yet"
+        try:
+            steps = _steps(self._manager.directory)
+        except FileNotFoundError:
+            steps = []
+        except Exception:  # without permission, or a way to the bucket
+            return "what is there cannot be listed"
+        return f"checkpoint {max(steps)} is whole and stays" if steps else "there is no checkpoint yet"
 
 
 @contextlib.contextmanager
 def storage_errors_are_named(place: epath.PathLike, last: Callable[[], str]) -> Iterator[None]:
-    """Turns an error of the file system inside into a StorageError that says what is left and what to do."""
+    """Turns an error of the file system, or of the bucket, into a StorageError: what is left, and what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:
         code = error.errno if isinstance(error, OSError) else _os_error_code(str(error))
-        if code not in _STORAGE_ERRORS:
+        problem = os.strerror(code) if code in _STORAGE_ERRORS else ""
+        if not problem and files.in_bucket(epath.Path(place)):
+            problem = files.bucket_problem(error)
+        if not problem:
             raise
         raise StorageError(
-            f"{place} cannot be written ({os.strerror(code)}); {last()}. Make room or give permission, then run the "
-            "same command again"
+            f"{place} cannot be written ({problem}); {last()}. Make room or give permission, then run the same command "
+            "again"
         ) from error
 
 
@@ -185,8 +190,9 @@ def _os_error_code(message: str) -> int | None:
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """The path with "~" expanded and made absolute."""
-    return epath.Path(path).expanduser().absolute()
+    """The path with "~" expanded and made absolute; an address in a bucket as it is."""
+    path = files.locate(path)
+    return path if files.in_bucket(path) else path.absolute()
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
@@ -258,7 +264,7 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
     Raises:
       UserError: naming the settings that differ from those of the newest checkpoint.
     """
-    if not any((epath.Path(workdir).absolute() / FOLDER).glob("[0-9]*")):
+    if not any((absolute_path(workdir) / FOLDER).glob("[0-9]*")):
         return
     try:
         saved = find_checkpoint(workdir).config
@@ -372,7 +378,7 @@ class Saved:
 
 def is_checkpoint(path: epath.PathLike) -> bool:
     """Whether `path` is the directory of one checkpoint, and not a workdir with some."""
-    return (epath.Path(path) / "run").exists()
+    return (files.locate(path) / "run").exists()
 
 
 def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = None) -> Saved:
@@ -382,14 +388,14 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
       UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
         software made it.
     """
-    path = epath.Path(workdir_or_checkpoint).expanduser().absolute()
+    path = absolute_path(workdir_or_checkpoint)
     if is_checkpoint(path):
         directory = path
     else:
         folder = path / FOLDER
         if not folder.exists():
             raise UserError(f"{path} holds no checkpoints: give the --workdir of a training run or a step directory")
-        steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+        steps = _steps(folder)
         if not steps or (step is not None and step not in steps):
             raise UserError(f"{folder} has no checkpoint {'' if step is None else step} (steps there: {steps})")
         directory = folder / str(steps[-1] if step is None else step)
@@ -407,6 +413,12 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         base64.b64decode(run["tokenizer"]),
         run["manifest"],
     )
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The steps whose checkpoints are complete, ascending; in a bucket the folder alone does not say so."""
+    found = (path for path in folder.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path))
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

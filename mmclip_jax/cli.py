@@ -456,10 +456,27 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _place(text: str) -> Any:
+    """A path on disk or in a bucket."""
+    from mmclip_jax import files
+
+    try:
+        return files.locate(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _existing(text: str) -> Path:
-    path = _path(text)
+    return _that_exists(_path(text))
+
+
+def _existing_place(text: str) -> Any:
+    return _that_exists(_place(text))
+
+
+def _that_exists(path: Any) -> Any:
     if not path.exists():
-        raise argparse.ArgumentTypeError(f"{text} does not exist")
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
     return path
 
 
@@ -503,7 +520,7 @@ def _add_config(parser: _Parser, default: Path | None = None) -> None:
 
 
 def _add_run(parser: _Parser, required: bool = True) -> None:
-    parser.add_argument("--workdir", required=required, type=_existing, help="directory of a training run")
+    parser.add_argument("--workdir", required=required, type=_existing_place, help="directory of a training run")
     parser.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
 
 
@@ -627,7 +644,7 @@ def _make_parser() -> _Parser:
         collection.set_defaults(collection=name)
         collection.more = _add_collection_options
     info = _add(data, "info", "show what a data set holds", _data_info)
-    info.add_argument("path", metavar="PATH", type=_existing, help="directory of a built data set")
+    info.add_argument("path", metavar="PATH", type=_existing_place, help="directory of a built data set")
     info.add_argument("--html", metavar="FILE", type=_path, help="also write a page with examples as pictures")
     info.add_argument("--show-text", action="store_true", help="show ids and reports on the page")
 
@@ -647,13 +664,13 @@ def _make_parser() -> _Parser:
     learn = _add(
         tokenizer, "train", "train a SentencePiece model on the training reports of data sets", _tokenizer_train
     )
-    learn.add_argument("--data", required=True, nargs="+", type=_existing, metavar="DIR", help="built data sets")
+    learn.add_argument("--data", required=True, nargs="+", type=_existing_place, metavar="DIR", help="built data sets")
     learn.add_argument("--vocab-size", type=int, default=4096, help="number of pieces")
     learn.add_argument("--out", required=True, type=_path, metavar="FILE", help="the model file to write")
 
     train = _add(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
     _add_config(train)
-    train.add_argument("--workdir", required=True, type=_path, help="directory of checkpoints, metrics and manifest")
+    train.add_argument("--workdir", required=True, type=_place, help="directory of checkpoints, metrics and manifest")
     train.add_argument(
         "--profile", type=int, metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
     )
@@ -670,10 +687,10 @@ def _make_parser() -> _Parser:
     plan.add_argument("--batch", type=int, metavar="ROWS", help="of the global batch; default: the config's")
 
     tune = _add(top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune)
-    tune.add_argument("--checkpoint", required=True, type=_existing, help="directory of a pre-training run")
+    tune.add_argument("--checkpoint", required=True, type=_existing_place, help="directory of a pre-training run")
     tune.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
-    tune.add_argument("--data", required=True, nargs="+", type=_existing, metavar="DIR", help="built data sets")
-    tune.add_argument("--workdir", required=True, type=_path, help="directory of the runs and their table")
+    tune.add_argument("--data", required=True, nargs="+", type=_existing_place, metavar="DIR", help="built data sets")
+    tune.add_argument("--workdir", required=True, type=_place, help="directory of the runs and their table")
     tune.add_argument("--split", default="test", choices=("validation", "test"), help="the part to score")
     tune.add_argument(
         "--allow-leakage",
@@ -698,7 +715,7 @@ def _make_parser() -> _Parser:
         "--vocabulary", type=_existing, metavar="FILE", help="of --referee's tokenizer; default: beside the checkpoint"
     )
     evaluate.add_argument(
-        "--data", nargs="+", type=_existing, metavar="DIR", help="built data sets; default: the run's"
+        "--data", nargs="+", type=_existing_place, metavar="DIR", help="built data sets; default: the run's"
     )
     evaluate.add_argument(
         "--split", choices=("train", "validation", "test"), help="the part to score; default: the protocol's"
@@ -708,7 +725,7 @@ def _make_parser() -> _Parser:
         metavar="NAME|FILE.yaml[:NAME]",
         help="findings, prompts, uncertain labels, score (docs/evaluation.md); default: the one of the data set's name",
     )
-    evaluate.add_argument("--out", type=_path, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
+    evaluate.add_argument("--out", type=_place, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )

@@ -9,8 +9,6 @@ import functools
 import io
 import json
 import os
-import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from mmclip_jax import classifier, files, optim, sharding, train, writers
@@ -79,7 +78,7 @@ def run(
     if settings.batch % mesh.size:
         raise UserError(f"batch={settings.batch} is no multiple of the {mesh.size} devices")
     task = Task.load(data, split, settings)
-    transfer = Transfer(saved, tokenizer.model_bytes, task, mesh, settings, pathlib.Path(workdir), Progress(progress))
+    transfer = Transfer(saved, tokenizer.model_bytes, task, mesh, settings, files.locate(workdir), Progress(progress))
     results: dict[str, Any] = {
         "schema": 1,
         "mode": settings.mode,
@@ -124,7 +123,7 @@ def run(
     results["notes"] = _notes(results, resamples)
     table = supervised.as_markdown(results)
     if jax.process_index() == 0:
-        out = pathlib.Path(workdir) / settings.mode
+        out = files.locate(workdir) / settings.mode
         files.write_whole(out / TABLE_FILE, table)
         files.write_whole(out / RESULTS_FILE, json.dumps(_finite(results), indent=1) + "\n")
     return table
@@ -233,7 +232,7 @@ class Transfer:
         task: Task,
         mesh: jax.sharding.Mesh,
         settings: Settings,
-        workdir: pathlib.Path,
+        workdir: epath.Path,
         progress: Progress,
     ):
         self._saved, self._tokenizer_model, self._task, self._mesh = saved, tokenizer_model, task, mesh
@@ -260,7 +259,7 @@ class Transfer:
                 raise UserError(
                     f"{folder} holds a finished run with other settings: give another --workdir, or delete it"
                 )
-            return Made(result["summary"], np.load(folder / _SCORES)["scores"])
+            return Made(result["summary"], np.load(io.BytesIO((folder / _SCORES).read_bytes()))["scores"])
         logging.info("%s on %g %% (%d images), seed %d", self._settings.mode, 100 * fraction, len(rows), seed)
         summary, scores = self._train(config, rows, seed, folder)
         if jax.process_index() == 0:
@@ -271,7 +270,7 @@ class Transfer:
             files.write_whole(folder / _SCORES, stream.getvalue())
             files.write_whole(folder / _RESULT, json.dumps({"config": key, "summary": summary}, indent=1) + "\n")
             if not self._settings.keep_checkpoints:
-                shutil.rmtree(folder / FOLDER)
+                (folder / FOLDER).rmtree()
         return Made(summary, scores)
 
     def _config(self, fraction: float, rows: np.ndarray, seed: int) -> ConfigDict:
@@ -309,7 +308,7 @@ class Transfer:
         return config
 
     def _train(
-        self, config: ConfigDict, rows: np.ndarray, seed: int, folder: pathlib.Path
+        self, config: ConfigDict, rows: np.ndarray, seed: int, folder: epath.Path
     ) -> tuple[dict[str, Any], np.ndarray]:
         task, mesh, settings = self._task, self._mesh, self._settings
         source, make_row, inputs = self._inputs(config, rows)
@@ -349,6 +348,7 @@ class Transfer:
             if best is None or value > best[1]:
                 state = dataclasses.replace(state, ema=_copy(state.params))  # type: ignore[type-var]
             history.append([int(state.step), value])
+            writer.flush()
             checkpoints.save(state, iterator, run)
             return state, {"evaluation/macro_auroc": value}, enough()
 

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 import mmclip_jax
-from mmclip_jax import flops, optim, sharding, writers
+from mmclip_jax import files, flops, optim, sharding, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import (
     Checkpoints,
@@ -106,8 +106,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     run = run_record(config, tokenizer.model_bytes, manifest)
     with storage_errors_are_named(workdir, checkpoints.describe_last):
         if primary:
-            _write_json(epath.Path(workdir) / "config.json", run["config"])
-            _write_json(epath.Path(workdir) / "manifest.json", manifest)
+            _write_json(files.locate(workdir) / "config.json", run["config"])
+            _write_json(files.locate(workdir) / "manifest.json", manifest)
         writer = writers.create_writer(workdir, step=first, primary=primary)
     parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     logging.info(
@@ -292,6 +292,7 @@ def fit(
                 settle()
                 with progress.paused():
                     if stop or due(number, config.train.checkpoint_every):
+                        writer.flush()  # what a run that goes on from here keeps
                         checkpoints.save(state, iterator, run)
                     if not stop and config.train.evaluate_every > 0 and due(number, config.train.evaluate_every):
                         state, values, enough = evaluate(state)
@@ -354,7 +355,7 @@ def profiler(workdir: str, first: int, count: int) -> Iterator[Callable[[int, Ca
     Yields:
       before(number, settle): to be called before every step; settle waits for the step before.
     """
-    folder, running = f"{workdir}/profile", False
+    twin, running = files.LocalTwin(files.locate(workdir) / "profile"), False
 
     def before(number: int, settle: Callable[[], None]) -> None:
         nonlocal running
@@ -364,7 +365,7 @@ def profiler(workdir: str, first: int, count: int) -> Iterator[Callable[[int, Ca
         if jax.process_index():
             return
         if number == first:
-            jax.profiler.start_trace(folder)
+            jax.profiler.start_trace(str(twin.folder))
             running = True
         elif running:
             stop()
@@ -373,7 +374,8 @@ def profiler(workdir: str, first: int, count: int) -> Iterator[Callable[[int, Ca
         nonlocal running
         jax.profiler.stop_trace()
         running = False
-        logging.info("the profile lies in %s", folder)
+        twin.copy()
+        logging.info("the profile lies in %s", twin.path)
 
     try:
         yield before
@@ -467,7 +469,7 @@ class DamagedRecords:
     """The records that could not be read or decoded and were replaced, of all processes, since the run began."""
 
     def __init__(self, workdir: str, limit: int, iterator: pipeline.TrainIterator):
-        self._path = epath.Path(workdir) / "damaged_records.json"
+        self._path = files.locate(workdir) / "damaged_records.json"
         self._limit, self._iterator = limit, iterator
         self._known: list[dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else []
 
@@ -607,7 +609,7 @@ def _report_bad_batch(
 ) -> str:
     """Writes the ids of the batch's records beside the checkpoints; returns what happened and where they are listed."""
     name, what = ("spike", "the loss is a spike") if finite else ("not_finite", "loss or gradient is not finite")
-    path = epath.Path(workdir) / f"{name}_step_{number}_process_{jax.process_index()}.json"
+    path = files.locate(workdir) / f"{name}_step_{number}_process_{jax.process_index()}.json"
     _write_json(path, {"step": number, "records": {part: iterator.record_ids(ids) for part, ids in records.items()}})
     return f"{what} at step {number}: the update was left out, and the records of the batch are listed in {path}"
 

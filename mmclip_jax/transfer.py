@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import fractions
@@ -95,7 +95,7 @@ class Task:
     scored: Split
     scored_labels: np.ndarray
     findings: tuple[str, ...]
-    directories: tuple[pathlib.Path, ...]
+    directories: tuple[epath.Path, ...]
     policy: str
     left_out: dict[str, Any]
 
@@ -218,7 +218,7 @@ def _unknown(states: Sequence[LabelState]) -> dict[str, int]:
     }
 
 
-def _policy(directories: Sequence[pathlib.Path], settings: Settings) -> str:
+def _policy(directories: Sequence[epath.Path], settings: Settings) -> str:
     policy = {
         "keep": "left out",
         "ignore": "left out",

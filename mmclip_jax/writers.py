@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax import files
 from mmclip_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 _SUMMARY_MODULE = "clu.metric_writers.summary_writer"
 _FLUSH_SECONDS = 10.0
+_COPY_SECONDS = 60.0
 _TAIL = 16  # how many of the last steps may still get further values without a rewrite of the whole file
 
 
@@ -272,13 +274,35 @@ class _ConsoleWriter(metric_writers.LoggingWriter):
         super().write_scalars(step, {name: scalar(value) for name, value in scalars.items()})
 
 
+class _CopyingWriter(metric_writers.MultiWriter):
+    """Writers into a folder of which a bucket has a copy: a minute old at most, and up to date after `flush`."""
+
+    def __init__(self, each: list[metric_writers.MetricWriter], twin: files.LocalTwin):
+        super().__init__(each)
+        self._twin, self._copied = twin, time.monotonic()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        super().write_scalars(step, scalars)
+        if self._twin.is_copied and time.monotonic() - self._copied > _COPY_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        super().flush()
+        self._twin.copy()
+        self._copied = time.monotonic()
+
+    def close(self) -> None:
+        super().close()
+        self._twin.copy()
+
+
 def create_writer(
     workdir: str | os.PathLike[str], *, step: int = 0, primary: bool = True
 ) -> metric_writers.MetricWriter:
     """The writer of a training run: console lines, event files and metrics.jsonl.
 
     Args:
-      workdir: the run's directory; the files go there.
+      workdir: the run's directory, on disk or in a bucket; the files go there.
       step: the step that the run continues from, 0 for a new run. Earlier numbers of later steps are dropped.
       primary: False in all but one of a run's processes: these write console lines only.
 
@@ -287,9 +311,10 @@ def create_writer(
     """
     if not primary:
         return metric_writers.MultiWriter([_ConsoleWriter()])
-    directory = Path(workdir)
-    numbers = JsonLinesWriter(directory / METRICS_FILE, step)
-    return metric_writers.MultiWriter([_ConsoleWriter(), EventFileWriter(directory, step), numbers])
+    twin = files.LocalTwin(workdir)
+    twin.fetch(METRICS_FILE)
+    numbers = JsonLinesWriter(twin.folder / METRICS_FILE, step)
+    return _CopyingWriter([_ConsoleWriter(), EventFileWriter(twin.folder, step), numbers], twin)
 
 
 class _OurLines(std_logging.Filter):

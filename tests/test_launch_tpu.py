@@ -147,7 +147,7 @@ def test_a_slice_is_made_installed_and_trained_on(pod: Pod) -> None:
         assert (pod.folder / "hosts" / host / "mmclip-jax" / "requirements.txt").exists()
     installed = (pod.folder / "host_bin" / "python.log").read_text()
     assert "-m uv venv -q --python 3.11 .venv" in installed
-    assert "-e .[tpu]" in installed
+    assert "-e .[tpu,gcs]" in installed
 
 
 def test_a_preempted_slice_is_made_anew_and_training_goes_on(pod: Pod) -> None:

@@ -53,6 +53,24 @@ def test_pins_are_closed_over_what_the_packages_require():
                 assert requirement.specifier.contains(pins[needed]), f"{name} {version} needs {text}"
 
 
+def test_pins_of_the_gcs_extra_are_closed_and_fit_those_of_the_base():
+    """Against what the pinned packages say of themselves, where they are installed (make test-gcs)."""
+    from packaging.requirements import Requirement
+
+    added, pins = _pins("requirements-gcs.txt"), _pins("requirements.txt")
+    assert not added.keys() & pins.keys()
+    pins |= added
+    wanted = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["gcs"]]
+    assert all(requirement.specifier.contains(pins[_name(requirement.name)]) for requirement in wanted)
+    pytest.importorskip("gcsfs")
+    for name, version in added.items():
+        assert metadata.version(name) == version
+        for requirement in map(Requirement, metadata.distribution(name).requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                found = pins.get(_name(requirement.name), "not pinned")
+                assert requirement.specifier.contains(found), f"{name} {version} needs {requirement}, not {found}"
+
+
 def test_the_tpu_compiler_is_the_one_that_jax_asks_for():
     from packaging.requirements import Requirement
 
@@ -79,7 +97,7 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
     }
-    optional = {"torch", "safetensors", "tokenizers", "spacy", "medspacy", "radgraph", "apache_beam"}
+    optional = {"torch", "safetensors", "tokenizers", "spacy", "medspacy", "radgraph", "apache_beam", "fsspec"}
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

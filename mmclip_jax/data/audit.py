@@ -18,7 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from mmclip_jax import files
 from mmclip_jax.data import records, resources
 from mmclip_jax.data.builders.cells import read_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
@@ -108,16 +110,16 @@ def read_set(spec: str, splits: Sequence[str], *, looks: bool = True, patient_pa
       UserError: there is no such set, column or split, or an id without a patient.
     """
     place, _, what = spec.rpartition(":")
-    if place and pathlib.Path(place).expanduser().is_dir():
+    if place and files.locate(place).is_dir():
         if what not in SPLITS:
             raise UserError(f"{spec}: {what!r} is not one of {', '.join(SPLITS)}")
-        return _read_built(pathlib.Path(place), spec, (what,), looks)
-    if pathlib.Path(spec).expanduser().is_dir():
-        return _read_built(pathlib.Path(spec), spec, splits, looks)
+        return _read_built(files.locate(place), spec, (what,), looks)
+    if files.locate(spec).is_dir():
+        return _read_built(files.locate(spec), spec, splits, looks)
     return _read_list(spec, patient_pattern)
 
 
-def _read_built(place: pathlib.Path, name: str, splits: Sequence[str], looks: bool) -> AuditSet:
+def _read_built(place: epath.Path, name: str, splits: Sequence[str], looks: bool) -> AuditSet:
     rows = []
     for split in splits:
         for part in PARTS:
@@ -262,7 +264,7 @@ def check(
     Raises:
       LeakageError: there is a leak, and no reason to accept it.
     """
-    here = [path for path in train if pathlib.Path(path).is_dir()]
+    here = [path for path in train if _is_here(path)]
     missing = [pathlib.Path(path).parent.name for path in train if path not in here]
 
     def read(paths: Sequence[str | os.PathLike[str]], split: str) -> list[AuditSet]:
@@ -286,6 +288,13 @@ def check(
         )
     status = "leaks" if leaks else "clean" if here and not missing else "not audited"
     return {"status": status, "missing": missing, "allowed": allowed if leaks else "", "overlaps": overlaps}
+
+
+def _is_here(path: str | os.PathLike[str]) -> bool:
+    try:
+        return files.locate(path).is_dir()
+    except UserError:  # in a bucket, and what reads it is not installed
+        return False
 
 
 @functools.cache

@@ -27,7 +27,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from etils import epath
 
+from mmclip_jax import files
 from mmclip_jax.data import schema
 from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState, Mask
 from mmclip_jax.errors import UserError
@@ -640,26 +642,26 @@ def dataset_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 # Reading
 
 
-def dataset_dir(path: str | os.PathLike[str]) -> pathlib.Path:
+def dataset_dir(path: str | os.PathLike[str]) -> epath.Path:
     """The version directory of a built data set, from DIR/name/1.0.0, DIR/name, or a DIR that holds one data set.
 
     Raises:
       UserError: there is none there, or more than one; the message names what is there.
     """
-    path = pathlib.Path(path).expanduser()
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory; give the directory of a built data set")
+    place = files.locate(path)
+    if not place.is_dir():
+        raise UserError(f"{place} is not a directory; give the directory of a built data set")
     for pattern in ("", "*", "*/*"):
-        found = sorted(file.parent for file in path.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
+        found = sorted(file.parent for file in place.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
         if len(found) == 1:
             return found[0]
         if found:
-            names = ", ".join(str(directory.relative_to(path)) for directory in found)
-            raise UserError(f"{path} holds {len(found)} data sets ({names}); give the path of one of them")
-    inside = sorted(entry.name for entry in path.iterdir())
+            names = ", ".join(str(directory.relative_to(place)) for directory in found)
+            raise UserError(f"{place} holds {len(found)} data sets ({names}); give the path of one of them")
+    inside = sorted(entry.name for entry in place.iterdir())
     shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     raise UserError(
-        f"{path} holds no built data set (found there: {shown or 'nothing'}); build one with mmclip data build"
+        f"{place} holds no built data set (found there: {shown or 'nothing'}); build one with mmclip data build"
     )
 
 
@@ -684,7 +686,7 @@ class Records:
     Thread-safe and cheap to pickle (files are opened on first use in each process).
     """
 
-    def __init__(self, directory: pathlib.Path, split_name: str):
+    def __init__(self, directory: epath.Path, split_name: str):
         self.path = directory
         self.split_name = split_name
         self._shards = _shards(directory, split_name)
@@ -734,24 +736,25 @@ class _Shard:
     examples_in_shard: int
 
 
-def _split_infos(directory: pathlib.Path) -> dict[str, Any]:
+def _split_infos(directory: epath.Path) -> dict[str, Any]:
     info = json.loads((directory / _INFO_FILE).read_text())
     if info.get("fileFormat") != "array_record":
         raise UserError(f"{directory} is stored as {info.get('fileFormat')!r}; only array_record can be read")
     return {split["name"]: split | {"dataset": info["name"]} for split in info.get("splits", [])}
 
 
-def _split_names(directory: pathlib.Path) -> list[str]:
+def _split_names(directory: epath.Path) -> list[str]:
     return list(_split_infos(directory))
 
 
-def _shards(directory: pathlib.Path, split_name: str) -> list[tuple[pathlib.Path, int]]:
+def _shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
     """(file, number of examples) of each shard of a split; [] if the data set does not have the split."""
     info = _split_infos(directory).get(split_name)
     if info is None:
         return []
     lengths = [int(length) for length in info.get("shardLengths", [])]
     template = info.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    there = {file.name for file in directory.iterdir()}
     shards = []
     for index, length in enumerate(lengths):
         name = template.format(
@@ -762,7 +765,7 @@ def _shards(directory: pathlib.Path, split_name: str) -> list[tuple[pathlib.Path
             SHARD_INDEX=f"{index:05d}",
             NUM_SHARDS=f"{len(lengths):05d}",
         )
-        if not (directory / name).exists():
+        if name not in there:
             raise UserError(f"{directory / name} is missing: the data set is incomplete, copy or build it again")
         shards.append((directory / name, length))
     return shards

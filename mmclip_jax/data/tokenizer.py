@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmclip_jax import files
 from mmclip_jax.data import resources
 from mmclip_jax.data.entities import lowercase
 from mmclip_jax.data.schema import Entity
@@ -226,7 +227,7 @@ def load_tokenizer(path_or_bytes: str | os.PathLike[str] | bytes | None = None) 
     """
     if isinstance(path_or_bytes, bytes):
         return Tokenizer(path_or_bytes)
-    path = resources.default().tokenizer if path_or_bytes is None else Path(path_or_bytes)
+    path = resources.default().tokenizer if path_or_bytes is None else files.locate(path_or_bytes)
     try:
         return Tokenizer(path.read_bytes(), str(path))
     except OSError as error:

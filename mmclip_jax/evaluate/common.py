@@ -7,13 +7,13 @@
 import contextlib
 import json
 import os
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 import mmclip_jax
 from mmclip_jax import checkpoints, files
@@ -84,12 +84,12 @@ def run(
       UserError: no checkpoint, no data set, no rows in the split, or no `out` for a single checkpoint.
     """
     model = mmclip_jax.load(workdir, step, all_devices=True)
-    workdir = pathlib.Path(workdir)
-    if out is None and checkpoints.is_checkpoint(workdir):
-        raise UserError(f"{workdir} is a single checkpoint, and nothing is written into one: say where with --out")
+    run_dir = checkpoints.absolute_path(workdir)
+    if out is None and checkpoints.is_checkpoint(run_dir):
+        raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
     if data is None:
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
-    out_dir = pathlib.Path(out) if out is not None else workdir / "evaluation" / str(model.step)
+    out_dir = files.locate(out) if out is not None else run_dir / "evaluation" / str(model.step)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
     split = split or chosen.split
@@ -102,8 +102,8 @@ def run(
         split,
         out_dir,
         protocol=chosen,
-        run_name=workdir.resolve().name,
-        curves=read_curves(workdir / METRICS_FILE),
+        run_name=run_dir.name,
+        curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
         resamples=resamples,
         progress=progress,
@@ -123,7 +123,7 @@ def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) ->
             *report.protocol_lines(results),
             *report.referee_lines(results),
             f"Audit: {report.audit_text(results['audit'])}",
-            f"Report: {pathlib.Path(out_dir) / report.REPORT_FILE}",
+            f"Report: {files.locate(out_dir) / report.REPORT_FILE}",
         ]
     )
 
@@ -282,8 +282,7 @@ def evaluate_checkpoint(
                 curves=curves,
                 show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
             )
-            card_file = pathlib.Path(unfinished) / card.CARD_FILE
-            card_file.write_text(card.render(results, report.honesty(results)), encoding="utf-8")
+            (unfinished / card.CARD_FILE).write_text(card.render(results, report.honesty(results)), encoding="utf-8")
     return results
 
 
@@ -340,7 +339,7 @@ def quick_metrics(model: Model, examples: Sequence[Example], *, block: int = ret
     return values
 
 
-def read_curves(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_curves(path: epath.Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; [] where there is none. A last line cut short by a kill is left out."""
     if not path.exists():
         return []
