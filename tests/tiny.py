@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -120,6 +121,32 @@ def random_params(model: MMCLIP, config: ConfigDict, seed: int = 0) -> Any:
 def model_and_params(config: ConfigDict, seed: int = 0) -> tuple[MMCLIP, Any]:
     model = build_model(config.model)
     return model, random_params(model, config, seed)
+
+
+def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
+    """A workdir with checkpoints of these steps: the demo's model at its smallest, random parameters.
+
+    The average, which is what loads, differs from the parameters.
+    """
+    import grain
+
+    from mmclip_jax import optim
+    from mmclip_jax.checkpoints import Checkpoints, run_record
+    from mmclip_jax.data.tokenizer import load_tokenizer
+
+    config = load_config("demo", "runlocal")
+    tokenizer = load_tokenizer()
+    config.model.text.vocab_size = tokenizer.vocab_size
+    model = build_model(config.model)
+    optimizer = optim.make_optimizer(config.optimizer, 10)
+    checkpoints = Checkpoints(folder, keep=5)
+    run = run_record(config, tokenizer.model_bytes, {"exposure": {"sources": {}}})
+    for number in numbers:
+        params, ema = (random_params(model, config, seed) for seed in (number, 100 + number))
+        state = step.TrainState(jnp.int32(number), params, optimizer.init(params), ema)
+        checkpoints.save(state, iter(grain.MapDataset.range(10).to_iter_dataset()), run)
+    checkpoints.close()
+    return folder
 
 
 def responses_and_masks(model: MMCLIP, config: ConfigDict, params: Any, number: jax.Array, batch: Any) -> Any:

@@ -83,7 +83,9 @@ def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
     """The directory itself, or of a training run the evaluation of the latest step."""
     if (path / RESULTS_FILE).is_file() or not (path / "evaluation").is_dir():
         return path
-    found = [each for each in (path / "evaluation").iterdir() if (each / RESULTS_FILE).is_file()]
+    # What a killed evaluation was writing lies here too, under a hidden name (`files.whole_folder`).
+    there = [each for each in (path / "evaluation").iterdir() if not each.name.startswith(".")]
+    found = [each for each in there if (each / RESULTS_FILE).is_file()]
     return max(found, key=lambda each: (int(each.name) if each.name.isdigit() else -1, each.name), default=path)
 
 

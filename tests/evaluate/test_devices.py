@@ -10,19 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 from conftest import ROOT
 
-TRAIN = """
-import sys, jax
-sys.path.insert(0, "tests")
-import tiny
-from mmclip_jax import train
-config = tiny.load_config("demo", "runlocal")
-config.data.train = (sys.argv[2],)
-config.train.steps = 4
-config.train.update({"evaluate_every": 0, "checkpoint_every": 0})
-train.train(config, sys.argv[1])
-"""
+ANSWERS = pathlib.Path(__file__).with_name("answers.py")
 
 
 def _environment(devices: int) -> dict[str, str]:
@@ -35,13 +26,27 @@ def _environment(devices: int) -> dict[str, str]:
 
 
 def _start(
-    workdir: pathlib.Path, data: pathlib.Path, out: pathlib.Path, devices: int, *more: str
+    run: tuple[pathlib.Path, pathlib.Path],
+    out: pathlib.Path,
+    devices: int,
+    *more: str,
+    answers: pathlib.Path | None = None,
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mmclip_jax.cli", "evaluate", "--workdir", str(workdir), "--data", str(data)]
+    program = ["-m", "mmclip_jax.cli"] if answers is None else [str(ANSWERS), str(answers)]
+    arguments = ["evaluate", "--workdir", str(run[0]), "--data", str(run[1]), "--out", str(out), *more]
     return subprocess.Popen(
-        [*command, "--out", str(out), *more], env=_environment(devices), cwd=ROOT, text=True, stderr=subprocess.PIPE,
+        [sys.executable, *program, *arguments], env=_environment(devices), cwd=ROOT, text=True, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def _joined() -> tuple[list[str], list[str]]:
+    """What tells two processes of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    first, second = (["--coordinator", address, "--processes", "2", "--process", str(n)] for n in (0, 1))
+    return first, second
 
 
 def _finish(*processes: subprocess.Popen[str]) -> None:
@@ -57,29 +62,36 @@ def _scores(out: pathlib.Path) -> tuple[list[str], np.ndarray]:
     return [row[0] for row in rows], np.array([[float(row[i]) for i in columns] for row in rows])
 
 
-@pytest.mark.slow  # one training and four evaluations in processes of their own
-def test_devices_and_processes_give_the_same_scores(tmp_path: pathlib.Path, phantom_dir: pathlib.Path) -> None:
-    workdir = tmp_path / "run"
-    subprocess.run(
-        [sys.executable, "-c", TRAIN, str(workdir), str(phantom_dir)], env=_environment(1), cwd=ROOT, check=True
-    )
-    _finish(_start(workdir, phantom_dir, tmp_path / "one", 1), _start(workdir, phantom_dir, tmp_path / "eight", 8))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    joined = ["--coordinator", address, "--processes", "2", "--process"]
-    _finish(*(_start(workdir, phantom_dir, tmp_path / "two", 2, *joined, str(n)) for n in (0, 1)))
+def _found(out: pathlib.Path) -> dict[str, str]:
+    """What an evaluation wrote but for how long it took."""
+    results = json.loads((out / "results.json").read_text())
+    del results["seconds"]
+    others = {name: (out / name).read_text() for name in ("scores.csv", "model_card.md", "report.html")}
+    return others | {"results": json.dumps(results, indent=1)}
+
+
+@pytest.mark.slow  # five evaluations in processes of their own
+def test_devices_and_processes_give_the_same_scores_and_same_scores_the_same_results(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path
+) -> None:
+    run, answers = (tiny.save_run(tmp_path / "run", (7,)), phantom_dir), tmp_path / "answers.pickle"
+    _finish(_start(run, tmp_path / "one", 1, answers=answers), _start(run, tmp_path / "eight", 8))
+    _finish(*(_start(run, tmp_path / "two", 2, *joined) for joined in _joined()))
     ids, expected = _scores(tmp_path / "one")
     assert len(ids) % 8, "the last batch is uneven"
     assert np.ptp(expected) > 1e-3
-    one = json.loads((tmp_path / "one" / "results.json").read_text())
     for name in ("eight", "two"):
         found, scores = _scores(tmp_path / name)
         assert found == ids
-        np.testing.assert_allclose(scores, expected, atol=1e-5)
-        other = json.loads((tmp_path / name / "results.json").read_text())
-        for k, row in enumerate(other["zero_shot"]["sources"]["phantom-a"]["findings"]):
-            want = one["zero_shot"]["sources"]["phantom-a"]["findings"][k]["difference"]
-            assert row["difference"]["auroc"] == pytest.approx(want["auroc"], abs=0.02)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
     written = {path.name for path in (tmp_path / "two").iterdir()}
     assert written == {"report.html", "results.json", "scores.csv", "model_card.md"}
+
+    # The answers of the model on one device, given to eight devices and to two processes: equal to the last bit.
+    _finish(_start(run, tmp_path / "eight given", 8, answers=answers))
+    _finish(*(_start(run, tmp_path / "two given", 2, *joined, answers=answers) for joined in _joined()))
+    one = _found(tmp_path / "one")
+    for kind in ("auroc_interval", "auprc_interval", "threshold", "sensitivity_interval", "temperature"):
+        assert f'"{kind}": ' in one["results"]
+    assert _found(tmp_path / "eight given") == one
+    assert _found(tmp_path / "two given") == one

@@ -4,18 +4,15 @@ import io
 import pathlib
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
 from PIL import Image
 
 import mmclip_jax
-from mmclip_jax import optim, step
-from mmclip_jax.checkpoints import Checkpoints, run_record
+from mmclip_jax import step
 from mmclip_jax.data import entities, prompts, transforms
 from mmclip_jax.data.tokenizer import load_tokenizer
 from mmclip_jax.errors import UserError
@@ -25,27 +22,9 @@ Array = np.ndarray
 REPORT = "There is a large left pleural effusion. No pneumothorax. The heart is enlarged."
 
 
-def runlocal() -> ConfigDict:
-    config = tiny.load_config("demo", "runlocal")
-    config.model.text.vocab_size = load_tokenizer().vocab_size
-    return config
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Checkpoints 3 and 7 of a model with random parameters; the average differs from the parameters."""
-    folder = tmp_path_factory.mktemp("run")
-    config = runlocal()
-    model = tiny.build_model(config.model)
-    optimizer = optim.make_optimizer(config.optimizer, 10)
-    checkpoints = Checkpoints(folder, keep=5)
-    run = run_record(config, load_tokenizer().model_bytes, {"exposure": {"sources": {}}})
-    for number in (3, 7):
-        params, ema = (tiny.random_params(model, config, seed) for seed in (number, 100 + number))
-        state = step.TrainState(jnp.int32(number), params, optimizer.init(params), ema)
-        checkpoints.save(state, iter(grain.MapDataset.range(10).to_iter_dataset()), run)
-    checkpoints.close()
-    return folder
+    return tiny.save_run(tmp_path_factory.mktemp("run"), (3, 7))
 
 
 @pytest.fixture(scope="module")
