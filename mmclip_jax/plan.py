@@ -13,7 +13,7 @@ import re
 import textwrap
 import time
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -335,7 +335,7 @@ def _bare(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def _classifier(
-    config: ConfigDict, weights: Iterable[tuple[int, ...]], chips: int
+    config: ConfigDict, weights: Collection[tuple[int, ...]], chips: int
 ) -> Callable[[str, str, tuple[int, ...], int], str]:
     """The function (operation, dtype, shape, bytes) -> what it carries, by docs/method.md, "Total".
 
@@ -346,6 +346,14 @@ def _classifier(
     rows, embed = batch_rows(config), config.model.embed_dim
     drawn = config.objective.local.tokens if config.objective.local.weight else 0
     parameters = {_bare(shape) for shape in weights}
+    for name in ("image", "text", "image_decoder", "text_decoder"):  # attention's kernels, cut into heads
+        width, heads = config.model[name].width, config.model[name].heads
+        for shape in weights:
+            parameters |= {
+                _bare((*shape[:axis], heads, width // heads, *shape[axis + 1 :]))
+                for axis, size in enumerate(shape)
+                if size == width
+            }
     own_rows, columns = rows // chips, (1, 2, len(prompts.KINDS))
     embeddings = {_bare((rows, embed)), _bare((chips, own_rows, embed))}
     ids = {_bare((*count, each)) for count in ((rows,), (chips, own_rows)) for each in columns}
@@ -375,7 +383,7 @@ def _classifier(
     return what
 
 
-def collectives_of(text: str, config: ConfigDict, weights: Iterable[tuple[int, ...]], chips: int) -> list[Collective]:
+def collectives_of(text: str, config: ConfigDict, weights: Collection[tuple[int, ...]], chips: int) -> list[Collective]:
     """The collectives of a compiled step, the largest first.
 
     Args:

@@ -187,8 +187,10 @@ def test_what_a_collective_carries(line: str, carries: str) -> None:
 
 
 def test_parameters_may_be_gathered_under_fsdp_only() -> None:
-    line = "  %t = f32[20,36]{1,0} all-gather(%i), channel_id=9"
-    assert found_in(line, mesh__fsdp=2)[plan.PARAMETERS, "all-gather"] == (1, 20 * 36 * 4)
+    for shape in ("20,36", "5,4,36"):  # of five heads
+        line = f"  %t = f32[{shape}] all-gather(%i), channel_id=9"
+        assert found_in(line, mesh__fsdp=2)[plan.PARAMETERS, "all-gather"] == (1, 20 * 36 * 4)
+        assert (plan.FORBIDDEN, "all-gather") in found_in(line)
 
 
 def test_shapes_of_parameters() -> None:
