@@ -6,8 +6,9 @@
 A simulated data set: patients have one to four images; how likely an image of a patient shows the finding differs from
 patient to patient (a beta distribution), and so does the level of the patient's scores, whose variance is that of the
 noise of a single image. The truth is the AUROC or AUPRC of 400,000 patients. "images" resamples images as if they were
-independent; "patients" are percentiles over resampled patients; "logit" is `metrics.logit_interval`, which evaluations
-use.
+independent; "patients" are percentiles over resampled patients; "logit" is `metrics.logit_interval` of the same, which
+evaluations give of an AUROC, and "jackknife" is that with `left_out`, which they give of an AUPRC. The last three
+designs, with other numbers of images a patient, had no part in choosing between intervals.
 """
 
 import argparse
@@ -19,21 +20,26 @@ import numpy as np
 
 from mmclip_jax.evaluate import metrics
 
-INTERVALS = ("images", "patients", "logit")
+INTERVALS = ("images", "patients", "logit", "jackknife")
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """A simulated population: patients a data set, share of images with the finding, what it adds to a score."""
+    """A simulated population.
+
+    patients: a data set; prevalence: share of images with the finding; effect: what it adds to a score; images: a
+    patient has at most, each number from 1 being as likely.
+    """
 
     patients: int
     prevalence: float
     effect: float
+    images: int = 4
 
     def draw(self, rng: np.random.Generator, patients: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(labels, scores, patient of each image) of one data set."""
         count = patients or self.patients
-        groups = np.repeat(np.arange(count), rng.integers(1, 5, count))
+        groups = np.repeat(np.arange(count), rng.integers(1, self.images + 1, count))
         chance = rng.beta(2 * self.prevalence, 2 * (1 - self.prevalence), count)
         labels = (rng.random(len(groups)) < chance[groups]).astype(float)
         scores = self.effect * labels + 0.5**0.5 * (rng.normal(size=count)[groups] + rng.normal(size=len(groups)))
@@ -41,6 +47,7 @@ class Design:
 
 
 DESIGNS = (Design(100, 0.3, 1.0), Design(150, 0.2, 2.2), Design(300, 0.1, 1.0), Design(300, 0.05, 1.5))
+FRESH_DESIGNS = (Design(60, 0.5, 1.5, images=8), Design(500, 0.03, 1.2, images=2), Design(200, 0.15, 0.7, images=12))
 
 
 def coverage(
@@ -53,14 +60,17 @@ def coverage(
         labels, scores, groups = design.draw(rng)
         while labels.min() == labels.max():
             labels, scores, groups = design.draw(rng)
+        point, fewest = metric(labels, scores), metrics.fewest_patients(labels, groups)
+        draws = {"metric": metric, "resamples": resamples, "seed": number}
+        replicates = metrics.resample_metric(labels, scores, groups, **draws)
         for name in which:
-            replicates = metrics.resample_metric(
-                labels, scores, None if name == "images" else groups, metric=metric, resamples=resamples, seed=number
-            )
-            interval = metrics.percentile_interval(replicates)
-            if name == "logit":
-                fewest = metrics.fewest_patients(labels, groups)
-                interval = metrics.logit_interval(metric(labels, scores), replicates, 0.95, fewest)
+            if name == "images":
+                interval = metrics.percentile_interval(metrics.resample_metric(labels, scores, None, **draws))
+            elif name == "patients":
+                interval = metrics.percentile_interval(replicates)
+            else:
+                left = metrics.leave_out_metric(labels, scores, groups, metric=metric) if name == "jackknife" else None
+                interval = metrics.logit_interval(point, replicates, 0.95, fewest, left)
             held[name] += interval.low <= truth <= interval.high
     return truth, {name: count / datasets for name, count in held.items()}
 
@@ -74,7 +84,9 @@ def seconds(resamples: int, findings: int, images: int, patients: int) -> dict[s
     taken = {}
     for name, metric in (("AUROC", metrics.auroc), ("AUPRC", metrics.auprc)):
         start = time.perf_counter(), time.process_time()
-        metrics.resample_metric(labels, scores, groups, metric=metric, resamples=resamples)
+        replicates = metrics.resample_metric(labels, scores, groups, metric=metric, resamples=resamples)
+        for k in range(findings):
+            metrics.ranking_interval(labels[:, k], scores[:, k], groups, replicates[:, k], metric=metric)
         taken[name] = time.perf_counter() - start[0], time.process_time() - start[1]
     return taken
 
@@ -91,12 +103,14 @@ def main() -> None:
         for name, (elapsed, processor) in seconds(args.resamples, 14, 25_596, 2_797).items():
             print(f"| {name} | {elapsed:.1f} | {processor:.1f} |")
         return
-    print(f"| patients | prevalence | metric | truth | {' | '.join(INTERVALS)} |\n{'| --- ' * (4 + len(INTERVALS))}|")
-    for design in DESIGNS:
+    print(f"| patients | images | prevalence | metric | truth | {' | '.join(INTERVALS)} |")
+    print("| --- " * (5 + len(INTERVALS)) + "|")
+    for design in (*DESIGNS, *FRESH_DESIGNS):
         for name, metric in (("AUROC", metrics.auroc), ("AUPRC", metrics.auprc)):
             truth, held = coverage(design, metric, args.datasets, args.resamples)
             shares = " | ".join(f"{100 * share:.1f} %" for share in held.values())
-            print(f"| {design.patients} | {design.prevalence:g} | {name} | {truth:.3f} | {shares} |", flush=True)
+            head = f"| {design.patients} | 1–{design.images} | {design.prevalence:g} | {name}"
+            print(f"{head} | {truth:.3f} | {shares} |", flush=True)
 
 
 if __name__ == "__main__":
