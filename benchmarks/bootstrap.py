@@ -2,6 +2,7 @@
 
     python benchmarks/bootstrap.py               # 1,000 resamples of 14 findings in 25,596 images: seconds
     python benchmarks/bootstrap.py --coverage    # 1,000 simulated data sets a row: coverage of the 95 % intervals
+    python benchmarks/bootstrap.py --tried       # the same of other intervals of the AUPRC, which are not used
 
 A simulated data set: patients have one to four images; how likely an image of a patient shows the finding differs from
 patient to patient (a beta distribution), and so does the level of the patient's scores, whose variance is that of the
@@ -9,6 +10,11 @@ noise of a single image. The truth is the AUROC or AUPRC of 400,000 patients. "i
 independent; "patients" are percentiles over resampled patients; "logit" is `metrics.logit_interval` of the same, which
 evaluations give of an AUROC, and "jackknife" is that with `left_out`, which they give of an AUPRC. The last three
 designs, with other numbers of images a patient, had no part in choosing between intervals.
+
+What was tried besides, all over patients: "arcsine" is "logit" with the arcsine of the root in place of the logit;
+"BCa" are Efron's percentiles, corrected for bias and acceleration; "shifted" is "logit" less the resamples' bias on
+that scale; "deviation" is "jackknife" with the degrees of freedom of "logit", "freedom" is "logit" with those of
+"jackknife", and "jackknife, shifted" subtracts the jackknife's estimate of the bias.
 """
 
 import argparse
@@ -17,10 +23,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special, stats
 
 from mmclip_jax.evaluate import metrics
 
 INTERVALS = ("images", "patients", "logit", "jackknife")
+TRIED = ("arcsine", "BCa", "shifted", "deviation", "freedom", "jackknife, shifted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +77,53 @@ def coverage(
             elif name == "patients":
                 interval = metrics.percentile_interval(replicates)
             else:
-                left = metrics.leave_out_metric(labels, scores, groups, metric=metric) if name == "jackknife" else None
-                interval = metrics.logit_interval(point, replicates, 0.95, fewest, left)
+                left = None
+                if name not in ("logit", "arcsine", "shifted"):
+                    left = metrics.leave_out_metric(labels, scores, groups, metric=metric)
+                interval = metrics.logit_interval(
+                    point, replicates, 0.95, fewest, left if name == "jackknife" else None
+                )
+                if name in TRIED and 0 < point < 1 and (left is None or not np.isnan(left).any()):
+                    low, high = tried(name, point, replicates[~np.isnan(replicates)], left, fewest)
+                    interval = dataclasses.replace(interval, low=low, high=high)
             held[name] += interval.low <= truth <= interval.high
     return truth, {name: count / datasets for name, count in held.items()}
+
+
+def tried(name: str, point: float, replicates: np.ndarray, left: np.ndarray | None, fewest: int) -> tuple[float, float]:
+    """(low, high) of a 95 % interval of `TRIED`; replicates [R] and left [k] have no NaN."""
+
+    def around(center: float, deviation: float, freedom: float) -> tuple[float, float]:
+        reach = stats.t.ppf(0.975, freedom) * deviation
+        return float(special.expit(center - reach)), float(special.expit(center + reach))
+
+    slope, center, freedom = 1 / (point * (1 - point)), special.logit(point), max(fewest - 1, 1)
+    inside = np.clip(replicates, 1e-4, 1 - 1e-4)
+    if name == "arcsine":
+        middle, deviation = np.arcsin(point**0.5), np.arcsin(replicates**0.5).std(ddof=1)
+        reach = stats.t.ppf(0.975, freedom) * deviation
+        low, high = np.sin(np.clip([middle - reach, middle + reach], 0, np.pi / 2)) ** 2
+        return float(low), float(high)
+    if name == "shifted":
+        moved = special.logit(inside)
+        return around(2 * center - moved.mean(), moved.std(ddof=1), freedom)
+    assert left is not None
+    apart = left.mean() - left
+    if name == "BCa":
+        below = np.mean(replicates < point) + np.mean(replicates == point) / 2
+        bias = stats.norm.ppf(np.clip(below, 0.001, 0.999))
+        acceleration = (apart**3).sum() / (6 * (apart**2).sum() ** 1.5)
+        ends = bias + stats.norm.ppf([0.025, 0.975])
+        low, high = np.quantile(replicates, stats.norm.cdf(bias + ends / (1 - acceleration * ends)))
+        return float(low), float(high)
+    own = 2 / ((apart**4).sum() / (apart**2).sum() ** 2 - 1 / len(left))
+    if name == "freedom":
+        return around(center, replicates.std(ddof=1) * slope, max(own, 1))
+    deviation = ((1 - 1 / len(left)) * (apart**2).sum()) ** 0.5 * slope
+    if name == "deviation":
+        return around(center, deviation, freedom)
+    bias = (len(left) - 1) * (special.logit(np.clip(left, 1e-4, 1 - 1e-4)).mean() - center)
+    return around(center - bias, deviation, max(own, 1))
 
 
 def seconds(resamples: int, findings: int, images: int, patients: int) -> dict[str, tuple[float, float]]:
@@ -95,19 +146,21 @@ def main() -> None:
     """Prints one of the two tables."""
     parser = argparse.ArgumentParser(description="Seconds, or coverage, of bootstrap intervals.")
     parser.add_argument("--coverage", action="store_true", help="simulate data sets with known truth")
+    parser.add_argument("--tried", action="store_true", help="the same of what is not used, AUPRC only")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--datasets", type=int, default=1000, help="simulated a row")
     args = parser.parse_args()
-    if not args.coverage:
+    if not (args.coverage or args.tried):
         print("| metric | seconds | of a processor |\n| --- | ---: | ---: |")
         for name, (elapsed, processor) in seconds(args.resamples, 14, 25_596, 2_797).items():
             print(f"| {name} | {elapsed:.1f} | {processor:.1f} |")
         return
-    print(f"| patients | images | prevalence | metric | truth | {' | '.join(INTERVALS)} |")
-    print("| --- " * (5 + len(INTERVALS)) + "|")
+    which = TRIED if args.tried else INTERVALS
+    print(f"| patients | images | prevalence | metric | truth | {' | '.join(which)} |")
+    print("| --- " * (5 + len(which)) + "|")
     for design in (*DESIGNS, *FRESH_DESIGNS):
-        for name, metric in (("AUROC", metrics.auroc), ("AUPRC", metrics.auprc)):
-            truth, held = coverage(design, metric, args.datasets, args.resamples)
+        for name, metric in (("AUROC", metrics.auroc), ("AUPRC", metrics.auprc))[args.tried :]:
+            truth, held = coverage(design, metric, args.datasets, args.resamples, which)
             shares = " | ".join(f"{100 * share:.1f} %" for share in held.values())
             head = f"| {design.patients} | 1–{design.images} | {design.prevalence:g} | {name}"
             print(f"{head} | {truth:.3f} | {shares} |", flush=True)
