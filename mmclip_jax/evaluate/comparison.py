@@ -189,21 +189,29 @@ def _compare_source(
                 labels[:, defined], scores[:, defined], patients, metric=function, resamples=resamples, seed=seed
             )
         for k, row in enumerate(table):
-            fewest = metrics.fewest_patients(labels[:, k], patients)
-            row[metric] = _entry(points[:, k], drawn[:, :, k], level, fewest)
+            intervals = [
+                metrics.ranking_interval(
+                    labels[:, k], each.scores[rows, k], patients, drawn[e, :, k], metric=function, level=level
+                )
+                for e, each in enumerate(evaluations)
+            ]
+            row[metric] = _entry(points[:, k], drawn[:, :, k], level, intervals)
         for e in range(1, len(evaluations)):
             entries = [table[k][metric]["differences"][e] for k in defined]
             for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
                 entry["p_holm"] = adjusted
         if defined:
             means = np.stack([metrics.macro_replicates(each[:, defined]) for each in drawn])
-            macro[metric] = _entry(points[:, defined].mean(axis=1), means, level, None)
+            macros = points[:, defined].mean(axis=1)
+            intervals = [metrics.logit_interval(float(p), d, level) for p, d in zip(macros, means, strict=True)]
+            macro[metric] = _entry(macros, means, level, intervals)
     return {"rows": len(rows), "patients": len(set(patients.tolist())), "findings": table, "macro": macro}
 
 
-def _entry(points: np.ndarray, drawn: np.ndarray, level: float, fewest: int | None) -> dict[str, Any]:
-    """The values of all runs [E] with replicates [E, R], and their differences to the first."""
-    intervals = [metrics.logit_interval(float(p), d, level, fewest) for p, d in zip(points, drawn, strict=True)]
+def _entry(
+    points: np.ndarray, drawn: np.ndarray, level: float, intervals: Sequence[metrics.Interval]
+) -> dict[str, Any]:
+    """The values of all runs [E] with replicates [E, R] and intervals, and their differences to the first."""
     differences: list[dict[str, Any] | None] = [None]
     for point, replicates in zip(points[1:], drawn[1:], strict=True):
         apart = metrics.percentile_interval(replicates - drawn[0], level)

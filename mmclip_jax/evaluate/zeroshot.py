@@ -422,13 +422,13 @@ class _Source:
                 points = [function(self._labels[:, k], values[:, k]) for k in range(len(table))]
                 replicates = metrics.resample_metric(self._labels, values, self._groups, metric=function, **self._draws)
                 for k, row in enumerate(table):
-                    fewest = metrics.fewest_patients(self._labels[:, k], self._groups)
-                    # Without a negative an AUPRC is 1 whatever the scores: undefined like the AUROC.
-                    point = float("nan") if row["note"] else points[k]
-                    interval = metrics.logit_interval(point, replicates[:, k], self._level, fewest)
-                    bounds = [float("nan")] * 2 if row["note"] else [interval.low, interval.high]
-                    row.setdefault(score, {})[metric] = float(point)
-                    row[score] |= {f"{metric}_interval": bounds, "unusable_resamples": interval.unusable}
+                    column = self._labels[:, k], values[:, k], self._groups, replicates[:, k]
+                    interval = metrics.ranking_interval(*column, metric=function, level=self._level)
+                    numbers = [points[k], interval.low, interval.high]
+                    if row["note"]:  # without a negative an AUPRC is 1 whatever the scores: undefined like the AUROC
+                        numbers = [float("nan")] * 3
+                    row.setdefault(score, {})[metric] = float(numbers[0])
+                    row[score] |= {f"{metric}_interval": numbers[1:], "unusable_resamples": interval.unusable}
                 self._add_macros(macro[score], metric, np.array(points), replicates, groups)
         self._decide(table, macro[self._score], groups)
         return {"findings": table, "macro": macro}
