@@ -266,9 +266,18 @@ def environment(url: str) -> dict[str, str]:
     return {
         "STORAGE_EMULATOR_HOST": url,  # gcsfs and google-cloud-storage
         "FSSPEC_GCS_TOKEN": "anon",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks a gRPC service for the kind of bucket
         "TENSORSTORE_GCS_HTTP_URL": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # of TensorStore
         "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record, through google-cloud-cpp
         "NO_GCE_CHECK": "true",
     }
+
+
+def make_ordinary() -> None:
+    """Has gcsfs take every bucket for one without hierarchy or zone; it would ask by gRPC, which no variable redirects."""
+    from gcsfs import extended_gcsfs
+
+    async def kind(self: Any, bucket: str) -> Any:
+        return extended_gcsfs.BucketType.NON_HIERARCHICAL
+
+    extended_gcsfs.ExtendedGcsFileSystem._get_bucket_type = kind

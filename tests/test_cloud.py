@@ -26,9 +26,11 @@ STEPS = 4
 # argv: the arguments of mmclip as JSON, the batch at which SIGTERM comes or 0. Ends with the command's status.
 COMMAND = """
 import json, os, signal, sys
+import buckets
 from mmclip_jax import cli
 from mmclip_jax.data import pipeline
 
+buckets.make_ordinary()
 take, stop_at = pipeline.TrainIterator.__next__, int(sys.argv[2])
 
 def take_and_stop(iterator):
@@ -48,6 +50,7 @@ def bucket() -> Iterator[buckets.Buckets]:
     with buckets.serve() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in buckets.environment(server.url).items():
             patch.setenv(name, value)
+        buckets.make_ordinary()
         yield server
 
 
@@ -206,7 +209,7 @@ def mmclip(tmp_path_factory: pytest.TempPathFactory, bucket: buckets.Buckets) ->
     """Runs a command in a process: (arguments, stop_at) -> the finished process."""
     cache = tmp_path_factory.mktemp("cache")
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
