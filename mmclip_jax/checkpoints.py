@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import files
 from mmclip_jax.config import default_config
-from mmclip_jax.errors import StorageError, UserError
+from mmclip_jax.errors import DamagedCheckpointError, StorageError, UserError
 from mmclip_jax.step import TrainState
 
 FOLDER = "checkpoints"
@@ -268,9 +268,7 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
         return
     try:
         saved = find_checkpoint(workdir).config
-    except UserError:
-        raise
-    except Exception as error:  # damaged: restoring says more
+    except DamagedCheckpointError as error:  # restoring says more, and falls back
         logging.warning("the settings of the newest checkpoint cannot be read (%s)", error)
         return
     differences = []
@@ -333,28 +331,20 @@ class Saved:
         abstract: shapes, dtypes and shardings of the parameters, whatever devices they were saved from.
 
         Raises:
-          UserError: another model's parameters; or damaged ones: files that cannot be read, or bits that are not those
-            that were saved. Nothing falls back here: an evaluation of another step must be asked for.
+          UserError: another model's parameters.
+          DamagedCheckpointError: files that cannot be read, or bits that are not those that were saved. Nothing falls
+            back here: an evaluation of another step must be asked for.
         """
         name = "ema" if (self.directory / "ema").exists() else "params"
-        try:
+        with damage_is_named(self.directory):
             stored = ocp.PyTreeCheckpointHandler().metadata(self.directory / name)
             self._check_shapes(stored, abstract)
             with ocp.StandardCheckpointer() as checkpointer:
                 params = checkpointer.restore(self.directory / name, abstract)
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 expected = checkpointer.restore(self.directory / "sums")[name]
-            problem = (
-                "" if int(bit_sums({name: params})[name]) == expected else "its bits are not those that were saved"
-            )
-        except UserError:
-            raise
-        except Exception as error:  # Orbax raises many types on damage; every one means the same here
-            problem = _first_words(error)
-        if problem:
-            others = sorted(int(path.name) for path in self.directory.parent.iterdir() if path.name.isdigit())
-            remedy = f"take another with --step (there: {others})" if len(others) > 1 else "copy it again"
-            raise UserError(f"{self.directory} is damaged ({problem}): {remedy}")
+            if int(bit_sums({name: params})[name]) != expected:
+                raise ValueError("its bits are not those that were saved")
         return params
 
     def _check_shapes(self, stored: Any, abstract: Any) -> None:
@@ -376,6 +366,21 @@ class Saved:
         )
 
 
+@contextlib.contextmanager
+def damage_is_named(directory: epath.Path) -> Iterator[None]:
+    """Turns what Orbax raises on damage, many types, into a DamagedCheckpointError that names the other steps."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # no damage: the device is too small
+            raise
+        others = [step for step in _steps(directory.parent) if str(step) != directory.name]
+        remedy = f"take another with --step (there: {others})" if others else "copy it again"
+        raise DamagedCheckpointError(f"{directory} is damaged ({_first_words(error)}): {remedy}") from error
+
+
 def is_checkpoint(path: epath.PathLike) -> bool:
     """Whether `path` is the directory of one checkpoint, and not a workdir with some."""
     return (files.locate(path) / "run").exists()
@@ -387,6 +392,7 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
     Raises:
       UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
         software made it.
+      DamagedCheckpointError: what it says of its run cannot be read.
     """
     path = absolute_path(workdir_or_checkpoint)
     if is_checkpoint(path):
@@ -399,7 +405,7 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         if not steps or (step is not None and step not in steps):
             raise UserError(f"{folder} has no checkpoint {'' if step is None else step} (steps there: {steps})")
         directory = folder / str(steps[-1] if step is None else step)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with damage_is_named(directory), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         run = checkpointer.restore(directory / "run")
     if run.get("schema") != SCHEMA:
         raise UserError(

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Bad input or a bad request; the message names what is wrong, where, and the remedy. The CLI exits with 2."""
 
 
+class DamagedCheckpointError(UserError):
+    """Files of a checkpoint cannot be read, or hold other bits than were saved; the message names other steps."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what was saved. The CLI exits with 1."""
 

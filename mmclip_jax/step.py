@@ -120,10 +120,24 @@ def check_config(config: ConfigDict, devices: int) -> None:
         ("seed", 0, config.seed, 2**32 - 1),
         ("train.steps", 1, config.train.steps, math.inf),
         ("train.log_every", 1, config.train.log_every, math.inf),
+        ("train.profile", 0, config.train.profile, math.inf),
         ("train.max_skipped", 0, config.train.max_skipped, math.inf),
         ("data.max_damaged", 0, config.data.max_damaged, math.inf),
         ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
         ("optimizer.accumulate", 1, config.optimizer.accumulate, math.inf),
+        ("data.batch_paired", 0, config.data.batch_paired, math.inf),
+        ("data.batch_unpaired", 0, config.data.batch_unpaired, math.inf),
+        ("mesh.fsdp", 1, config.mesh.fsdp, math.inf),
+        ("model.image_size", 1, config.model.image_size, math.inf),
+        ("model.patch_size", 1, config.model.patch_size, config.model.image_size),
+        ("model.embed_dim", 1, config.model.embed_dim, math.inf),
+        ("model.text.length", 1, config.model.text.length, math.inf),
+        ("model.text.vocab_size", 0, config.model.text.vocab_size, math.inf),
+        *(
+            (f"model.{tower}.{name}", 1, config.model[tower][name], math.inf)
+            for tower in ("image", "text", "image_decoder", "text_decoder")
+            for name in ("width", "depth", "heads", "mlp_dim")
+        ),
     ):
         if not low <= value <= high:
             raise UserError(f"{name}={value} is not in {low} to {high}")

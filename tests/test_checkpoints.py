@@ -26,7 +26,7 @@ from mmclip_jax.checkpoints import (
     find_checkpoint,
     run_record,
 )
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import DamagedCheckpointError, UserError
 
 TOKENIZER = bytes(range(256))
 
@@ -154,16 +154,20 @@ def test_a_flipped_bit_is_no_checkpoint_either(
     checkpoints.close()
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut off"])
+@pytest.mark.parametrize("how", ["flipped", "cut off", "no record of the run", "half a record of the run"])
 def test_a_damaged_checkpoint_is_not_evaluated_and_the_others_are_named(tmp_path: pathlib.Path, how: str) -> None:
     save(tmp_path, 3, 7, ema=0.0)
     newest = tmp_path / "checkpoints" / "7"
     if how == "flipped":
         flip_bits(newest, 0.4)
-    else:
+    elif how == "cut off":
         damage(newest)
+    elif how == "no record of the run":
+        shutil.rmtree(newest / "run")
+    else:
+        (newest / "run" / "metadata").write_text('{"config": ')
     shapes = abstract(make_state(0, 0.0)).params
-    with pytest.raises(UserError, match=r"checkpoints/7 is damaged .*--step \(there: \[3, 7\]\)"):
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/7 is damaged .*--step \(there: \[3\]\)"):
         find_checkpoint(tmp_path).restore_params(shapes)
     expected = make_state(3, 0.0).params
     assert tiny.largest_difference(find_checkpoint(tmp_path, 3).restore_params(shapes), expected) == 0

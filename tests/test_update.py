@@ -244,6 +244,11 @@ def test_good_settings_pass() -> None:
         ({"objective__entmlm__slots": 0}, "slots"),
         ({"objective__local__weight": 1.0, "objective__local__temperature": 0.0}, "local.temperature"),
         ({"optimizer__accumulate": 0}, "accumulate"),
+        ({"train__profile": -1}, "profile"),
+        ({"data__batch_paired": -16}, "batch_paired"),
+        ({"model__patch_size": 0}, "patch_size"),
+        ({"model__text__vocab_size": -5}, "vocab_size"),
+        ({"model__text_decoder__heads": 0}, "text_decoder.heads"),
     ],
 )
 def test_numbers_that_cannot_work_are_refused_by_name(changes: dict[str, Any], word: str) -> None:
