@@ -274,7 +274,7 @@ def environment(url: str) -> dict[str, str]:
 
 
 def make_ordinary() -> None:
-    """Has gcsfs take every bucket for one without hierarchy or zone: it asks by gRPC, which no variable redirects."""
+    """Answers the question by gRPC with which gcsfs learns the kind of bucket: no hierarchy, no zone."""
     from gcsfs import extended_gcsfs
 
     async def kind(self: Any, bucket: str) -> Any:
