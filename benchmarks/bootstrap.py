@@ -3,6 +3,7 @@
     python benchmarks/bootstrap.py               # 1,000 resamples of 14 findings in 25,596 images: seconds
     python benchmarks/bootstrap.py --coverage    # 1,000 simulated data sets a row: coverage of the 95 % intervals
     python benchmarks/bootstrap.py --tried       # the same of other intervals of the AUPRC, which are not used
+    python benchmarks/bootstrap.py --why         # bias, and deviation by resamples and jackknife, over the true one
 
 A simulated data set: patients have one to four images; how likely an image of a patient shows the finding differs from
 patient to patient (a beta distribution), and so does the level of the patient's scores, whose variance is that of the
@@ -21,6 +22,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -69,7 +71,7 @@ def coverage(
         while labels.min() == labels.max():
             labels, scores, groups = design.draw(rng)
         point, fewest = metric(labels, scores), metrics.fewest_patients(labels, groups)
-        draws = {"metric": metric, "resamples": resamples, "seed": number}
+        draws: dict[str, Any] = {"metric": metric, "resamples": resamples, "seed": number}
         replicates = metrics.resample_metric(labels, scores, groups, **draws)
         for name in which:
             if name == "images":
@@ -126,6 +128,27 @@ def tried(name: str, point: float, replicates: np.ndarray, left: np.ndarray | No
     return around(center - bias, deviation, max(own, 1))
 
 
+def errors(design: Design, metric: metrics.Metric, datasets: int, resamples: int) -> tuple[float, float, float]:
+    """Over the deviation of the metric among data sets: its bias, and what resamples and jackknife take it for.
+
+    The latter two are roots of means of squares; data sets that lack a class or have one patient of it are left out.
+    """
+    truth = metric(*design.draw(np.random.default_rng(999), 400_000)[:2])
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(datasets):
+        labels, scores, groups = design.draw(rng)
+        if metrics.fewest_patients(labels, groups) < 2:
+            continue
+        drawn = metrics.resample_metric(labels, scores, groups, metric=metric, resamples=resamples, seed=number)
+        left = metrics.leave_out_metric(labels, scores, groups, metric=metric)
+        rows.append((metric(labels, scores), np.nanvar(drawn, ddof=1), (len(left) - 1) * left.var()))
+    points, by_resamples, by_jackknife = np.array(rows).T
+    deviation = points.std(ddof=1)
+    found = (points.mean() - truth, by_resamples.mean() ** 0.5, by_jackknife.mean() ** 0.5)
+    return found[0] / deviation, found[1] / deviation, found[2] / deviation
+
+
 def seconds(resamples: int, findings: int, images: int, patients: int) -> dict[str, tuple[float, float]]:
     """{metric: (elapsed, processor)} of made-up data of this size."""
     rng = np.random.default_rng(0)
@@ -147,22 +170,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds, or coverage, of bootstrap intervals.")
     parser.add_argument("--coverage", action="store_true", help="simulate data sets with known truth")
     parser.add_argument("--tried", action="store_true", help="the same of what is not used, AUPRC only")
+    parser.add_argument("--why", action="store_true", help="bias and deviations over the true deviation")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--datasets", type=int, default=1000, help="simulated a row")
     args = parser.parse_args()
-    if not (args.coverage or args.tried):
+    if not (args.coverage or args.tried or args.why):
         print("| metric | seconds | of a processor |\n| --- | ---: | ---: |")
         for name, (elapsed, processor) in seconds(args.resamples, 14, 25_596, 2_797).items():
             print(f"| {name} | {elapsed:.1f} | {processor:.1f} |")
         return
-    which = TRIED if args.tried else INTERVALS
-    print(f"| patients | images | prevalence | metric | truth | {' | '.join(which)} |")
-    print("| --- " * (5 + len(which)) + "|")
+    which = ("bias", "resamples", "jackknife") if args.why else TRIED if args.tried else INTERVALS
+    print(f"| patients | images | prevalence | metric | {'' if args.why else 'truth | '}{' | '.join(which)} |")
+    print("| --- " * (5 - args.why + len(which)) + "|")
     for design in (*DESIGNS, *FRESH_DESIGNS):
         for name, metric in (("AUROC", metrics.auroc), ("AUPRC", metrics.auprc))[args.tried :]:
+            head = f"| {design.patients} | 1–{design.images} | {design.prevalence:g} | {name}"
+            if args.why:
+                ratios = errors(design, metric, args.datasets, args.resamples)
+                print(f"{head} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
+                continue
             truth, held = coverage(design, metric, args.datasets, args.resamples, which)
             shares = " | ".join(f"{100 * share:.1f} %" for share in held.values())
-            head = f"| {design.patients} | 1–{design.images} | {design.prevalence:g} | {name}"
             print(f"{head} | {truth:.3f} | {shares} |", flush=True)
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     ask = not file.exists()
     given = [] if ask else pickle.loads(file.read_bytes())
     load = mmclip_jax.load
-    mmclip_jax.load = lambda *place, **options: Kept(load(*place, **options), given, ask)
+    mmclip_jax.load = lambda *place, **options: Kept(load(*place, **options), given, ask)  # type: ignore[assignment,return-value]
     cli.main(sys.argv[2:])
     if ask:
         file.write_bytes(pickle.dumps(given))
