@@ -322,7 +322,7 @@ def ranking_interval(
 ) -> Interval:
     """The interval of one finding's AUROC or AUPRC: `logit_interval`, the AUPRC's with a jackknife's deviation.
 
-    The AUPRC's resamples are up to 8 % closer together than its samples are, the AUROC's up to 4 %, and a few patients
+    The AUPRC's resamples are up to 8 % closer together than its samples are, the AUROC's up to 5 %, and a few patients
     can make most of the AUPRC's variance (the simulation in docs/results.md).
 
     Args:
