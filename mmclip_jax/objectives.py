@@ -77,7 +77,7 @@ def contrastive_loss(
     if targets not in CONTRASTIVE_TARGETS:
         raise ValueError(f"contrastive.targets {targets!r} is not one of {', '.join(CONTRASTIVE_TARGETS)}")
     text_id = text_id[:, None] if text_id.ndim == 1 else text_id
-    chunk = chunk or automatic_chunk(len(text_id))
+    chunk = chunk_of(chunk, len(text_id), sharding.row_shards())
     if chunk > 0:
         rows = {"image": image_embed.astype(jnp.float32), "text": text_embed.astype(jnp.float32), "text_id": text_id}
         if targets == "kinds":
@@ -135,12 +135,21 @@ def contrastive_loss(
     }
 
 
-def automatic_chunk(rows: int) -> int:
-    """Columns a chunk of the contrastive loss of `rows` rows, in the current mesh; −1 where no chunks are needed."""
-    own = rows // sharding.row_shards()
-    if 4 * own * rows <= LOGITS_BYTES:
-        return -1
+def chunk_of(setting: int, rows: int, devices: int) -> int:
+    """Columns a chunk of the contrastive loss of `rows` rows; −1 where there are no chunks.
+
+    setting: `objective.contrastive.chunk`: so many, −1 none, 0 chunks where the logits would take too much memory.
+    """
+    own = rows // devices
+    if setting or 4 * own * rows <= LOGITS_BYTES:
+        return setting or -1
     return max(LOGITS_BYTES // (4 * own), 1)
+
+
+def columns_in_chunks(own: int, chunk: int) -> int:
+    """The `own` columns of a device, filled up to whole chunks."""
+    size = min(chunk, own)
+    return -(-own // size) * size if chunk > 0 else own
 
 
 def _ring(rows: Metrics, scale: jax.Array, bias: jax.Array, loss: str, chunk: int) -> Metrics:
@@ -200,14 +209,13 @@ def _ring(rows: Metrics, scale: jax.Array, bias: jax.Array, loss: str, chunk: in
 
     def whole(own: Metrics, scale: jax.Array, bias: jax.Array) -> Metrics:
         count = len(own["image"])
-        size = min(chunk, count)
-        chunks = -(-count // size)
+        held = columns_in_chunks(count, chunk)
 
         def pad(x: jax.Array) -> jax.Array:
-            return jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
+            return jnp.pad(x, [(0, held - count)] + [(0, 0)] * (x.ndim - 1))
 
         def in_chunks(x: jax.Array) -> jax.Array:
-            return x.reshape(chunks, size, *x.shape[1:])
+            return x.reshape(-1, min(chunk, count), *x.shape[1:])
 
         here = jax.lax.axis_index(names) if devices > 1 else 0
         columns = own | {"number": here * count + jnp.arange(count), "valid": jnp.ones(count, bool)}

@@ -25,6 +25,7 @@ from mmclip_jax.errors import DoesNotFitError, UserError
 if typing.TYPE_CHECKING:
     import jax
 
+GPUS_A_NODE = 8
 SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
 EMBEDDINGS, IDS, SCALARS = "embeddings and their gradients", "ids of texts", "scalars"
 GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "parameters (fsdp)", "NOT ALLOWED"
@@ -94,10 +95,12 @@ class Topology:
         """Whether the step can be compiled for it here."""
         return self.chip.axes > 0
 
-    @property
-    def bandwidth(self) -> float:
-        """Bytes/s at which a chip sends in rings over all of them; those of GPUs leave a node through all its cards."""
-        if self.is_tpu or self.shape[1] == 1:
+    def bandwidth(self, group: int) -> float:
+        """Bytes/s at which a chip sends in rings of so many chips at best.
+
+        Those of GPUs leave a node through all its cards where a group is larger than a node.
+        """
+        if self.is_tpu or group <= self.shape[0]:
             return self.chip.links
         return min(self.chip.links, self.shape[0] * self.chip.network)
 
@@ -108,7 +111,7 @@ def parse_topology(text: str) -> Topology:
     Raises:
       UserError: no such chip or shape; the message says what there is.
     """
-    found = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text.lower())
+    found = re.fullmatch(r"(\w+):([1-9]\d{0,5}(?:x[1-9]\d{0,5}){1,2})", text.lower())
     if found is None or found[1] not in CHIPS:
         raise UserError(
             f"--topology {text!r} is not CHIP:AxB or CHIP:AxBxC with a chip of {', '.join(CHIPS)}; for GPUs it is GPUs "
@@ -118,6 +121,11 @@ def parse_topology(text: str) -> Topology:
     chip = topology.chip
     if len(topology.shape) != (chip.axes or 2):
         raise UserError(f"--topology {text!r}: {topology.kind} takes {chip.axes or 2} sizes, not {len(topology.shape)}")
+    if not chip.pod and topology.shape[0] > GPUS_A_NODE:
+        raise UserError(
+            f"--topology {text!r}: {topology.shape[0]} GPUs a node, but the figures are of nodes of up to "
+            f"{GPUS_A_NODE}: write {topology.kind}:{GPUS_A_NODE}x4 for four of them"
+        )
     if chip.pod and topology.chips > chip.pod:
         raise UserError(f"--topology {text!r}: {topology.chips:,} chips, but the largest slice has {chip.pod:,}")
     return topology
@@ -152,7 +160,10 @@ def tpu_devices(topology: Topology) -> list[Any]:
             raise UserError(
                 "libtpu, the compiler for TPUs, is not installed: pip install -r requirements-tpu.txt"
             ) from error
-        raise UserError(f"libtpu does not take the topology {topology.text}: {error}") from error
+        raise UserError(
+            f"libtpu does not take the topology {topology.text} ({error}): sizes go by twos, from {topology.kind}:2x2"
+            f"{'x1' if topology.chip.axes == 3 else ''} up"
+        ) from error
 
 
 def compile_step(config: ConfigDict, devices: list[Any], mask_id: int) -> tuple["jax.stages.Compiled", Any]:
@@ -219,8 +230,8 @@ def scaled_memory(memory: Memory, config: ConfigDict, parameters: int, rows: int
     before = batch_rows(config)
     factor = rows / before
     gradients = min(4.0 * parameters / config.mesh.fsdp, memory.buffers)
-    logits = logits_bytes(config, rows, chips) - factor * logits_bytes(config, before, chips)
-    buffers = gradients + factor * (memory.buffers - gradients) + max(logits, 0.0)
+    pairs = pairs_bytes(config, rows, chips) - factor * pairs_bytes(config, before, chips)
+    buffers = gradients + factor * (memory.buffers - gradients) + max(pairs, 0.0)
     return Memory(memory.state, memory.batch * factor, buffers, memory.program)
 
 
@@ -236,14 +247,22 @@ def row_bytes(config: ConfigDict) -> int:
     return config.model.image_size**2 + 9 * config.model.text.length + 16 + len(prompts.KINDS)
 
 
-def logits_bytes(config: ConfigDict, rows: float, chips: int) -> float:
-    """Bytes of the contrastive loss on a chip: [rows/chips, rows] for either direction, with targets and gradients."""
+def pairs_bytes(config: ConfigDict, rows: float, chips: int) -> float:
+    """Bytes on a chip of what the losses hold for pairs of rows; it grows with their square where nothing is chunked.
+
+    The contrastive loss: [rows/chips, rows] for either direction, with targets and gradients. The local loss: the
+    similarities of all drawn tokens to a chip's patches, and their gradient.
+    """
     from mmclip_jax.objectives import LOGITS_BYTES
 
     one, chunk = 4.0 * rows * rows / chips, config.objective.contrastive.chunk
     if chunk >= 0:
         one = min(one, 4.0 * rows / chips * chunk if chunk else LOGITS_BYTES)
-    return 6 * one
+    local = 0.0
+    if config.objective.local.weight:
+        patches = (config.model.image_size // config.model.patch_size) ** 2
+        local = 2 * 4.0 * rows / chips * patches * rows * config.objective.local.tokens
+    return 6 * one + local
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,7 +273,8 @@ def logits_bytes(config: ConfigDict, rows: float, chips: int) -> float:
 class Collective:
     """Communication of one kind in a step: what it carries, the operation, how often, bytes of the results on a chip.
 
-    arrays: "dtype[shape]" of each result; a step does all of them `times` times; size: bytes of all, once.
+    arrays: "dtype[shape]" of each result; a step does all of them `times` times; size: bytes of all, once; group: how
+    many chips do each together.
     """
 
     what: str
@@ -262,27 +282,35 @@ class Collective:
     arrays: tuple[str, ...]
     times: int
     size: int
+    group: int
 
     @property
     def total(self) -> int:
         """Bytes of a step."""
         return self.times * self.size
 
-    def sent(self, chips: int) -> float:
-        """Bytes that a chip sends in a step, in rings over all chips (a reduction for everybody goes round twice)."""
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip sends in a step, in rings of its group (a reduction for everybody goes round twice)."""
+        if self.operation == "collective-permute":
+            return self.total
         if self.operation == "reduce-scatter":  # its result is the chip's share
-            return self.total * (chips - 1)
-        return self.total * (2 if self.operation == "all-reduce" else 1) * (chips - 1) / chips
+            return self.total * (self.group - 1)
+        return self.total * (2 if self.operation == "all-reduce" else 1) * (self.group - 1) / self.group
 
 
 _OPERATION = re.compile(
     r" = (\(?.*?\)?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
-    r"collective-broadcast)(-start)?\("
+    r"collective-broadcast|send|recv)(-start)?\("
 )
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[([^\]]*)\][^{]*?\{([^}]*)\})")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|(?:true|false)_computation|branch_computations|called_computations)="
+    r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
+)
 _CONDITION = re.compile(r" while\(.*\bcondition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
@@ -316,8 +344,8 @@ def _repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
                 noted = _TRIPS.findall(line)
                 bounds = [int(bound) for row in lines.get(loop[1], ()) for bound in _BOUND.findall(row)]
                 turns = int(noted[0]) if noted else max(bounds, default=1)
-            for names in _CALLED.findall(line):
-                for name in names.split(", "):
+            for several, single in _CALLED.findall(line):
+                for name in (several or single).split(", "):
                     callers.setdefault(name.lstrip("%"), []).append((caller, turns))
     times = {entry: 1}
 
@@ -327,6 +355,21 @@ def _repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
         return times[name]
 
     return {name: count(name) for name in lines}
+
+
+def _group_size(line: str, chips: int) -> int:
+    """How many chips do a collective together, by its replica groups: {{0,1},...}, [64,4]<=[256] or axes of a mesh."""
+    found = _GROUPS.search(line)
+    if found is None:
+        return chips
+    listed, sized, axes, taken = found.groups()
+    if listed:
+        return listed.count(",") + 1
+    if sized:
+        return int(sized)
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes))
+    named = re.findall(r"'([^']+)'", taken)
+    return math.prod(int(sizes[name]) for name in named) if named and ":" not in taken else chips
 
 
 def _bare(shape: Iterable[int]) -> tuple[int, ...]:
@@ -342,6 +385,7 @@ def _classifier(
     Parameters that the compiler pads are not recognised: under fsdp, those of widths that 16 x fsdp does not divide.
     """
     from mmclip_jax.data import prompts
+    from mmclip_jax.objectives import chunk_of, columns_in_chunks
 
     rows, embed = batch_rows(config), config.model.embed_dim
     drawn = config.objective.local.tokens if config.objective.local.weight else 0
@@ -355,9 +399,12 @@ def _classifier(
                 if size == width
             }
     own_rows, columns = rows // chips, (1, 2, len(prompts.KINDS))
+    ring_rows = columns_in_chunks(own_rows, chunk_of(config.objective.contrastive.chunk, rows, chips))
     embeddings = {_bare((rows, embed)), _bare((chips, own_rows, embed))}
     ids = {_bare((*count, each)) for count in ((rows,), (chips, own_rows)) for each in columns}
-    own_embeddings, own_ids = {_bare((own_rows, embed))}, {_bare((own_rows, each)) for each in columns}
+    shares = (own_rows, ring_rows)
+    own_embeddings = {_bare((count, embed)) for count in shares}
+    own_ids = {_bare((count, each)) for count in shares for each in columns}
     if drawn:
         embeddings |= {_bare((rows, drawn, embed)), _bare((rows * drawn, embed)), _bare((rows * drawn,))}
         ids.add(_bare((rows, drawn)))
@@ -396,11 +443,11 @@ def collectives_of(text: str, config: ConfigDict, weights: Collection[tuple[int,
     lines, entry = _computations(text)
     times = _repetitions(lines, entry)
     seen: set[tuple[str, ...]] = set()
-    found: dict[tuple[str, str, int], list[tuple[str, int]]] = {}
+    found: dict[tuple[str, str, int, int], list[tuple[str, int]]] = {}
     for name, own in lines.items():
         for line in own:
             operation = _OPERATION.search(line)
-            if operation is None or not times[name]:
+            if operation is None:
                 continue
             arrays = _ARRAY.findall(operation[1])
             if operation[3] and operation[2] in ("all-gather", "collective-permute"):
@@ -417,11 +464,13 @@ def collectives_of(text: str, config: ConfigDict, weights: Collection[tuple[int,
             for dtype, sizes in arrays:
                 shape = tuple(int(size) for size in sizes.split(",") if size)
                 size = _bytes_of(dtype) * math.prod(shape)
-                kind = (what(operation[2], dtype, shape, size), operation[2], times[name])
+                # What nobody is seen to call may run after all.
+                carried = what(operation[2], dtype, shape, size) if times[name] else FORBIDDEN
+                kind = (carried, operation[2], max(times[name], 1), _group_size(line, chips))
                 found.setdefault(kind, []).append((f"{dtype}[{sizes}]", size))
     collectives = [
-        Collective(carried, operation_name, tuple(array for array, _ in each), count, sum(size for _, size in each))
-        for (carried, operation_name, count), each in found.items()
+        Collective(carried, name, tuple(array for array, _ in each), count, sum(size for _, size in each), group)
+        for (carried, name, count, group), each in found.items()
     ]
     return sorted(collectives, key=lambda collective: -collective.total)
 
@@ -461,6 +510,8 @@ def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int
     towers = [(model.image, patches, 0), (model.text, tokens, 0)]
     if objective.attmim.weight:
         towers += [(model.image_decoder, patches, tokens)]
+        if objective.attmim.mask_at == "input":
+            towers += [(model.image, patches, 0)]  # a second pass, over the visible patches
     if objective.entmlm.weight:
         towers += [(model.text, tokens, 0), (model.text_decoder, tokens, patches)]
     inputs, products = [], []
@@ -479,26 +530,33 @@ def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int
         rows / chips * row_bytes(config),
         8.0 * parameters / config.mesh.fsdp
         + rows / chips / config.optimizer.accumulate * row
-        + logits_bytes(config, rows, chips),
+        + pairs_bytes(config, rows, chips),
     )
 
 
 def collectives_by_formula(config: ConfigDict, parameters: int, chips: int) -> list[Collective]:
-    """The gathers and reductions that docs/method.md allows, each done once."""
-    rows, embed = batch_rows(config), config.model.embed_dim
+    """The gathers and reductions that docs/method.md allows, each done once.
 
-    def one(what: str, operation: str, dtype: str, *shape: int, times: int = 1) -> Collective:
+    Under fsdp gradients are reduced and scattered in groups that share the state, then summed over these groups.
+    """
+    rows, embed, fsdp = batch_rows(config), config.model.embed_dim, config.mesh.fsdp
+
+    def one(what: str, operation: str, dtype: str, *shape: int, times: int = 1, group: int = chips) -> Collective:
         array = f"{dtype}[{','.join(map(str, shape))}]"
-        return Collective(what, operation, (array,), times, 4 * math.prod(shape))
+        return Collective(what, operation, (array,), times, 4 * math.prod(shape), group)
 
     found = [
         one(EMBEDDINGS, "all-gather", "f32", rows, embed, times=2),
         one(EMBEDDINGS, "reduce-scatter", "f32", rows // chips, embed, times=2),
         one(IDS, "all-gather", "s32", rows, 2),
-        one(GRADIENTS, "all-reduce", "f32", parameters),
+        one(GRADIENTS, "all-reduce", "f32", parameters // fsdp, group=chips // fsdp),
     ]
-    if config.mesh.fsdp > 1:  # forward and backward
-        found.append(one(PARAMETERS, "all-gather", "f32", parameters, times=2))
+    if config.objective.local.weight:
+        drawn = (rows, config.objective.local.tokens, embed)
+        found += [one(EMBEDDINGS, "all-gather", "f32", *drawn), one(EMBEDDINGS, "all-reduce", "f32", *drawn)]
+    if fsdp > 1:
+        found.append(one(PARAMETERS, "all-gather", "f32", parameters, times=2, group=fsdp))  # forward and backward
+        found.append(one(GRADIENTS, "reduce-scatter", "f32", parameters // fsdp, group=fsdp))
     return sorted(found, key=lambda collective: -collective.total)
 
 
@@ -567,7 +625,8 @@ class Plan:
     """What `make_plan` found.
 
     asked: the batch that was asked for; recipe: the config's own, None where it does not divide over the chips;
-    largest: the largest that fits by the estimate, None where none does. compiled: with what, "" if by formula.
+    largest: the largest that fits by the estimate, None where none does. compiled: with what, "" if by formula. axes:
+    sizes that axes of parameters have.
     """
 
     topology: Topology
@@ -577,6 +636,7 @@ class Plan:
     recipe: Point | None
     largest: Point | None
     compiled: str
+    axes: Collection[int] = ()
 
     @property
     def fits(self) -> bool:
@@ -667,7 +727,8 @@ class Plan:
             notes.append("No batch fits: shard the state (--config.mesh.fsdp), or take larger chips.")
         notes.append(
             f"A chip: {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "
-            f"{chip.bandwidth / 1e9:,.0f} GB/s, sends {self.topology.bandwidth / 1e9:.0f} GB/s ({chip.source})."
+            f"{chip.bandwidth / 1e9:,.0f} GB/s, sends {self.topology.bandwidth(self.topology.chips) / 1e9:.0f} GB/s "
+            f"({chip.source})."
         )
         if self.compiled:
             notes.append(
@@ -678,9 +739,15 @@ class Plan:
             notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
         notes.append(
             "Times: matrix products, recomputed ones too, by mmclip_jax/flops.py over the peak; state and buffers read "
-            "and written once; collectives in rings over all chips. No step is faster, real ones are slower. "
-            "Efficiency: against chips that need not talk, if communication is exposed and if it is hidden."
+            "and written once; collectives in rings over the chips that do them together. "
+            + ("No step is faster, real ones are slower. " if self.compiled else "As rough as the memory. ")
+            + "Efficiency: against chips that need not talk, if communication is exposed and if it is hidden."
         )
+        if self.compiled and self.asked.rows in self.axes:
+            notes.append(
+                f"The batch is as long as an axis of the parameters ({self.asked.rows}): what carries rows cannot be "
+                "told from what carries gradients. Plan another batch to see that nothing else is sent."
+            )
         if self.compiled and any(c.what in (EMBEDDINGS, IDS) and c.operation == "all-reduce" for c in self.collectives):
             notes.append(
                 "An all-reduce of embeddings or ids sums their gradients, or is a gather: the compiler lets each chip "
@@ -710,6 +777,7 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
     recipe.model.text.vocab_size = recipe.model.text.vocab_size or tokenizer.vocab_size
     if recipe.mesh.fsdp < 1 or chips % recipe.mesh.fsdp:
         raise UserError(f"mesh.fsdp={recipe.mesh.fsdp} does not divide the {chips} chips of {topology.text}")
+    step_lib.check_values(recipe)
     config = with_batch(recipe, batch_rows(recipe) if rows is None else rows, chips)
     step_lib.check_config(config, chips)
 
@@ -721,10 +789,12 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
         logging.info("compiled in %.0f s", time.perf_counter() - start)
         parameters = count_parameters(state.params)
         memory = compiled_memory(compiled, state)
-        collectives = collectives_of(compiled.as_text() or "", config, parameter_shapes(state.params), chips)
+        shapes = parameter_shapes(state.params)
+        axes = {size for shape in shapes for size in shape}
+        collectives = collectives_of(compiled.as_text() or "", config, shapes, chips)
     else:
         parameters = count_parameters(_abstract_params(config))
-        memory = None
+        memory, axes = None, set()
         collectives = collectives_by_formula(config, parameters, chips)
 
     def memory_at(rows: int) -> Memory:
@@ -734,8 +804,10 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
 
     def point(settings: ConfigDict) -> Point:
         grown = batch_rows(settings) / batch_rows(config)
-        sent = sum(c.sent(chips) * (grown if c.what in (EMBEDDINGS, IDS) else 1.0) for c in collectives)
-        return _point(settings, memory_at(batch_rows(settings)), sent, topology)
+        links = sum(
+            c.sent * (grown if c.what in (EMBEDDINGS, IDS) else 1.0) / topology.bandwidth(c.group) for c in collectives
+        )
+        return _point(settings, memory_at(batch_rows(settings)), links, topology)
 
     chunk = chips * recipe.optimizer.accumulate
     recipe_divides = recipe.data.batch_paired % chunk == 0 == recipe.data.batch_unpaired % chunk
@@ -748,11 +820,12 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -
         point(recipe) if recipe_divides else None,
         point(with_batch(recipe, most, chips)) if most else None,
         _compiler() if topology.is_tpu else "",
+        axes,
     )
 
 
-def _point(settings: ConfigDict, memory: Memory, sent: float, topology: Topology) -> Point:
-    """sent: bytes that a chip sends in a step."""
+def _point(settings: ConfigDict, memory: Memory, links: float, topology: Topology) -> Point:
+    """links: seconds of a step in which a chip sends."""
     chip, work = topology.chip, flops.train_step_flops(settings)
     return Point(
         settings,
@@ -760,7 +833,7 @@ def _point(settings: ConfigDict, memory: Memory, sent: float, topology: Topology
         work,
         sum(work.values()) / topology.chips / chip.peak,
         (2 * (memory.state + memory.buffers) + memory.batch) / chip.bandwidth,
-        sent / topology.bandwidth,
+        links,
     )
 
 

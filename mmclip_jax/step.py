@@ -85,7 +85,25 @@ def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTrans
 
 
 def check_config(config: ConfigDict, devices: int) -> None:
-    """Refuses settings that the step cannot honour.
+    """Refuses settings that the step cannot honour, on so many devices.
+
+    Raises:
+      UserError: naming the setting and the remedy.
+    """
+    check_values(config)
+    chunk = devices * config.optimizer.accumulate
+    for name in ("batch_paired", "batch_unpaired"):
+        if config.data[name] % chunk:
+            raise UserError(
+                f"data.{name}={config.data[name]} is no multiple of {chunk} "
+                f"({devices} devices x optimizer.accumulate={config.optimizer.accumulate})"
+            )
+    if not config.data.batch_paired + config.data.batch_unpaired:
+        raise UserError("data.batch_paired and data.batch_unpaired are both 0")
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuses settings that no number of devices can honour.
 
     Raises:
       UserError: naming the setting and the remedy.
@@ -144,15 +162,6 @@ def check_config(config: ConfigDict, devices: int) -> None:
     count = masking.masked_count((config.model.image_size // config.model.patch_size) ** 2, objective.attmim.mask_ratio)
     if objective.attmim.weight and not count:
         raise UserError(f"objective.attmim.mask_ratio={objective.attmim.mask_ratio} masks no patch")
-    chunk = devices * config.optimizer.accumulate
-    for name in ("batch_paired", "batch_unpaired"):
-        if config.data[name] % chunk:
-            raise UserError(
-                f"data.{name}={config.data[name]} is no multiple of {chunk} "
-                f"({devices} devices x optimizer.accumulate={config.optimizer.accumulate})"
-            )
-    if not config.data.batch_paired + config.data.batch_unpaired:
-        raise UserError("data.batch_paired and data.batch_unpaired are both 0")
 
 
 def row_key_data(seed: int, step: jax.Array, part: str, rows: int) -> jax.Array:

@@ -420,8 +420,9 @@ def test_chunks_round_a_ring_give_the_same_loss_and_gradients(fsdp: int, loss: s
 
 
 def test_chunks_are_taken_where_the_logits_would_not_fit() -> None:
-    assert objectives.automatic_chunk(4096) == -1
-    assert objectives.automatic_chunk(8192) == 4096
-    with jax.set_mesh(sharding.make_mesh(1)):
-        assert objectives.automatic_chunk(8192) == -1
-        assert objectives.automatic_chunk(32768) == 8192
+    assert objectives.chunk_of(0, 4096, 1) == -1
+    assert objectives.chunk_of(0, 8192, 1) == 4096
+    assert objectives.chunk_of(0, 8192, 8) == -1
+    assert objectives.chunk_of(0, 32768, 8) == 8192
+    assert [objectives.chunk_of(setting, 32768, 8) for setting in (-1, 5)] == [-1, 5]
+    assert [objectives.columns_in_chunks(8, chunk) for chunk in (-1, 3, 4, 100)] == [8, 9, 8, 8]

@@ -45,7 +45,7 @@ def test_topologies_are_read() -> None:
         ("h100:2x4", 8, 100e9),
     ):
         topology = plan.parse_topology(text)
-        assert (topology.chips, topology.bandwidth) == (chips, bandwidth), text
+        assert (topology.chips, topology.bandwidth(chips)) == (chips, bandwidth), text
         assert topology.is_tpu == text.lower().startswith("v")
     assert all(chip.peak > 1e14 for chip in plan.CHIPS.values())
 
@@ -125,10 +125,6 @@ PROGRAM = textwrap.dedent("""\
       %all-gather.2 = f32[64,7]{1,0:T(8,128)S(1)} all-gather(%p), channel_id=4, dimensions={0}
     }
 
-    %never (p: f32[8,7]) -> f32[64,7] {
-      %all-gather.3 = f32[64,7]{1,0} all-gather(%p), channel_id=5, dimensions={0}
-    }
-
     ENTRY %main (p: f32[8,7]) -> f32[] {
       %w = (s32[], f32[12,20,36]) while(%t), condition=%wide.condition, body=%wide.body
       %w.2 = (s32[]) while(%t), condition=%noted.condition, body=%noted.body, config={"known_trip_count":{"n":"5"}}
@@ -156,7 +152,7 @@ def test_collectives_are_counted_once_a_turn_and_named_by_what_they_carry() -> N
         # In the loop; the f32[20] lies in a fusion there.
         (plan.GRADIENTS, "all-reduce"): (12, 2 * (20 * 36 + 36) + 4 * 20),
         (plan.EMBEDDINGS, "collective-permute"): (5, per_chip),
-        (plan.EMBEDDINGS, "all-gather"): (1, gathered),  # in two pieces of one channel; nothing calls the third
+        (plan.EMBEDDINGS, "all-gather"): (1, gathered),  # in two pieces of one channel
         (plan.EMBEDDINGS, "all-reduce"): (1, gathered),
         (plan.IDS, "all-gather"): (1, 64 * 2 * 4),
         (plan.SCALARS, "all-reduce"): (1, 4),
@@ -186,6 +182,46 @@ def test_what_a_collective_carries(line: str, carries: str) -> None:
     assert [what for (what, _), counted in after.items() if before.get((what, _)) != counted] == [carries]
 
 
+def test_collectives_are_found_wherever_they_hide() -> None:
+    hidden = "%NAME (p: f32[8,7]) -> f32[64,7] {\n  %all-gather.3 = f32[64,7]{1,0} all-gather(%p), channel_id=5\n}\n"
+    settings = config(data__batch_paired=32, data__batch_unpaired=32)
+    for name in ("wide.condition.2", "yes", "no", "never"):  # nobody is seen to call the last
+        more = "%i.1 = f32[64,7] conditional(%p, %x, %x), true_computation=%yes, false_computation=%no\n"
+        more += "%w.3 = (s32[]) while(%t), condition=%wide.condition.2, body=%noted.body"
+        text = hidden.replace("NAME", name) + PROGRAM.replace("MORE", more)
+        gathers = [c for c in plan.collectives_of(text, settings, [], 8) if c.operation == "all-gather"]
+        assert [c.arrays.count("f32[64,7]") for c in gathers if c.what == plan.FORBIDDEN] == [1] * (name == "never"), (
+            name
+        )
+        allowed = [c.arrays.count("f32[64,7]") for c in gathers if c.what == plan.EMBEDDINGS]
+        assert sum(allowed) == 1 + (name != "never"), name  # one is there anyway
+    for line in ("  %s = (f32[8,7], u32[], token[]) send(%p, %t)", "  %r = (f32[8,7], token[]) recv(%t)"):
+        assert (plan.FORBIDDEN, line.split("(")[-2].split()[-1]) in found_in(line)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[64,4]<=[256]", 4),
+        ("[4,64]<=[64,4]T(1,0)", 64),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([2,4]T(1,0)) {'axis_0'}", 2),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0','axis_2'}", 8),
+        ("{}", 256),
+    ],
+)
+def test_chips_that_do_a_collective_together(groups: str, size: int) -> None:
+    line = f"%t = f32[20,36] all-reduce(%i), channel_id=9, replica_groups={groups}, to_apply=%add"
+    assert plan._group_size(line, 256) == size
+
+
+def test_a_ring_of_chunks_that_do_not_divide_is_allowed() -> None:
+    # 8 rows a chip in chunks of 3: three whole chunks.
+    line = "  %t = f32[9,7]{1,0} collective-permute(%i), channel_id=9"
+    assert (plan.EMBEDDINGS, "collective-permute") in found_in(line, objective__contrastive__chunk=3)
+    assert (plan.FORBIDDEN, "collective-permute") in found_in(line, objective__contrastive__chunk=4)
+
+
 def test_parameters_may_be_gathered_under_fsdp_only() -> None:
     for shape in ("20,36", "5,4,36"):  # of five heads
         line = f"  %t = f32[{shape}] all-gather(%i), channel_id=9"
@@ -202,13 +238,15 @@ def test_shapes_of_parameters() -> None:
 
 
 def test_bytes_that_a_ring_sends() -> None:
-    def sent(operation: str, size: int, times: int = 1) -> float:
-        return plan.Collective("", operation, (), times, size).sent(8)
+    def sent(operation: str, size: int, times: int = 1, group: int = 8) -> float:
+        return plan.Collective("", operation, (), times, size, group).sent
 
     assert sent("all-gather", 800) == 700  # seven of eight shares pass through a chip
     assert sent("reduce-scatter", 100) == 700  # the result is one share
     assert sent("all-reduce", 800) == 1400  # one after the other
     assert sent("all-reduce", 800, times=3) == 4200
+    assert sent("all-reduce", 800, group=2) == 800
+    assert sent("collective-permute", 800) == 800
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,10 +279,10 @@ def test_buffers_grow_with_the_rows_and_gradients_do_not() -> None:
 
 def test_logits_are_chunked_where_they_are_large() -> None:
     chunked = 6 * 128 * 2**20
-    assert plan.logits_bytes(config(), 1024, 8) == 6 * 4 * 128 * 1024
-    assert plan.logits_bytes(config(), 10**6, 8) == chunked
-    assert plan.logits_bytes(config(objective__contrastive__chunk=-1), 10**6, 8) == 6 * 4 * 1e12 / 8
-    assert plan.logits_bytes(config(objective__contrastive__chunk=100), 1024, 8) == 6 * 4 * 128 * 100
+    assert plan.pairs_bytes(config(), 1024, 8) == 6 * 4 * 128 * 1024
+    assert plan.pairs_bytes(config(), 10**6, 8) == chunked
+    assert plan.pairs_bytes(config(objective__contrastive__chunk=-1), 10**6, 8) == 6 * 4 * 1e12 / 8
+    assert plan.pairs_bytes(config(objective__contrastive__chunk=100), 1024, 8) == 6 * 4 * 128 * 100
 
 
 def test_the_largest_batch_by_hand() -> None:
@@ -258,10 +296,9 @@ def test_the_largest_batch_by_hand() -> None:
 
 def test_the_roofline_by_hand() -> None:
     settings = config()
-    point = plan._point(settings, plan.Memory(3e9, 8e6, 5e9, 1e9), sent=4e9, topology=V5E)
+    point = plan._point(settings, plan.Memory(3e9, 8e6, 5e9, 1e9), links=0.02, topology=V5E)
     assert point.products == pytest.approx(sum(flops.train_step_flops(settings).values()) / 8 / 197e12)
     assert point.traffic == pytest.approx((2 * 8e9 + 8e6) / 800e9)
-    assert point.links == pytest.approx(4e9 / 200e9)
     # 2, 20.01 and 20 ms.
     point = dataclasses.replace(point, products=0.002)
     assert point.hidden == point.traffic
@@ -367,11 +404,26 @@ def test_gpus_by_formula(chips: str, config_file: str, capsys: pytest.CaptureFix
     assert cli.main(["plan", "--config", config_file, "--topology", chips, "--batch", "256"]) == 0
     out = capsys.readouterr().out
     assert "by formula" in out
-    topology = plan.parse_topology(chips)
-    settings = plan.with_batch(config(**CONTRASTIVE), 256, topology.chips)
-    gradients = next(c for c in plan.collectives_by_formula(settings, 1000, topology.chips) if c.what == plan.GRADIENTS)
-    assert gradients.total == 4000
     assert re.search(r"^global batch +256", out, re.MULTILINE)
+
+
+def test_what_gpus_send_by_hand() -> None:
+    settings = config(mesh__fsdp=2, objective__local__weight=0.5)  # 128 rows, embeddings of 7, 4 drawn tokens a row
+    found = {(c.what, c.operation, c.arrays): c.sent for c in plan.collectives_by_formula(settings, 1000, 32)}
+    assert found == {
+        (plan.EMBEDDINGS, "all-gather", ("f32[128,7]",)): pytest.approx(2 * 128 * 7 * 4 * 31 / 32),
+        (plan.EMBEDDINGS, "reduce-scatter", ("f32[4,7]",)): pytest.approx(2 * 4 * 7 * 4 * 31),
+        (plan.EMBEDDINGS, "all-gather", ("f32[128,4,7]",)): pytest.approx(128 * 4 * 7 * 4 * 31 / 32),
+        (plan.EMBEDDINGS, "all-reduce", ("f32[128,4,7]",)): pytest.approx(2 * 128 * 4 * 7 * 4 * 31 / 32),
+        (plan.IDS, "all-gather", ("s32[128,2]",)): pytest.approx(128 * 2 * 4 * 31 / 32),
+        (plan.PARAMETERS, "all-gather", ("f32[1000]",)): pytest.approx(2 * 4000 / 2),
+        (plan.GRADIENTS, "reduce-scatter", ("f32[500]",)): pytest.approx(2000),
+        (plan.GRADIENTS, "all-reduce", ("f32[500]",)): pytest.approx(2 * 2000 * 15 / 16),
+    }
+    h100 = plan.parse_topology("h100:8x4")
+    assert (h100.bandwidth(2), h100.bandwidth(16)) == (450e9, 400e9)  # inside a node, and out of it
+    local = plan.pairs_bytes(settings, 128, 32) - plan.pairs_bytes(config(), 128, 32)
+    assert local == 2 * 4 * (128 / 32) * 25 * 128 * 4
 
 
 def test_what_does_not_fit_is_status_1(
@@ -388,7 +440,7 @@ def test_what_does_not_fit_is_status_1(
 
 def test_forbidden_collectives_are_status_1() -> None:
     point = plan._point(config(), plan.Memory(1.0, 1.0, 1.0), 1.0, V5E)
-    wrong = plan.Collective(plan.FORBIDDEN, "all-to-all", ("s32[64,11]",), 1, 2816)
+    wrong = plan.Collective(plan.FORBIDDEN, "all-to-all", ("s32[64,11]",), 1, 2816, 8)
     made = plan.Plan(V5E, 1, [wrong], point, point, None, "a compiler")
     with pytest.raises(DoesNotFitError, match=r"all-to-all of s32\[64,11\]"):
         made.check()
