@@ -287,7 +287,14 @@ class Transfer:
         config.optimizer.weight_decay = defaults["weight_decay"] if settings.weight_decay < 0 else settings.weight_decay
         every = max(1, steps // settings.evaluations)
         config.train.update(
-            {"steps": steps, "log_every": every, "evaluate_every": every, "checkpoint_every": -1, "keep": 1}
+            {
+                "steps": steps,
+                "log_every": every,
+                "evaluate_every": every,
+                "checkpoint_every": -1,
+                "keep": 1,
+                "profile": 0,
+            }
         )
         config.finetune = ConfigDict(
             {
