@@ -82,7 +82,7 @@ class Opened:
 
     model: foreign.ForeignModel
     facts: dict[str, Any]
-    input_size: int
+    rules: preprocess.Preprocess
 
 
 def open_model(
@@ -139,7 +139,7 @@ def open_model(
         "trained_on": f"{spec.stated['text']} (as stated by the spec's author)" if spec.stated["text"] else "",
         "note": spec.note,
     }
-    return Opened(model, facts, rules.size)
+    return Opened(model, facts, rules)
 
 
 def run(
@@ -181,8 +181,7 @@ def run(
     if wanted.prompts is not None:
         chosen = chosen.with_prompts(wanted.title, wanted.prompts)
     opened = open_model(wanted, checkpoints, vocabulary, all_devices=True)
-    small = sum(max(shape) < opened.input_size for shape in rows.shapes)
-    opened.facts["enlarged"] = small
+    opened.facts["enlarged"] = sum(opened.rules.enlarges(shape) for shape in rows.shapes)
     results = common.evaluate_checkpoint(
         opened.model,
         data,

@@ -61,6 +61,16 @@ class Preprocess:
         """Pixels a side of what comes out."""
         return self.steps[-1].size
 
+    def enlarges(self, shape: Sequence[int]) -> bool:
+        """Whether a step makes a side of an image of this shape (H, W) longer by resizing; black edges do not count."""
+        height, width = shape
+        for step in self.steps:
+            after = _shape_after(step, height, width)
+            if step.kind not in ("crop", "pad") and (after[0] > height or after[1] > width):
+                return True
+            height, width = after
+        return False
+
     def __call__(self, pixels: np.ndarray, channels: int) -> np.ndarray:
         """Uint8 [H,W] -> float32 [size,size,channels], a grey image in every channel."""
         image = pixels
@@ -170,20 +180,22 @@ def _cubic_matrix(side: int, size: int) -> np.ndarray:
 
 
 def _apply(step: Step, image: np.ndarray) -> np.ndarray:
-    height, width = image.shape
-    size = step.size
     if step.kind == "interpolate":
-        return interpolate(image, size)
-    if step.kind == "squash":
-        return _resize(image, size, size, step.filter)
+        return interpolate(image, step.size)
+    if step.kind in _RESIZE:
+        return _resize(image, *_shape_after(step, *image.shape), step.filter)
+    return _center(image, step.size, step.round)
+
+
+def _shape_after(step: Step, height: int, width: int) -> tuple[int, int]:
     if step.kind == "shortest":
         short = min(height, width)
-        return _resize(image, int(size * height / short), int(size * width / short), step.filter)
+        return int(step.size * height / short), int(step.size * width / short)
     if step.kind == "longest":
-        ratio = size / max(height, width)
+        ratio = step.size / max(height, width)
         rounded = int if step.round == "down" else round
-        return _resize(image, max(1, rounded(height * ratio)), max(1, rounded(width * ratio)), step.filter)
-    return _center(image, size, step.round)
+        return max(1, rounded(height * ratio)), max(1, rounded(width * ratio))
+    return step.size, step.size
 
 
 def _resize(image: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:

@@ -277,6 +277,8 @@ def refereed(tmp_path_factory: pytest.TempPathFactory) -> Refereed:
         torch.save(others.openai_layout(model), folder / f"{number}.pt")
     others.write_openai_vocabulary(folder)
     stated = {key: value for key, value in SPEC.items() if key != "prompts"}
+    steps = [{"longest": 44, "filter": "lanczos"}, {"pad": 44}, {"interpolate": others.IMAGE_SIZE}]
+    stated["preprocess"] = {"steps": steps, "mean": [0.5], "std": [0.25]}
     stated["trained_on"] = {"text": "here and there", "sources": ["here"], "labels": "none"}
     (folder / "specs.yaml").write_text(yaml.safe_dump({"tiny": SPEC, "stated": stated}))
     said = []
@@ -370,6 +372,15 @@ def test_a_statement_is_shown_as_one(refereed: Refereed) -> None:
     card = (refereed.folder / "stated" / "model_card.md").read_text()
     assert "here and there (as stated by the spec's author)" in card
     assert stamp in card
+
+
+@pytest.mark.torch
+def test_images_that_any_step_enlarges_are_counted(refereed: Refereed) -> None:
+    # Of five heights from 41 to 45 three are below 44, which the first step makes of them; the input is 21.
+    assert read(refereed, "stated")["data"]["rows"] == 30
+    assert read(refereed, "stated")["checkpoint"]["referee"]["enlarged"] == 18
+    assert "Images smaller than its input" in (refereed.folder / "stated" / "report.html").read_text()
+    assert read(refereed, "out")["checkpoint"]["referee"]["enlarged"] == 0
 
 
 @pytest.mark.torch

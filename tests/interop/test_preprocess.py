@@ -81,6 +81,24 @@ def test_interpolation_of_arrays() -> None:
         assert made[row, column] == pytest.approx(total, abs=1e-3)
 
 
+def test_what_is_enlarged_on_the_way() -> None:
+    chexzero = (Step("longest", 320, "lanczos", "down"), Step("pad", 320), Step("interpolate", 224))
+    openai = (Step("shortest", 224, "bicubic"), Step("crop", 224, round="nearest"))
+    for steps, shape, enlarged in [
+        (chexzero, (256, 300), True),
+        (chexzero, (256, 320), False),
+        (chexzero, (7, 320), False),
+        (openai, (180, 256), True),
+        (openai, (256, 223), True),
+        (openai, (224, 256), False),
+        ((Step("squash", 224, "box"),), (400, 223), True),
+        ((Step("squash", 224, "box"),), (224, 400), False),
+        ((Step("shortest", 50, "box"), Step("crop", 40), Step("interpolate", 60)), (70, 70), True),
+        ((Step("crop", 40), Step("squash", 30, "box")), (20, 25), False),
+    ]:
+        assert Preprocess(steps, (0.5,), (0.5,)).enlarges(shape) == enlarged, (steps, shape)
+
+
 def test_mean_and_deviation_of_each_channel() -> None:
     mean, std = (0.4, 0.5, 0.1), (0.2, 0.25, 0.5)
     made = Preprocess((Step("squash", 5, "box"),), mean, std)(PICTURE, 3)
