@@ -20,6 +20,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import common, protocols
 from mmclip_jax.evaluate.base import Split
 from mmclip_jax.interop import foreign, layouts, preprocess
+from mmclip_jax.interop.fields import field
 from mmclip_jax.interop.weights import find_weights, read_json, sha256
 
 PACKAGED = pathlib.Path(__file__).parent / "resources" / "referees.yaml"
@@ -220,7 +221,8 @@ def _folder_rules(spec: Spec, folder: pathlib.Path, encoder: layouts.DualEncoder
         file = folder / "preprocessor_config.json"
         return preprocess.of_huggingface(str(file), read_json(file))
     file = folder / layouts.OPEN_CLIP_CONFIG
-    return preprocess.of_open_clip(str(file), read_json(file).get("preprocess_cfg", {}), encoder.image_size)
+    told = field(str(file), read_json(file), "preprocess_cfg", dict, {})
+    return preprocess.of_open_clip(str(file), told, encoder.image_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,9 +239,9 @@ def _spec(file: pathlib.Path, name: str, entry: Any) -> Spec:
         raise UserError(f"{where} is not followed by fields such as layout")
     if unknown := sorted(map(str, set(entry) - set(_FIELDS))):
         raise UserError(f"{where} has the unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
-    for field in ("layout", "preprocess"):
-        if field not in entry:
-            raise UserError(f"{where} needs {field}")
+    for needed in ("layout", "preprocess"):
+        if needed not in entry:
+            raise UserError(f"{where} needs {needed}")
     if entry["layout"] not in layouts.LAYOUTS:
         raise UserError(f"{where}: layout is one of {', '.join(layouts.LAYOUTS)}, not {entry['layout']!r}")
     if entry["layout"] == "openai" and entry["preprocess"] == FOLDER:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.interop.fields import field
 from mmclip_jax.interop.towers import ACTIVATIONS, Params, Tower
 from mmclip_jax.interop.weights import Weights, find_weights, read_json, read_weights
 
@@ -66,7 +67,7 @@ def load(
         encoder = _huggingface(weights, read_json(file.parent / HUGGINGFACE_CONFIG), file)
     elif layout == "open_clip":
         place = file.parent / OPEN_CLIP_CONFIG
-        config = read_json(place).get("model_cfg", {}) if place.is_file() else {}
+        config = field(str(place), read_json(place), "model_cfg", dict, {}) if place.is_file() else {}
         encoder = _openai(weights, file, config, activation, heads)
     elif layout == "openai":
         encoder = _openai(weights, file, {"quick_gelu": True}, activation, heads)
@@ -87,15 +88,18 @@ def _openai(
         raise UserError(f"{file}: its image encoder is a ResNet; only vision transformers are supported")
     if "logit_bias" in weights:
         raise UserError(f"{file}: trained with a sigmoid loss (it has a logit_bias), which is not supported")
-    vision, text_config = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    beside = file.with_name(OPEN_CLIP_CONFIG)
+    vision, text_config = (field(str(beside), config, name, dict, {}) for name in ("vision_cfg", "text_cfg"))
     for part, told, known in (
         ("model_cfg", config, _MODEL),
         ("vision_cfg", vision, _VISION),
         ("text_cfg", text_config, _TEXT),
     ):
         if strange := sorted(key for key, value in told.items() if value and key not in known):
-            raise UserError(f"{file.with_name(OPEN_CLIP_CONFIG)}: {strange[0]} of {part} is not supported")
-    activation = _activation(activation or ("quick_gelu" if config.get("quick_gelu") else "gelu"), file)
+            raise UserError(f"{beside}: {strange[0]} of {part} is not supported")
+    activation = _activation(
+        activation or ("quick_gelu" if field(str(beside), config, "quick_gelu", bool, False) else "gelu"), file
+    )
     if "visual.trunk.cls_token" in weights:
         image, image_tower = _timm(weights, file, vision), Tower(0, "gelu", eps=1e-6)
     elif "visual.conv1.weight" in weights:
@@ -103,11 +107,12 @@ def _openai(
     else:
         raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
     width = image["class_token"].shape[0]
-    per_head = int(vision.get("head_width", _HEAD_WIDTH))
+    per_head = field(str(beside), vision, "head_width", int, _HEAD_WIDTH, low=1)
     image_heads = _heads(file, "image", width, heads.get("image") or max(1, width // per_head))
     if "text.transformer.embeddings.word_embeddings.weight" in weights:
         text, pooled = _bert(weights, "text.transformer."), text_config.get("hf_pooler_type")
-        text["position"] = text["position"][: int(text_config.get("context_length", len(text["position"])))]
+        context = field(str(beside), text_config, "context_length", int, len(text["position"]), low=1)
+        text["position"] = text["position"][:context]
         if pooled != "cls_last_hidden_state_pooler":
             raise UserError(
                 f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
@@ -120,7 +125,10 @@ def _openai(
         text_tower = Tower(0, activation, causal=True)
     width = text["tokens"].shape[1]
     text_heads = _heads(
-        file, "text", width, heads.get("text") or int(text_config.get("heads", 0)) or max(1, width // _HEAD_WIDTH)
+        file,
+        "text",
+        width,
+        heads.get("text") or field(str(beside), text_config, "heads", int, max(1, width // _HEAD_WIDTH), low=1),
     )
     return _encoder(
         weights,
@@ -170,7 +178,7 @@ def _openai_text(weights: Weights, prefix: str) -> Params:
 
 def _timm(weights: Weights, file: pathlib.Path, config: Mapping[str, Any]) -> Params:
     """timm's vision transformer with a class token, and a linear projection: the image encoder of BiomedCLIP."""
-    if config.get("timm_pool", "") not in ("", "token"):
+    if field(str(file.with_name(OPEN_CLIP_CONFIG)), config, "timm_pool", str, "") not in ("", "token"):
         raise UserError(f"{file}: the pooling {config['timm_pool']!r} of its timm image encoder is not supported")
     patch, width = _patch(weights, "visual.trunk.patch_embed.proj.weight")
     return {
@@ -219,40 +227,39 @@ _HUGGINGFACE_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_
 
 def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path) -> DualEncoder:
     """CLIPModel, or VisionTextDualEncoderModel of ViT (or CLIP's vision transformer) and BERT."""
-    kind = config.get("model_type")
-    vision, text = dict(config.get("vision_config") or {}), dict(config.get("text_config") or {})
+    kind, beside = config.get("model_type"), file.parent / HUGGINGFACE_CONFIG
+    vision, text = (dict(field(str(beside), config, name, dict, {})) for name in ("vision_config", "text_config"))
     if kind == "clip":
         vision["model_type"], text["model_type"] = "clip_vision_model", "clip_text_model"
     elif kind != "vision-text-dual-encoder":
-        raise UserError(
-            f"{file.parent / HUGGINGFACE_CONFIG}: model_type {kind!r} is not supported; clip and "
-            "vision-text-dual-encoder are"
-        )
+        raise UserError(f"{beside}: model_type {kind!r} is not supported; clip and vision-text-dual-encoder are")
     texts = ("clip_text_model",) if kind == "clip" else ("bert",)
     readers = {"vit": _vit, "clip_vision_model": _clip_image, "bert": _huggingface_bert, "clip_text_model": _clip_text}
     for part, allowed in ((vision, ("vit", "clip_vision_model")), (text, texts)):
         if part.get("model_type") not in allowed:
             raise UserError(
-                f"{file.parent / HUGGINGFACE_CONFIG}: an encoder of model_type {part.get('model_type')!r} is not "
+                f"{beside}: an encoder of model_type {part.get('model_type')!r} is not "
                 f"supported; known here: {', '.join(allowed)}"
             )
     image, words = readers[vision["model_type"]](weights), readers[text["model_type"]](weights)
     for params, name in ((image, "visual_projection"), (words, "text_projection")):
         params["head"] = [*params["head"], _dense(weights, name, None, None)]
     causal = text["model_type"] == "clip_text_model"
-    towers = [_tower(part, file) for part in (vision, text)]
+    towers = [_tower(part, beside) for part in (vision, text)]
     for tower, params, name in zip(towers, (image, words), ("vision", "text"), strict=True):
-        _heads(file, name, params["position"].shape[1], tower.heads)
+        _heads(beside, name, params["position"].shape[1], tower.heads)
     text_tower = dataclasses.replace(towers[1], causal=causal, post_norm=not causal)
     return _encoder(weights, file, {"image": image, "text": words}, towers[0], text_tower)
 
 
 def _tower(config: Mapping[str, Any], file: pathlib.Path) -> Tower:
-    told = _DEFAULTS[config["model_type"]] | {key: value for key, value in config.items() if value is not None}
-    if told.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{file}: positions of type {told['position_embedding_type']!r} are not supported")
-    name = _HUGGINGFACE_ACTIVATIONS.get(told["hidden_act"], told["hidden_act"])
-    return Tower(int(told["num_attention_heads"]), _activation(name, file), "tanh", eps=float(told["layer_norm_eps"]))
+    usual = _DEFAULTS[config["model_type"]]
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        raise UserError(f"{file}: positions of type {config['position_embedding_type']!r} are not supported")
+    name = field(str(file), config, "hidden_act", str, usual["hidden_act"])
+    heads = field(str(file), config, "num_attention_heads", int, usual["num_attention_heads"], low=1)
+    eps = field(str(file), config, "layer_norm_eps", float, usual["layer_norm_eps"], low=0)
+    return Tower(heads, _activation(_HUGGINGFACE_ACTIVATIONS.get(name, name), file), "tanh", eps=float(eps))
 
 
 def _clip_image(weights: Weights) -> Params:

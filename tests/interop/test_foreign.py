@@ -321,6 +321,14 @@ def test_files_that_hold_something_else(tmp_path: pathlib.Path, capsys: pytest.C
           "vision_config": {"model_type": "vit"}}, "an encoder of model_type 'roberta' is not supported"),
         ({"vision_config": {"hidden_act": "relu"}}, "the activation 'relu'"),
         ({"vision_config": {"num_attention_heads": 4}}, "width 30 is no multiple of 4 heads"),
+        ({"vision_config": {"num_attention_heads": "x"}}, "num_attention_heads is a whole number of at least 1, not 'x'"),
+        ({"text_config": {"num_attention_heads": 0}}, "num_attention_heads is a whole number of at least 1, not 0"),
+        ({"text_config": {"num_attention_heads": -2}}, "num_attention_heads is a whole number of at least 1, not -2"),
+        ({"vision_config": {"layer_norm_eps": "z"}}, "layer_norm_eps is a number of at least 0, not 'z'"),
+        ({"vision_config": {"layer_norm_eps": True}}, "layer_norm_eps is a number of at least 0, not True"),
+        ({"vision_config": {"hidden_act": ["gelu"]}}, "hidden_act is a word, not"),
+        ({"vision_config": "big"}, "vision_config is an object with fields, not 'big'"),
+        ({"text_config": [1]}, r"text_config is an object with fields, not \[1\]"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_not_supported(tmp_path: pathlib.Path, changes: dict[str, Any], message: str) -> None:
@@ -329,11 +337,33 @@ def test_configurations_that_are_not_supported(tmp_path: pathlib.Path, changes: 
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"config.json: .*{message}"):
         layouts.load(tmp_path, "huggingface")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="this layout needs the file beside the weights"):
         layouts.load(tmp_path, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_cfg": []}, r"model_cfg is an object with fields, not \[\]"),
+        ({"model_cfg": {"vision_cfg": "big"}}, "vision_cfg is an object with fields, not 'big'"),
+        ({"model_cfg": {"quick_gelu": "false"}}, "quick_gelu is true or false, not 'false'"),
+        ({"model_cfg": {"vision_cfg": {"head_width": 0}}}, "head_width is a whole number of at least 1, not 0"),
+        ({"model_cfg": {"vision_cfg": {"head_width": 6}, "text_cfg": {"heads": -5}}}, "heads is a whole .*, not -5"),
+    ],
+)
+def test_configurations_of_open_clip_that_are_damaged(
+    tmp_path: pathlib.Path, config: dict[str, Any], message: str
+) -> None:
+    torch.save(others.openai_layout(others.clip()), tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"open_clip_config.json: {message}"):
+        layouts.load(tmp_path, "open_clip")
+    fields = {"vision_cfg": {"head_width": 6}, "text_cfg": {"heads": 2}, "quick_gelu": None}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": fields}))
+    assert layouts.load(tmp_path, "open_clip").text.activation == "gelu"
 
 
 def test_a_bert_without_a_known_pooler_is_refused(tmp_path: pathlib.Path) -> None:
