@@ -1,5 +1,6 @@
 """Other programs' dual encoders: in JAX they give what transformers gives, in whatever layout their weights lie."""
 
+import gzip
 import json
 import pathlib
 import pickle
@@ -321,7 +322,7 @@ def test_files_that_hold_something_else(tmp_path: pathlib.Path, capsys: pytest.C
           "vision_config": {"model_type": "vit"}}, "an encoder of model_type 'roberta' is not supported"),
         ({"vision_config": {"hidden_act": "relu"}}, "the activation 'relu'"),
         ({"vision_config": {"num_attention_heads": 4}}, "width 30 is no multiple of 4 heads"),
-        ({"vision_config": {"num_attention_heads": "x"}}, "num_attention_heads is a whole number of at least 1, not 'x'"),
+        ({"vision_config": {"num_attention_heads": "x"}}, "num_attention_heads is a whole .* at least 1, not 'x'"),
         ({"text_config": {"num_attention_heads": 0}}, "num_attention_heads is a whole number of at least 1, not 0"),
         ({"text_config": {"num_attention_heads": -2}}, "num_attention_heads is a whole number of at least 1, not -2"),
         ({"vision_config": {"layer_norm_eps": "z"}}, "layer_norm_eps is a number of at least 0, not 'z'"),
@@ -385,7 +386,7 @@ def test_vocabularies_that_do_not_fit(tmp_path: pathlib.Path) -> None:
     for path, size, message in [
         (tmp_path / "none", 5, r"holds no vocabulary .*--vocabulary"),
         (file, END, f"has {END + 1} entries and the model's token embedding {END} rows"),
-        (tmp_path / "bad.txt.gz", 5, "cannot be read"),
+        (tmp_path / "bad.txt.gz", 5, "bad.txt.gz is no vocabulary"),
         (tmp_path / "tokenizer.json", 5, "is no vocabulary"),
         (tmp_path / "vocab.txt", 2, r"lacks \[CLS\]"),
         (tmp_path / "vocab.json", 1, "merges.txt is missing"),
@@ -393,6 +394,36 @@ def test_vocabularies_that_do_not_fit(tmp_path: pathlib.Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             subwords.load(path, size)
         assert "\n" not in str(caught.value)
+
+
+def test_vocabularies_that_are_damaged(tmp_path: pathlib.Path) -> None:
+    folders = {name: tmp_path / name for name in ("body", "merge", "marks", "text", "word", "below", "merges", "coded")}
+    for folder in folders.values():
+        folder.mkdir()
+        others.write_huggingface_vocabulary(folder)
+    pieces = {piece: number for number, piece in enumerate(others.VOCABULARY)}
+    gz = others.write_openai_vocabulary(folders["body"])
+    whole = gz.read_bytes()
+    gz.write_bytes(whole[:40] + bytes(255 - byte for byte in whole[40:60]) + whole[60:])
+    (folders["body"] / "cut.txt.gz").write_bytes(whole[:100])
+    (folders["merge"] / "a.txt.gz").write_bytes(gzip.compress(b"heading\nqqq zzz\n"))
+    (folders["marks"] / "vocab.json").write_text(json.dumps({"a": 0}))
+    (folders["text"] / "vocab.txt").write_bytes(b"[CLS]\n\xff\xfe\n")
+    (folders["word"] / "vocab.json").write_text(json.dumps(pieces | {"a": "x"}))
+    (folders["below"] / "vocab.json").write_text(json.dumps(pieces | {"a": -1}))
+    (folders["merges"] / "merges.txt").write_text("qqq zzz\n")
+    (folders["coded"] / "merges.txt").write_bytes(b"\xff\xfe a\n")
+    files = [gz, folders["body"] / "cut.txt.gz", folders["merge"] / "a.txt.gz", folders["text"] / "vocab.txt"]
+    files += [folders[name] / "vocab.json" for name in ("marks", "word", "below", "merges", "coded")]
+    for file in files:
+        with pytest.raises(UserError, match="is no vocabulary") as caught:
+            subwords.load(file, END + 1)
+        assert str(caught.value).startswith(str(file))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "vocab.txt").write_text("[CLS]\n[SEP]\n[UNK]\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": "no"}))
+    with pytest.raises(UserError, match=r"tokenizer_config.json: do_lower_case is true or false, not 'no'"):
+        subwords.load(tmp_path, 3)
 
 
 def test_members_that_are_no_ensemble(tmp_path: pathlib.Path) -> None:
