@@ -71,6 +71,15 @@ GOOD: dict[str, Any] = {
         ({"preprocess": "folder"}, "nothing beside a checkpoint of layout openai says how to preprocess"),
         ({"heads": {"images": 3}}, "heads are numbers of image and text"),
         ({"heads": {"image": 0}}, "heads are numbers of image and text"),
+        ({"heads": 3}, "heads are numbers of image and text"),
+        ({"heads": []}, "heads are numbers of image and text"),
+        ({"layout": "huggingface", "heads": {"image": 3}}, "says heads and activation; leave them out"),
+        ({"layout": "huggingface", "activation": "gelu"}, "says heads and activation; leave them out"),
+        ({"activation": "relu"}, "activation is one of gelu, gelu_tanh, quick_gelu, not 'relu'"),
+        ({"activation": "tanh"}, "activation is one of gelu, gelu_tanh, quick_gelu, not 'tanh'"),
+        ({"title": 3}, "title is a word, not 3"),
+        ({"scale": float("inf")}, "scale is a number above 0 or the word checkpoint, not inf"),
+        ({"scale": float("nan")}, "scale is a number above 0 or the word checkpoint, not nan"),
         ({"scale": -1}, "scale is a number above 0 or the word checkpoint, not -1"),
         ({"prompts": ["no"]}, "prompts is not followed by templates"),
         ({"prompts": {"templates": {"present": ["{present}"]}}}, "templates needs the two lists present and absent"),
@@ -82,6 +91,9 @@ GOOD: dict[str, Any] = {
 def test_mistakes_in_a_spec(tmp_path: pathlib.Path, change: dict[str, Any], message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"mine": GOOD}))
+    assert referee.load_spec(str(file)).title == "mine"
+    file.write_text(yaml.safe_dump({"mine": GOOD | change}))
+    file.write_text(yaml.safe_dump({"mine": GOOD | {"title": None}}))
     assert referee.load_spec(str(file)).title == "mine"
     file.write_text(yaml.safe_dump({"mine": GOOD | change}))
     with pytest.raises(UserError, match=message) as caught:
@@ -339,6 +351,12 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
     facts = results["checkpoint"]["referee"]
     sums = [hashlib.sha256((refereed.folder / f"{n}.pt").read_bytes()).hexdigest() for n in (0, 1)]
     assert [each["sha256"] for each in facts["checkpoints"]] == sums
+    for each in facts["checkpoints"]:
+        for part, heads in others.HEADS.items():
+            origin = {"heads": "the spec", "activation": "OpenAI's layout"}
+            assert each["encoders"][part] == {"heads": heads, "activation": "quick_gelu", "origin": origin}
+    page = (refereed.folder / "out" / "report.html").read_text()
+    assert "with 5 heads (the spec), quick_gelu (OpenAI&#39;s layout)" in page
     assert facts["ensemble"] == "mean of the probabilities of 2 checkpoints"
     assert results["checkpoint"]["step"] is None
     assert results["exposure"] is None

@@ -95,6 +95,42 @@ def test_the_same_weights_in_other_layouts(tmp_path: pathlib.Path, layout: str, 
     assert_equal(layouts.load(file, layout, **options), model, inputs(END + 1, END - 1, END))
 
 
+def test_who_says_heads_and_activations(tmp_path: pathlib.Path) -> None:
+    def told(layout: str, **options: Any) -> list[tuple[int, str, str, str]]:
+        encoder = layouts.load(tmp_path, layout, **options)
+        towers_of = {"image": encoder.image, "text": encoder.text}
+        return [
+            (tower.heads, encoder.origins[part]["heads"], tower.activation, encoder.origins[part]["activation"])
+            for part, tower in towers_of.items()
+        ]
+
+    model = others.clip()
+    torch.save(others.openai_layout(model), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match="image encoder's width 30 is no multiple of 64, and nothing says how many"):
+        layouts.load(tmp_path, "open_clip")
+    assert told("open_clip", heads=others.HEADS) == [
+        (5, "the spec", "gelu", "assumed"),
+        (2, "the spec", "gelu", "assumed"),
+    ]
+    config = {"vision_cfg": {"head_width": 6}, "quick_gelu": True}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    beside = "open_clip_config.json"
+    assert told("open_clip", heads={"text": 11}) == [
+        (5, beside, "quick_gelu", beside),
+        (11, "the spec", "quick_gelu", beside),
+    ]
+    others.biomedclip_like(tmp_path)
+    assert told("open_clip")[0] == (5, beside, "gelu", "its architecture")
+    with pytest.raises(UserError, match="leave activation out of the spec"):
+        layouts.load(tmp_path, "open_clip", activation="quick_gelu")
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    model.save_pretrained(tmp_path)
+    assert told("huggingface")[0] == (5, "config.json", "quick_gelu", "config.json")
+    for options in ({"activation": "gelu"}, {"heads": {"image": 3}}):
+        with pytest.raises(UserError, match=r"in layout huggingface config.json says heads and activation"):
+            layouts.load(tmp_path, "huggingface", **options)
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_precision_is_computed_in_single(tmp_path: pathlib.Path, kind: str) -> None:
     model = others.clip()
