@@ -176,9 +176,10 @@ def run(
       progress: bars on stderr.
 
     Raises:
-      UserError: as for `load_spec` and `open_model`; no data set, or no rows in the split.
+      UserError: as for `load_spec` and `open_model`; no data set, no rows in the split, or `out` is a file.
     """
     wanted = load_spec(spec)
+    common.check_out(out)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = common.choose_protocol(protocol, directories)
     split = split or chosen.split

@@ -18,9 +18,10 @@ def fits(value: Any, kind: type, low: float | None = None) -> bool:
         kind = int
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return False
-    if kind in (int, float) and not -1e38 < value < 1e38:
+    number: Any = value
+    if kind in (int, float) and not -1e38 < number < 1e38:
         return False
-    return low is None or value >= low
+    return low is None or bool(number >= low)
 
 
 def field(

@@ -499,7 +499,8 @@ def _encoder(
         context=context,
         vocab_size=vocab_size,
         embed_dim=sizes[0],
-        description=f"{side * patch_size} px in patches of {patch_size}, image encoder {depths[0]} × {image_width} "
-        f"with {details['image']}, text encoder {depths[1]} × {text_width} with {details['text']}, embedding {sizes[0]}",
+        description=f"{side * patch_size} px in patches of {patch_size}, "
+        f"image encoder {depths[0]} × {image_width} with {details['image']}, "
+        f"text encoder {depths[1]} × {text_width} with {details['text']}, embedding {sizes[0]}",
         origins=origins,
     )

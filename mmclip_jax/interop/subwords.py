@@ -5,6 +5,7 @@ keeps them), bpe_simple_vocab_16e6.txt.gz (the same as OpenAI and open_clip keep
 """
 
 import gzip
+import html
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from mmclip_jax.interop.fields import field
 from mmclip_jax.interop.weights import INSTALL, read_json
 
 OPENAI_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+_OPENAI_ENDING = ".txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Merges of OpenAI's list that its tokenizer uses; its file has more lines.
 _OPENAI_MERGES = 49152 - 256 - 2
@@ -33,6 +35,8 @@ class Subwords:
 
     def __init__(self, tokenizer: Any, file: pathlib.Path):
         self._tokenizer, self.file = tokenizer, file
+        # The programs whose vocabulary this is (OpenAI's, CheXzero, open_clip) resolve HTML's entities, twice.
+        self._escaped = file.name.endswith(_OPENAI_ENDING)
         self.vocab_size = int(tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str], context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,9 +44,10 @@ class Subwords:
 
         A longer text loses its end; the closing mark stays. Behind a text the ids are 0.
         """
+        words = [html.unescape(html.unescape(text)) for text in texts] if self._escaped else list(texts)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(context)
-        rows = [encoded.ids for encoded in self._tokenizer.encode_batch(list(texts))]
+        rows = [encoded.ids for encoded in self._tokenizer.encode_batch(words)]
         count = np.array([len(row) for row in rows], np.int32)
         length = min(context, -(-int(count.max(initial=1)) // _STEP) * _STEP)
         ids = np.zeros((len(rows), length), np.int32)
@@ -85,7 +90,7 @@ def load(path: str | os.PathLike[str], vocab_size: int) -> Subwords:
 def _build(file: pathlib.Path) -> Any:
     import tokenizers
 
-    if file.name.endswith(".txt.gz"):
+    if file.name.endswith(_OPENAI_ENDING):
         return _clip(*_openai_vocabulary(file))
     if file.name == "vocab.txt":
         return _word_pieces(file)

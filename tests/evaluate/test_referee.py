@@ -130,6 +130,21 @@ def test_mistakes_on_the_command_line(line: str, message: str, capsys: pytest.Ca
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("place", ["taken", "taken/below/it"])
+@pytest.mark.parametrize("what", ["--workdir {}/run", "--referee chexzero --checkpoint {} --data {}"])
+def test_an_out_that_is_a_file_is_refused_before_anything_is_read(
+    tmp_path: pathlib.Path, what: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "run").mkdir()
+    line = f"evaluate {what.format(tmp_path, tmp_path)} --out {tmp_path / place}"
+    assert cli.main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'taken'} is a file, and a report needs a folder: name another with --out" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Stamps
 

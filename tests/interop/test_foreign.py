@@ -1,6 +1,8 @@
 """Other programs' dual encoders: in JAX they give what transformers gives, in whatever layout their weights lie."""
 
+import dataclasses
 import gzip
+import hashlib
 import json
 import pathlib
 import pickle
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast, CLIPTokenizer
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.evaluate import referee
 from mmclip_jax.interop import foreign, layouts, subwords, towers
 from mmclip_jax.interop.preprocess import Preprocess, Step
 
@@ -195,6 +198,19 @@ def test_byte_pairs_are_those_of_transformers(tmp_path: pathlib.Path) -> None:
         ids, count = subwords.load(tmp_path / name, END + 1).encode(TEXTS, others.CONTEXT)
         assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == wanted, name
         assert not any(row[n:].any() for row, n in zip(ids, count, strict=True))
+
+
+def test_entities_are_resolved_where_openais_program_does(tmp_path: pathlib.Path) -> None:
+    others.write_openai_vocabulary(tmp_path)
+    (tmp_path / "huggingface").mkdir()
+    others.write_huggingface_vocabulary(tmp_path / "huggingface")
+    pieces = {piece: number for number, piece in enumerate(others.VOCABULARY)}
+    theirs = CLIPTokenizer(vocab=pieces, merges=others.MERGES)
+    escaped, plain = ["a&amp;b &lt;5mm", "no&nbsp;edema &amp;gt; 3"], ["a&b <5mm", "no edema > 3"]
+    for folder, texts in ((tmp_path, plain), (tmp_path / "huggingface", escaped)):
+        ids, count = subwords.load(folder, END + 1).encode(escaped, others.CONTEXT)
+        wanted = theirs(texts, truncation=True, max_length=others.CONTEXT)["input_ids"]
+        assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == wanted
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -460,6 +476,27 @@ def test_vocabularies_that_are_damaged(tmp_path: pathlib.Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": "no"}))
     with pytest.raises(UserError, match=r"tokenizer_config.json: do_lower_case is true or false, not 'no'"):
         subwords.load(tmp_path, 3)
+
+
+def test_each_checkpoint_is_summed_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others.write_openai_vocabulary(tmp_path)
+    files = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for seed, file in enumerate(files):
+        torch.save(others.openai_layout(others.clip(seed)), file)
+    summed: list[pathlib.Path] = []
+
+    def sha256(file: pathlib.Path) -> str:
+        summed.append(file)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    for module in (foreign, referee):
+        monkeypatch.setattr(module, "sha256", sha256)
+    spec = dataclasses.replace(referee.load_spec("openai-clip"), heads=others.HEADS)
+    rules = Preprocess((Step("squash", others.IMAGE_SIZE, "box"),), (0.5,), (0.2,))
+    facts = referee.open_model(dataclasses.replace(spec, preprocess=rules), files).facts
+    assert sorted(file.name for file in summed) == ["a.pt", "b.pt", "bpe_simple_vocab_16e6.txt.gz"]
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [each["sha256"] for each in facts["checkpoints"]] == sums
 
 
 def test_members_that_are_no_ensemble(tmp_path: pathlib.Path) -> None:
