@@ -1,8 +1,8 @@
 """Checkpoints of other programs as one tree of weights (see `towers`): OpenAI's CLIP, open_clip, Hugging Face.
 
-Shapes tell the sizes. What they do not tell (heads, activations) comes from the spec, else from the configuration beside
-the weights, where the layout has one, and last from what most published models of the family have: heads of 64. Who
-says them goes with them.
+Shapes tell the sizes. What they do not tell (heads, activations) comes from the spec, else from the configuration
+beside the weights, where the layout has one, and last from what most published models of the family have: heads of 64.
+Who says them goes with them.
 """
 
 import dataclasses
