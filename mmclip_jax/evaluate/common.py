@@ -81,8 +81,11 @@ def run(
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
-      UserError: no checkpoint, no data set, no rows in the split, or no `out` for a single checkpoint.
+      UserError: no checkpoint, no data set, no rows in the split, no `out` for a single checkpoint, or one that is a
+        file.
     """
+    if out is not None:
+        check_out(out)
     model = mmclip_jax.load(workdir, step, all_devices=True)
     run_dir = checkpoints.absolute_path(workdir)
     if out is None and checkpoints.is_checkpoint(run_dir):
@@ -126,6 +129,20 @@ def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) ->
             f"Report: {files.locate(out_dir) / report.REPORT_FILE}",
         ]
     )
+
+
+def check_out(out: str | os.PathLike[str]) -> None:
+    """Looks whether a report can be written there, before the minutes that making it takes.
+
+    Raises:
+      UserError: a file lies at the folder's place, or at that of one of its parents.
+    """
+    place = files.locate(out)
+    if files.in_bucket(place):
+        return
+    there = next((each for each in (place, *place.parents) if each.exists()), place)
+    if there.exists() and not there.is_dir():
+        raise UserError(f"{there} is a file, and a report needs a folder: name another with --out")
 
 
 def choose_protocol(spec: str | None, directories: Sequence[str | os.PathLike[str]]) -> Protocol:

@@ -20,6 +20,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import common, protocols
 from mmclip_jax.evaluate.base import Split
 from mmclip_jax.interop import foreign, layouts, preprocess
+from mmclip_jax.interop.fields import field, fits
 from mmclip_jax.interop.weights import find_weights, read_json, sha256
 
 PACKAGED = pathlib.Path(__file__).parent / "resources" / "referees.yaml"
@@ -82,7 +83,7 @@ class Opened:
 
     model: foreign.ForeignModel
     facts: dict[str, Any]
-    input_size: int
+    rules: preprocess.Preprocess
 
 
 def open_model(
@@ -130,8 +131,12 @@ def open_model(
             {
                 "file": file.name,
                 "bytes": file.stat().st_size,
-                "sha256": sha256(file),
+                "sha256": encoder.sha256,
                 "logit_scale": encoder.logit_scale,
+                "encoders": {
+                    part: {"heads": tower.heads, "activation": tower.activation, "origin": dict(encoder.origins[part])}
+                    for part, tower in (("image", encoder.image), ("text", encoder.text))
+                },
             }
             for file, encoder in zip(files, encoders, strict=True)
         ],
@@ -139,7 +144,7 @@ def open_model(
         "trained_on": f"{spec.stated['text']} (as stated by the spec's author)" if spec.stated["text"] else "",
         "note": spec.note,
     }
-    return Opened(model, facts, rules.size)
+    return Opened(model, facts, rules)
 
 
 def run(
@@ -171,9 +176,10 @@ def run(
       progress: bars on stderr.
 
     Raises:
-      UserError: as for `load_spec` and `open_model`; no data set, or no rows in the split.
+      UserError: as for `load_spec` and `open_model`; no data set, no rows in the split, or `out` is a file.
     """
     wanted = load_spec(spec)
+    common.check_out(out)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = common.choose_protocol(protocol, directories)
     split = split or chosen.split
@@ -181,8 +187,7 @@ def run(
     if wanted.prompts is not None:
         chosen = chosen.with_prompts(wanted.title, wanted.prompts)
     opened = open_model(wanted, checkpoints, vocabulary, all_devices=True)
-    small = sum(max(shape) < opened.input_size for shape in rows.shapes)
-    opened.facts["enlarged"] = small
+    opened.facts["enlarged"] = sum(opened.rules.enlarges(shape) for shape in rows.shapes)
     results = common.evaluate_checkpoint(
         opened.model,
         data,
@@ -221,7 +226,8 @@ def _folder_rules(spec: Spec, folder: pathlib.Path, encoder: layouts.DualEncoder
         file = folder / "preprocessor_config.json"
         return preprocess.of_huggingface(str(file), read_json(file))
     file = folder / layouts.OPEN_CLIP_CONFIG
-    return preprocess.of_open_clip(str(file), read_json(file).get("preprocess_cfg", {}), encoder.image_size)
+    told = field(str(file), read_json(file), "preprocess_cfg", dict, {})
+    return preprocess.of_open_clip(str(file), told, encoder.image_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,41 +244,33 @@ def _spec(file: pathlib.Path, name: str, entry: Any) -> Spec:
         raise UserError(f"{where} is not followed by fields such as layout")
     if unknown := sorted(map(str, set(entry) - set(_FIELDS))):
         raise UserError(f"{where} has the unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
-    for field in ("layout", "preprocess"):
-        if field not in entry:
-            raise UserError(f"{where} needs {field}")
-    if entry["layout"] not in layouts.LAYOUTS:
-        raise UserError(f"{where}: layout is one of {', '.join(layouts.LAYOUTS)}, not {entry['layout']!r}")
+    for needed in ("layout", "preprocess"):
+        if needed not in entry:
+            raise UserError(f"{where} needs {needed}")
+    activation, heads = field(where, entry, "activation", str, ""), entry.get("heads", {})
+    layouts.check_options(where, entry["layout"], activation, heads)
     if entry["layout"] == "openai" and entry["preprocess"] == FOLDER:
         raise UserError(f"{where}: nothing beside a checkpoint of layout openai says how to preprocess; the spec must")
-    heads = entry.get("heads", {})
-    counts = heads.values() if isinstance(heads, dict) else ()
-    if not isinstance(heads, dict) or set(heads) - {"image", "text"} or not all(_is_count(n) for n in counts):
-        raise UserError(f"{where}: heads are numbers of image and text, such as {{image: 12, text: 8}}")
     scale = entry.get("scale", CHECKPOINT)
-    if scale != CHECKPOINT and (isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0):
+    if scale != CHECKPOINT and not (fits(scale, float) and scale > 0):
         raise UserError(f"{where}: scale is a number above 0 or the word {CHECKPOINT}, not {scale!r}")
     rules, words = entry["preprocess"], entry.get("prompts")
     if words is not None and not isinstance(words, dict):
         raise UserError(f"{where}: prompts is not followed by templates, phrases or texts")
     return Spec(
         name=name,
-        title=str(entry.get("title", name)),
-        source=str(entry.get("source", "")),
+        title=field(where, entry, "title", str, name),
+        source=field(where, entry, "source", str, ""),
         layout=entry["layout"],
-        activation=str(entry.get("activation", "")),
+        activation=activation,
         heads=heads,
         preprocess=None if rules == FOLDER else preprocess.parse(where, rules),
         prompts=None if words is None else protocols.parse_prompts(where, words),
         scale=None if scale == CHECKPOINT else float(scale),
         stated=_stated(where, entry.get("trained_on", {})),
-        note=str(entry.get("note", "")),
+        note=field(where, entry, "note", str, ""),
         file=file,
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _stated(where: str, entry: Any) -> dict[str, Any]:
@@ -287,7 +285,7 @@ def _stated(where: str, entry: Any) -> dict[str, Any]:
         if not isinstance(labels, dict) or not all(isinstance(kinds, list) for kinds in labels.values()):
             raise UserError(f"{where}: labels of trained_on is the word none, or a list of findings for each data set")
         labels = {str(source): [_kind(where, str(label)) for label in kinds] for source, kinds in labels.items()}
-    return {"text": str(entry.get("text", "")), "sources": list(sources), "labels": labels}
+    return {"text": field(f"{where}, trained_on", entry, "text", str, ""), "sources": list(sources), "labels": labels}
 
 
 def _kind(where: str, label: str) -> str:

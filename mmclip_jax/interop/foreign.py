@@ -111,15 +111,16 @@ def load_encoders(
       UserError: one cannot be read, they do not take the same pixels and tokens, or two hold the same weights.
     """
     files = [find_weights(path) for path in paths]
-    sums: dict[str, pathlib.Path] = {}
-    for file in files:
-        if (twin := sums.setdefault(sha256(file), file)) is not file:
+    digests = [sha256(file) for file in files]
+    first: dict[str, pathlib.Path] = {}
+    for file, digest in zip(files, digests, strict=True):
+        if (twin := first.setdefault(digest, file)) is not file:
             raise UserError(f"{twin} and {file} are the same weights; name each member of an ensemble once")
     place = sharding.replicated(_mesh(all_devices))
     encoders = []
-    for file in files:
+    for file, digest in zip(files, digests, strict=True):
         encoder = layouts.load(file, layout, activation=activation, heads=heads)
-        encoders.append(dataclasses.replace(encoder, params=jax.device_put(encoder.params, place)))
+        encoders.append(dataclasses.replace(encoder, params=jax.device_put(encoder.params, place), sha256=digest))
     for file, encoder in zip(files, encoders, strict=True):
         for name in ("image_size", "channels", "context", "vocab_size"):
             ours, theirs = getattr(encoders[0], name), getattr(encoder, name)

@@ -1,7 +1,8 @@
 """Checkpoints of other programs as one tree of weights (see `towers`): OpenAI's CLIP, open_clip, Hugging Face.
 
-Shapes tell the sizes. What they do not tell (heads, activations) comes from the configuration beside the weights, where
-the layout has one, from the spec, and last from what all published models of the family have: heads of 64.
+Shapes tell the sizes. What they do not tell (heads, activations) comes from the spec, else from the configuration
+beside the weights, where the layout has one, and last from what most published models of the family have: heads of 64.
+Who says them goes with them.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.interop.fields import field, fits
 from mmclip_jax.interop.towers import ACTIVATIONS, Params, Tower
 from mmclip_jax.interop.weights import Weights, find_weights, read_json, read_weights
 
@@ -20,6 +22,8 @@ LAYOUTS = ("openai", "open_clip", "huggingface")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGINGFACE_CONFIG = "config.json"
 _HEAD_WIDTH = 64
+_MLP_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+_ASSUMED = "assumed"
 # Buffers and constants that are saved beside the weights.
 _IGNORED = ("attn_mask", "position_ids", "token_type_ids", "input_resolution", "context_length", "vocab_size")
 
@@ -30,7 +34,8 @@ class DualEncoder:
 
     params: {"image", "text"}; image, text: what the weights do not tell of either; logit_scale: what similarities are
     multiplied by, as trained; image_size: pixels a side; channels: 1 or 3; context: tokens of the longest text;
-    vocab_size: rows of the token embedding; embed_dim; description: the sizes in a line.
+    vocab_size: rows of the token embedding; embed_dim; description: the sizes in a line. origins: who says "heads" and
+    "activation" of "image" and "text". sha256: of the file, where somebody has summed it.
     """
 
     params: Params
@@ -43,6 +48,8 @@ class DualEncoder:
     vocab_size: int
     embed_dim: int
     description: str
+    origins: Mapping[str, Mapping[str, str]]
+    sha256: str = ""
 
 
 def load(
@@ -53,27 +60,45 @@ def load(
     Args:
       path: a file of weights, or a folder with one.
       layout: of `LAYOUTS`.
-      activation: of the MLPs; "" for the configuration's, or the family's.
-      heads: {"image": n, "text": n}, where they are not of width 64 and no configuration says it.
+      activation: of the MLPs; "" for the configuration's, or the family's. Not of "huggingface".
+      heads: {"image": n, "text": n}, where they are not of width 64 and no configuration says it. Not of "huggingface".
 
     Raises:
       UserError: the checkpoint is not of that layout, or an architecture that is not supported.
     """
     file = find_weights(path)
+    check_options(str(file), layout, activation, heads or {})
     weights = Weights(read_weights(file), str(file), _IGNORED)
     heads = dict(heads or {})
     if layout == "huggingface":
         encoder = _huggingface(weights, read_json(file.parent / HUGGINGFACE_CONFIG), file)
     elif layout == "open_clip":
         place = file.parent / OPEN_CLIP_CONFIG
-        config = read_json(place).get("model_cfg", {}) if place.is_file() else {}
+        config = field(str(place), read_json(place), "model_cfg", dict, {}) if place.is_file() else None
         encoder = _openai(weights, file, config, activation, heads)
-    elif layout == "openai":
-        encoder = _openai(weights, file, {"quick_gelu": True}, activation, heads)
     else:
-        raise UserError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+        encoder = _openai(weights, file, None, activation, heads, quick=True)
     weights.finish()
     return encoder
+
+
+def check_options(where: str, layout: Any, activation: Any, heads: Any) -> None:
+    """Checks what a spec says of a layout; activation "" and heads {} are what it leaves out.
+
+    Raises:
+      UserError: no such layout, activation or heads, or a layout that says them itself; with `where` before it.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"{where}: layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
+    if activation not in ("", *_MLP_ACTIVATIONS):
+        raise UserError(f"{where}: activation is one of {', '.join(_MLP_ACTIVATIONS)}, not {activation!r}")
+    counts = heads.values() if isinstance(heads, Mapping) else (0,)
+    if not all(fits(count, int, low=1) for count in counts) or set(heads) - {"image", "text"}:
+        raise UserError(f"{where}: heads are numbers of image and text, such as {{image: 12, text: 8}}")
+    if layout == "huggingface" and (activation or heads):
+        raise UserError(
+            f"{where}: in layout huggingface {HUGGINGFACE_CONFIG} says heads and activation; leave them out"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,21 +106,35 @@ def load(
 
 
 def _openai(
-    weights: Weights, file: pathlib.Path, config: Mapping[str, Any], activation: str, heads: Mapping[str, int]
+    weights: Weights,
+    file: pathlib.Path,
+    found: Mapping[str, Any] | None,
+    activation: str,
+    heads: Mapping[str, int],
+    quick: bool = False,
 ) -> DualEncoder:
+    """found: the configuration, if there is one; quick: the activation where neither it nor the spec says one."""
+    config = found or {}
     if "visual.layer1.0.conv1.weight" in weights or "visual.attnpool.positional_embedding" in weights:
         raise UserError(f"{file}: its image encoder is a ResNet; only vision transformers are supported")
     if "logit_bias" in weights:
         raise UserError(f"{file}: trained with a sigmoid loss (it has a logit_bias), which is not supported")
-    vision, text_config = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    beside = file.with_name(OPEN_CLIP_CONFIG)
+    vision, text_config = (field(str(beside), config, name, dict, {}) for name in ("vision_cfg", "text_cfg"))
     for part, told, known in (
         ("model_cfg", config, _MODEL),
         ("vision_cfg", vision, _VISION),
         ("text_cfg", text_config, _TEXT),
     ):
         if strange := sorted(key for key, value in told.items() if value and key not in known):
-            raise UserError(f"{file.with_name(OPEN_CLIP_CONFIG)}: {strange[0]} of {part} is not supported")
-    activation = _activation(activation or ("quick_gelu" if config.get("quick_gelu") else "gelu"), file)
+            raise UserError(f"{beside}: {strange[0]} of {part} is not supported")
+    fixed = {"image": "visual.trunk.cls_token" in weights, "text": _BERT_TOKENS in weights}
+    if activation not in ("", "gelu") and any(fixed.values()):
+        raise UserError(f"{file}: an encoder of timm's or a BERT has gelu; leave activation out of the spec")
+    usual = _ASSUMED if found is None else OPEN_CLIP_CONFIG
+    activation_from = "the spec" if activation else ("OpenAI's layout" if quick else usual)
+    if not activation:
+        activation = "quick_gelu" if field(str(beside), config, "quick_gelu", bool, quick) else "gelu"
     if "visual.trunk.cls_token" in weights:
         image, image_tower = _timm(weights, file, vision), Tower(0, "gelu", eps=1e-6)
     elif "visual.conv1.weight" in weights:
@@ -103,11 +142,15 @@ def _openai(
     else:
         raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
     width = image["class_token"].shape[0]
-    per_head = int(vision.get("head_width", _HEAD_WIDTH))
-    image_heads = _heads(file, "image", width, heads.get("image") or max(1, width // per_head))
-    if "text.transformer.embeddings.word_embeddings.weight" in weights:
+    told = {"image": heads.get("image", 0), "text": heads.get("text", 0)}
+    heads_from = {part: "the spec" if count else _ASSUMED for part, count in told.items()}
+    if not told["image"] and (per_head := field(str(beside), vision, "head_width", int, 0, low=1)):
+        told["image"], heads_from["image"] = width // per_head, OPEN_CLIP_CONFIG
+    image_heads = _heads(file, "image", width, told["image"])
+    if fixed["text"]:
         text, pooled = _bert(weights, "text.transformer."), text_config.get("hf_pooler_type")
-        text["position"] = text["position"][: int(text_config.get("context_length", len(text["position"])))]
+        context = field(str(beside), text_config, "context_length", int, len(text["position"]), low=1)
+        text["position"] = text["position"][:context]
         if pooled != "cls_last_hidden_state_pooler":
             raise UserError(
                 f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
@@ -119,18 +162,24 @@ def _openai(
         text = _openai_text(weights, "text." if "text.token_embedding.weight" in weights else "")
         text_tower = Tower(0, activation, causal=True)
     width = text["tokens"].shape[1]
-    text_heads = _heads(
-        file, "text", width, heads.get("text") or int(text_config.get("heads", 0)) or max(1, width // _HEAD_WIDTH)
-    )
+    if not told["text"] and (count := field(str(beside), text_config, "heads", int, 0, low=1)):
+        told["text"], heads_from["text"] = count, OPEN_CLIP_CONFIG
+    text_heads = _heads(file, "text", width, told["text"])
+    origins = {
+        part: {"heads": heads_from[part], "activation": "its architecture" if fixed[part] else activation_from}
+        for part in told
+    }
     return _encoder(
         weights,
         file,
         {"image": image, "text": text},
         dataclasses.replace(image_tower, heads=image_heads),
         dataclasses.replace(text_tower, heads=text_heads),
+        origins,
     )
 
 
+_BERT_TOKENS = "text.transformer.embeddings.word_embeddings.weight"
 # Settings of an open_clip_config.json that are heeded, or follow from the shapes.
 _MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text")
 _VISION = (
@@ -170,7 +219,7 @@ def _openai_text(weights: Weights, prefix: str) -> Params:
 
 def _timm(weights: Weights, file: pathlib.Path, config: Mapping[str, Any]) -> Params:
     """timm's vision transformer with a class token, and a linear projection: the image encoder of BiomedCLIP."""
-    if config.get("timm_pool", "") not in ("", "token"):
+    if field(str(file.with_name(OPEN_CLIP_CONFIG)), config, "timm_pool", str, "") not in ("", "token"):
         raise UserError(f"{file}: the pooling {config['timm_pool']!r} of its timm image encoder is not supported")
     patch, width = _patch(weights, "visual.trunk.patch_embed.proj.weight")
     return {
@@ -219,40 +268,46 @@ _HUGGINGFACE_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_
 
 def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path) -> DualEncoder:
     """CLIPModel, or VisionTextDualEncoderModel of ViT (or CLIP's vision transformer) and BERT."""
-    kind = config.get("model_type")
-    vision, text = dict(config.get("vision_config") or {}), dict(config.get("text_config") or {})
+    kind, beside = config.get("model_type"), file.parent / HUGGINGFACE_CONFIG
+    vision, text = (dict(field(str(beside), config, name, dict, {})) for name in ("vision_config", "text_config"))
     if kind == "clip":
         vision["model_type"], text["model_type"] = "clip_vision_model", "clip_text_model"
     elif kind != "vision-text-dual-encoder":
-        raise UserError(
-            f"{file.parent / HUGGINGFACE_CONFIG}: model_type {kind!r} is not supported; clip and "
-            "vision-text-dual-encoder are"
-        )
+        raise UserError(f"{beside}: model_type {kind!r} is not supported; clip and vision-text-dual-encoder are")
     texts = ("clip_text_model",) if kind == "clip" else ("bert",)
     readers = {"vit": _vit, "clip_vision_model": _clip_image, "bert": _huggingface_bert, "clip_text_model": _clip_text}
     for part, allowed in ((vision, ("vit", "clip_vision_model")), (text, texts)):
         if part.get("model_type") not in allowed:
             raise UserError(
-                f"{file.parent / HUGGINGFACE_CONFIG}: an encoder of model_type {part.get('model_type')!r} is not "
+                f"{beside}: an encoder of model_type {part.get('model_type')!r} is not "
                 f"supported; known here: {', '.join(allowed)}"
             )
     image, words = readers[vision["model_type"]](weights), readers[text["model_type"]](weights)
     for params, name in ((image, "visual_projection"), (words, "text_projection")):
         params["head"] = [*params["head"], _dense(weights, name, None, None)]
     causal = text["model_type"] == "clip_text_model"
-    towers = [_tower(part, file) for part in (vision, text)]
+    towers = [_tower(part, beside) for part in (vision, text)]
     for tower, params, name in zip(towers, (image, words), ("vision", "text"), strict=True):
-        _heads(file, name, params["position"].shape[1], tower.heads)
+        _heads(beside, name, params["position"].shape[1], tower.heads)
     text_tower = dataclasses.replace(towers[1], causal=causal, post_norm=not causal)
-    return _encoder(weights, file, {"image": image, "text": words}, towers[0], text_tower)
+    origins = {
+        part: {
+            what: HUGGINGFACE_CONFIG if told.get(name) is not None else "default of transformers"
+            for what, name in (("heads", "num_attention_heads"), ("activation", "hidden_act"))
+        }
+        for part, told in (("image", vision), ("text", text))
+    }
+    return _encoder(weights, file, {"image": image, "text": words}, towers[0], text_tower, origins)
 
 
 def _tower(config: Mapping[str, Any], file: pathlib.Path) -> Tower:
-    told = _DEFAULTS[config["model_type"]] | {key: value for key, value in config.items() if value is not None}
-    if told.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{file}: positions of type {told['position_embedding_type']!r} are not supported")
-    name = _HUGGINGFACE_ACTIVATIONS.get(told["hidden_act"], told["hidden_act"])
-    return Tower(int(told["num_attention_heads"]), _activation(name, file), "tanh", eps=float(told["layer_norm_eps"]))
+    usual = _DEFAULTS[config["model_type"]]
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        raise UserError(f"{file}: positions of type {config['position_embedding_type']!r} are not supported")
+    name = field(str(file), config, "hidden_act", str, usual["hidden_act"])
+    heads = field(str(file), config, "num_attention_heads", int, usual["num_attention_heads"], low=1)
+    eps = field(str(file), config, "layer_norm_eps", float, usual["layer_norm_eps"], low=0)
+    return Tower(heads, _activation(_HUGGINGFACE_ACTIVATIONS.get(name, name), file), "tanh", eps=float(eps))
 
 
 def _clip_image(weights: Weights) -> Params:
@@ -396,12 +451,27 @@ def _activation(name: str, file: pathlib.Path) -> str:
 
 
 def _heads(file: pathlib.Path, part: str, width: int, heads: int) -> int:
+    """The number of heads; of 0, as many of the usual width as there are."""
+    if not heads:
+        heads = width // _HEAD_WIDTH
+        if not heads or width % _HEAD_WIDTH:
+            raise UserError(
+                f"{file}: the {part} encoder's width {width} is no multiple of {_HEAD_WIDTH}, and nothing says how "
+                "many heads it has; say it in the spec (heads)"
+            )
     if width % heads:
         raise UserError(f"{file}: the {part} encoder's width {width} is no multiple of {heads} heads")
     return heads
 
 
-def _encoder(weights: Weights, file: pathlib.Path, params: Params, image: Tower, text: Tower) -> DualEncoder:
+def _encoder(
+    weights: Weights,
+    file: pathlib.Path,
+    params: Params,
+    image: Tower,
+    text: Tower,
+    origins: Mapping[str, Mapping[str, str]],
+) -> DualEncoder:
     """Checks that the two encoders fit each other."""
     scale = float(np.exp(weights.scalar("logit_scale")))
     pixels = params["image"]["patch"]["kernel"].shape[0]
@@ -416,6 +486,10 @@ def _encoder(weights: Weights, file: pathlib.Path, params: Params, image: Tower,
         raise UserError(f"{file}: images are embedded in {sizes[0]} dimensions and texts in {sizes[1]}")
     (context, text_width), vocab_size = params["text"]["position"].shape, params["text"]["tokens"].shape[0]
     depths = [params[name]["layers"]["norm_1"]["scale"].shape[0] for name in ("image", "text")]
+    details = {
+        part: f"{tower.heads} heads ({origins[part]['heads']}), {tower.activation} ({origins[part]['activation']})"
+        for part, tower in (("image", image), ("text", text))
+    }
     return DualEncoder(
         params=params,
         image=image,
@@ -426,6 +500,8 @@ def _encoder(weights: Weights, file: pathlib.Path, params: Params, image: Tower,
         context=context,
         vocab_size=vocab_size,
         embed_dim=sizes[0],
-        description=f"{side * patch_size} px in patches of {patch_size}, image encoder {depths[0]} × {image_width}, "
-        f"text encoder {depths[1]} × {text_width}, embedding {sizes[0]}",
+        description=f"{side * patch_size} px in patches of {patch_size}, "
+        f"image encoder {depths[0]} × {image_width} with {details['image']}, "
+        f"text encoder {depths[1]} × {text_width} with {details['text']}, embedding {sizes[0]}",
+        origins=origins,
     )

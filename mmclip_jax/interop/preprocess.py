@@ -15,6 +15,7 @@ F is one of Pillow's filters (nearest, bilinear, bicubic, lanczos, box, hamming)
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.interop.fields import field, fits
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _RESIZE = ("shortest", "longest", "squash")
@@ -60,6 +62,16 @@ class Preprocess:
     def size(self) -> int:
         """Pixels a side of what comes out."""
         return self.steps[-1].size
+
+    def enlarges(self, shape: Sequence[int]) -> bool:
+        """Whether a step makes a side of an image of this shape (H, W) longer by resizing; black edges do not count."""
+        height, width = shape
+        for step in self.steps:
+            after = _shape_after(step, height, width)
+            if step.kind not in ("crop", "pad") and (after[0] > height or after[1] > width):
+                return True
+            height, width = after
+        return False
 
     def __call__(self, pixels: np.ndarray, channels: int) -> np.ndarray:
         """Uint8 [H,W] -> float32 [size,size,channels], a grey image in every channel."""
@@ -102,26 +114,20 @@ def of_huggingface(where: str, config: Mapping[str, Any]) -> Preprocess:
     filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     steps = []
     size = config.get("size", {"shortest_edge": 224})
-    if config.get("do_resize", True):
-        filter = filters.get(config.get("resample", 3), "")
+    if field(where, config, "do_resize", bool, True):
+        filter = filters.get(field(where, config, "resample", int, 3), "")
         if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-            steps.append(Step("shortest", int(size["shortest_edge"]), filter))
-        elif isinstance(size, Mapping) and set(size) == {"height", "width"} and size["height"] == size["width"]:
-            steps.append(Step("squash", int(size["height"]), filter))
-        elif isinstance(size, int):
-            # An old way to say it: CLIP's means the shorter side, ViT's both.
-            steps.append(Step("shortest" if "crop_size" in config else "squash", size, filter))
+            steps.append(Step("shortest", _side(where, "size", size["shortest_edge"]), filter))
         else:
-            raise UserError(f"{where}: the size {size!r} is not supported; say in the spec how to preprocess")
-    if config.get("do_center_crop", "crop_size" in config):
-        crop = config.get("crop_size", size)
-        crop = crop.get("height") if isinstance(crop, Mapping) else crop
-        if not isinstance(crop, int):
-            raise UserError(f"{where}: the crop_size {config.get('crop_size')!r} is not supported")
-        steps.append(Step("crop", crop, round="down"))
-    if not steps or not config.get("do_rescale", True) or not config.get("do_normalize", True):
+            # One number is an old way to say it: CLIP's means the shorter side, ViT's both.
+            shorter = "crop_size" in config and not isinstance(size, Mapping)
+            steps.append(Step("shortest" if shorter else "squash", _side(where, "size", size), filter))
+    if field(where, config, "do_center_crop", bool, "crop_size" in config):
+        steps.append(Step("crop", _side(where, "crop_size", config.get("crop_size", size)), round="down"))
+    whole = all(field(where, config, name, bool, True) for name in ("do_rescale", "do_normalize"))
+    if not steps or not whole:
         raise UserError(f"{where}: without resizing, rescaling or normalising; say in the spec how to preprocess")
-    white = 255.0 * float(config.get("rescale_factor", 1 / 255))
+    white = 255.0 * field(where, config, "rescale_factor", float, 1 / 255)
     mean, std = (_numbers(f"{where}: {key}", config.get(key)) for key in ("image_mean", "image_std"))
     return _checked(where, Preprocess(tuple(steps), mean, std, 1.0 if abs(white - 1) < 1e-6 else white))
 
@@ -132,20 +138,30 @@ def of_open_clip(where: str, config: Mapping[str, Any], size: int) -> Preprocess
     Raises:
       UserError: it says something that is not supported.
     """
-    filter = config.get("interpolation", "bicubic")
+    if strange := sorted(set(config) - set(_OPEN_CLIP)):
+        raise UserError(f"{where}: {strange[0]} is not supported; say in the spec how to preprocess")
+    filter = field(where, config, "interpolation", str, "bicubic")
     modes = {
         "shortest": (Step("shortest", size, filter), Step("crop", size, round="nearest")),
         "longest": (Step("longest", size, filter, "nearest"), Step("pad", size)),
         "squash": (Step("squash", size, filter),),
     }
-    mode = config.get("resize_mode", "shortest")
+    mode = field(where, config, "resize_mode", str, "shortest")
     if mode not in modes:
         raise UserError(f"{where}: the resize_mode {mode!r} is not supported")
+    if config.get("size") not in (None, size, [size], [size, size]):
+        raise UserError(f"{where}: its size is {reprlib.repr(config['size'])}, and the weights' {size}")
+    if mode == "longest" and config.get("fill_color") not in (None, 0, [0], [0, 0, 0]):
+        raise UserError(f"{where}: edges of fill_color {reprlib.repr(config['fill_color'])} are not supported, only 0")
     mean, std = (
         _numbers(f"{where}: {key}", config.get(key, list(otherwise)))
         for key, otherwise in (("mean", OPENAI_MEAN), ("std", OPENAI_STD))
     )
     return _checked(where, Preprocess(modes[mode], mean, std))
+
+
+# Fields of a preprocess_cfg that are heeded, or mean nothing for a grey image.
+_OPEN_CLIP = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
 def interpolate(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -170,20 +186,22 @@ def _cubic_matrix(side: int, size: int) -> np.ndarray:
 
 
 def _apply(step: Step, image: np.ndarray) -> np.ndarray:
-    height, width = image.shape
-    size = step.size
     if step.kind == "interpolate":
-        return interpolate(image, size)
-    if step.kind == "squash":
-        return _resize(image, size, size, step.filter)
+        return interpolate(image, step.size)
+    if step.kind in _RESIZE:
+        return _resize(image, *_shape_after(step, *image.shape), step.filter)
+    return _center(image, step.size, step.round)
+
+
+def _shape_after(step: Step, height: int, width: int) -> tuple[int, int]:
     if step.kind == "shortest":
         short = min(height, width)
-        return _resize(image, int(size * height / short), int(size * width / short), step.filter)
+        return int(step.size * height / short), int(step.size * width / short)
     if step.kind == "longest":
-        ratio = size / max(height, width)
+        ratio = step.size / max(height, width)
         rounded = int if step.round == "down" else round
-        return _resize(image, max(1, rounded(height * ratio)), max(1, rounded(width * ratio)), step.filter)
-    return _center(image, size, step.round)
+        return max(1, rounded(height * ratio)), max(1, rounded(width * ratio))
+    return step.size, step.size
 
 
 def _resize(image: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
@@ -223,6 +241,18 @@ def _parse_step(where: str, entry: Any) -> Step:
     return Step(kind, size, str(entry.get("filter", "")), str(entry.get("round", _ROUNDED.get(kind, ""))))
 
 
+def _side(where: str, name: str, value: Any) -> int:
+    """N, which is said as it is or as {"height": N, "width": N}."""
+    sides = value
+    if isinstance(value, Mapping) and set(value) == {"height", "width"} and value["height"] == value["width"]:
+        sides = value["height"]
+    if not fits(sides, int, low=1):
+        raise UserError(
+            f"{where}: the {name} {reprlib.repr(value)} is not supported; say in the spec how to preprocess"
+        )
+    return int(sides)
+
+
 def _checked(where: str, made: Preprocess) -> Preprocess:
     for number, step in enumerate(made.steps):
         if step.kind in _RESIZE and step.filter not in FILTERS:
@@ -241,6 +271,6 @@ def _checked(where: str, made: Preprocess) -> Preprocess:
 
 
 def _numbers(where: str, value: Any) -> tuple[float, ...]:
-    if not isinstance(value, Sequence) or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
+    if not isinstance(value, Sequence) or not all(fits(v, float) for v in value):
         raise UserError(f"{where} is no list of numbers")
     return tuple(float(v) for v in value)

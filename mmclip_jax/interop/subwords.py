@@ -5,6 +5,7 @@ keeps them), bpe_simple_vocab_16e6.txt.gz (the same as OpenAI and open_clip keep
 """
 
 import gzip
+import html
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.interop.fields import field
 from mmclip_jax.interop.weights import INSTALL, read_json
 
 OPENAI_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+_OPENAI_ENDING = ".txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Merges of OpenAI's list that its tokenizer uses; its file has more lines.
 _OPENAI_MERGES = 49152 - 256 - 2
@@ -32,6 +35,8 @@ class Subwords:
 
     def __init__(self, tokenizer: Any, file: pathlib.Path):
         self._tokenizer, self.file = tokenizer, file
+        # The programs whose vocabulary this is (OpenAI's, CheXzero, open_clip) resolve HTML's entities, twice.
+        self._escaped = file.name.endswith(_OPENAI_ENDING)
         self.vocab_size = int(tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str], context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,9 +44,10 @@ class Subwords:
 
         A longer text loses its end; the closing mark stays. Behind a text the ids are 0.
         """
+        words = [html.unescape(html.unescape(text)) for text in texts] if self._escaped else list(texts)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(context)
-        rows = [encoded.ids for encoded in self._tokenizer.encode_batch(list(texts))]
+        rows = [encoded.ids for encoded in self._tokenizer.encode_batch(words)]
         count = np.array([len(row) for row in rows], np.int32)
         length = min(context, -(-int(count.max(initial=1)) // _STEP) * _STEP)
         ids = np.zeros((len(rows), length), np.int32)
@@ -63,20 +69,13 @@ def load(path: str | os.PathLike[str], vocab_size: int) -> Subwords:
     path = pathlib.Path(path).expanduser()
     file = _find(path)
     try:
-        import tokenizers
+        tokenizer = _build(file)
     except ImportError as error:
         raise UserError(f"{file} needs the package tokenizers; {INSTALL}") from error
-    if file.name.endswith(".txt.gz"):
-        tokenizer = _clip(*_openai_vocabulary(file))
-    elif file.name == "vocab.txt":
-        tokenizer = _word_pieces(file)
-    elif file.name == "vocab.json":
-        tokenizer = _clip(*_huggingface_vocabulary(file))
-    else:
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises a bare Exception
-            raise UserError(f"{file} is no vocabulary ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # the library raises a bare Exception; a damaged file fails in many ways
+        raise UserError(f"{file} is no vocabulary ({' '.join(str(error).split())})") from error
     subwords = Subwords(tokenizer, file)
     if subwords.vocab_size != vocab_size:
         raise UserError(
@@ -86,6 +85,18 @@ def load(path: str | os.PathLike[str], vocab_size: int) -> Subwords:
     if subwords.encode([""], 16)[1][0] != 2:
         raise UserError(f"{file}: it does not put a text between two marks, which the model needs")
     return subwords
+
+
+def _build(file: pathlib.Path) -> Any:
+    import tokenizers
+
+    if file.name.endswith(_OPENAI_ENDING):
+        return _clip(*_openai_vocabulary(file))
+    if file.name == "vocab.txt":
+        return _word_pieces(file)
+    if file.name == "vocab.json":
+        return _clip(*_huggingface_vocabulary(file))
+    return tokenizers.Tokenizer.from_file(str(file))
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
@@ -103,11 +114,8 @@ def _find(path: pathlib.Path) -> pathlib.Path:
 
 def _openai_vocabulary(file: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """(pieces, merges) of OpenAI's list of merges, gzipped: a heading, then a merge a line."""
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") as stream:
-            lines = stream.read().rstrip("\n").split("\n")[1:]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error})") from error
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        lines = stream.read().rstrip("\n").split("\n")[1:]
     merges = _merges(file, lines[:_OPENAI_MERGES])
     letters = _byte_letters()
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges), START, END]
@@ -147,7 +155,7 @@ def _clip(pieces: dict[str, int], merges: list[tuple[str, str]]) -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     if START not in pieces or END not in pieces:
-        raise UserError(f"the vocabulary lacks {START} or {END}: it is not CLIP's")
+        raise ValueError(f"it lacks {START} or {END}, so it is not CLIP's")
     tokenizer = Tokenizer(models.BPE(pieces, merges, end_of_word_suffix="</w>", unk_token=END, fuse_unk=False))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -172,5 +180,5 @@ def _word_pieces(file: pathlib.Path) -> Any:
     if missing := [mark for mark in ("[CLS]", "[SEP]", "[UNK]") if mark not in lines]:
         raise UserError(f"{file} lacks {missing[0]}: it is not BERT's vocabulary")
     beside = file.with_name("tokenizer_config.json")
-    lowercase = read_json(beside).get("do_lower_case", True) if beside.is_file() else True
-    return BertWordPieceTokenizer(str(file), lowercase=bool(lowercase))
+    lowercase = field(str(beside), read_json(beside), "do_lower_case", bool, True) if beside.is_file() else True
+    return BertWordPieceTokenizer(str(file), lowercase=lowercase)

@@ -71,6 +71,15 @@ GOOD: dict[str, Any] = {
         ({"preprocess": "folder"}, "nothing beside a checkpoint of layout openai says how to preprocess"),
         ({"heads": {"images": 3}}, "heads are numbers of image and text"),
         ({"heads": {"image": 0}}, "heads are numbers of image and text"),
+        ({"heads": 3}, "heads are numbers of image and text"),
+        ({"heads": []}, "heads are numbers of image and text"),
+        ({"layout": "huggingface", "heads": {"image": 3}}, "says heads and activation; leave them out"),
+        ({"layout": "huggingface", "activation": "gelu"}, "says heads and activation; leave them out"),
+        ({"activation": "relu"}, "activation is one of gelu, gelu_tanh, quick_gelu, not 'relu'"),
+        ({"activation": "tanh"}, "activation is one of gelu, gelu_tanh, quick_gelu, not 'tanh'"),
+        ({"title": 3}, "title is a word, not 3"),
+        ({"scale": float("inf")}, "scale is a number above 0 or the word checkpoint, not inf"),
+        ({"scale": float("nan")}, "scale is a number above 0 or the word checkpoint, not nan"),
         ({"scale": -1}, "scale is a number above 0 or the word checkpoint, not -1"),
         ({"prompts": ["no"]}, "prompts is not followed by templates"),
         ({"prompts": {"templates": {"present": ["{present}"]}}}, "templates needs the two lists present and absent"),
@@ -82,6 +91,9 @@ GOOD: dict[str, Any] = {
 def test_mistakes_in_a_spec(tmp_path: pathlib.Path, change: dict[str, Any], message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"mine": GOOD}))
+    assert referee.load_spec(str(file)).title == "mine"
+    file.write_text(yaml.safe_dump({"mine": GOOD | change}))
+    file.write_text(yaml.safe_dump({"mine": GOOD | {"title": None}}))
     assert referee.load_spec(str(file)).title == "mine"
     file.write_text(yaml.safe_dump({"mine": GOOD | change}))
     with pytest.raises(UserError, match=message) as caught:
@@ -116,6 +128,21 @@ def test_mistakes_on_the_command_line(line: str, message: str, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below/it"])
+@pytest.mark.parametrize("what", ["--workdir {}/run", "--referee chexzero --checkpoint {} --data {}"])
+def test_an_out_that_is_a_file_is_refused_before_anything_is_read(
+    tmp_path: pathlib.Path, what: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "run").mkdir()
+    line = f"evaluate {what.format(tmp_path, tmp_path)} --out {tmp_path / place}"
+    assert cli.main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'taken'} is a file, and a report needs a folder: name another with --out" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,6 +304,8 @@ def refereed(tmp_path_factory: pytest.TempPathFactory) -> Refereed:
         torch.save(others.openai_layout(model), folder / f"{number}.pt")
     others.write_openai_vocabulary(folder)
     stated = {key: value for key, value in SPEC.items() if key != "prompts"}
+    steps = [{"longest": 44, "filter": "lanczos"}, {"pad": 44}, {"interpolate": others.IMAGE_SIZE}]
+    stated["preprocess"] = {"steps": steps, "mean": [0.5], "std": [0.25]}
     stated["trained_on"] = {"text": "here and there", "sources": ["here"], "labels": "none"}
     (folder / "specs.yaml").write_text(yaml.safe_dump({"tiny": SPEC, "stated": stated}))
     said = []
@@ -337,6 +366,12 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
     facts = results["checkpoint"]["referee"]
     sums = [hashlib.sha256((refereed.folder / f"{n}.pt").read_bytes()).hexdigest() for n in (0, 1)]
     assert [each["sha256"] for each in facts["checkpoints"]] == sums
+    for each in facts["checkpoints"]:
+        for part, heads in others.HEADS.items():
+            origin = {"heads": "the spec", "activation": "OpenAI's layout"}
+            assert each["encoders"][part] == {"heads": heads, "activation": "quick_gelu", "origin": origin}
+    page = (refereed.folder / "out" / "report.html").read_text()
+    assert "with 5 heads (the spec), quick_gelu (OpenAI&#39;s layout)" in page
     assert facts["ensemble"] == "mean of the probabilities of 2 checkpoints"
     assert results["checkpoint"]["step"] is None
     assert results["exposure"] is None
@@ -370,6 +405,15 @@ def test_a_statement_is_shown_as_one(refereed: Refereed) -> None:
     card = (refereed.folder / "stated" / "model_card.md").read_text()
     assert "here and there (as stated by the spec's author)" in card
     assert stamp in card
+
+
+@pytest.mark.torch
+def test_images_that_any_step_enlarges_are_counted(refereed: Refereed) -> None:
+    # Of five heights from 41 to 45 three are below 44, which the first step makes of them; the input is 21.
+    assert read(refereed, "stated")["data"]["rows"] == 30
+    assert read(refereed, "stated")["checkpoint"]["referee"]["enlarged"] == 18
+    assert "Images smaller than its input" in (refereed.folder / "stated" / "report.html").read_text()
+    assert read(refereed, "out")["checkpoint"]["referee"]["enlarged"] == 0
 
 
 @pytest.mark.torch

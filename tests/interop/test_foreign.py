@@ -1,5 +1,8 @@
 """Other programs' dual encoders: in JAX they give what transformers gives, in whatever layout their weights lie."""
 
+import dataclasses
+import gzip
+import hashlib
 import json
 import pathlib
 import pickle
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast, CLIPTokenizer
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.evaluate import referee
 from mmclip_jax.interop import foreign, layouts, subwords, towers
 from mmclip_jax.interop.preprocess import Preprocess, Step
 
@@ -94,6 +98,42 @@ def test_the_same_weights_in_other_layouts(tmp_path: pathlib.Path, layout: str, 
     assert_equal(layouts.load(file, layout, **options), model, inputs(END + 1, END - 1, END))
 
 
+def test_who_says_heads_and_activations(tmp_path: pathlib.Path) -> None:
+    def told(layout: str, **options: Any) -> list[tuple[int, str, str, str]]:
+        encoder = layouts.load(tmp_path, layout, **options)
+        towers_of = {"image": encoder.image, "text": encoder.text}
+        return [
+            (tower.heads, encoder.origins[part]["heads"], tower.activation, encoder.origins[part]["activation"])
+            for part, tower in towers_of.items()
+        ]
+
+    model = others.clip()
+    torch.save(others.openai_layout(model), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match="image encoder's width 30 is no multiple of 64, and nothing says how many"):
+        layouts.load(tmp_path, "open_clip")
+    assert told("open_clip", heads=others.HEADS) == [
+        (5, "the spec", "gelu", "assumed"),
+        (2, "the spec", "gelu", "assumed"),
+    ]
+    config = {"vision_cfg": {"head_width": 6}, "quick_gelu": True}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    beside = "open_clip_config.json"
+    assert told("open_clip", heads={"text": 11}) == [
+        (5, beside, "quick_gelu", beside),
+        (11, "the spec", "quick_gelu", beside),
+    ]
+    others.biomedclip_like(tmp_path)
+    assert told("open_clip")[0] == (5, beside, "gelu", "its architecture")
+    with pytest.raises(UserError, match="leave activation out of the spec"):
+        layouts.load(tmp_path, "open_clip", activation="quick_gelu")
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    model.save_pretrained(tmp_path)
+    assert told("huggingface")[0] == (5, "config.json", "quick_gelu", "config.json")
+    for options in ({"activation": "gelu"}, {"heads": {"image": 3}}):
+        with pytest.raises(UserError, match=r"in layout huggingface config.json says heads and activation"):
+            layouts.load(tmp_path, "huggingface", **options)
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_precision_is_computed_in_single(tmp_path: pathlib.Path, kind: str) -> None:
     model = others.clip()
@@ -158,6 +198,19 @@ def test_byte_pairs_are_those_of_transformers(tmp_path: pathlib.Path) -> None:
         ids, count = subwords.load(tmp_path / name, END + 1).encode(TEXTS, others.CONTEXT)
         assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == wanted, name
         assert not any(row[n:].any() for row, n in zip(ids, count, strict=True))
+
+
+def test_entities_are_resolved_where_openais_program_does(tmp_path: pathlib.Path) -> None:
+    others.write_openai_vocabulary(tmp_path)
+    (tmp_path / "huggingface").mkdir()
+    others.write_huggingface_vocabulary(tmp_path / "huggingface")
+    pieces = {piece: number for number, piece in enumerate(others.VOCABULARY)}
+    theirs = CLIPTokenizer(vocab=pieces, merges=others.MERGES)
+    escaped, plain = ["a&amp;b &lt;5mm", "no&nbsp;edema &amp;gt; 3"], ["a&b <5mm", "no edema > 3"]
+    for folder, texts in ((tmp_path, plain), (tmp_path / "huggingface", escaped)):
+        ids, count = subwords.load(folder, END + 1).encode(escaped, others.CONTEXT)
+        wanted = theirs(texts, truncation=True, max_length=others.CONTEXT)["input_ids"]
+        assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == wanted
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -321,6 +374,14 @@ def test_files_that_hold_something_else(tmp_path: pathlib.Path, capsys: pytest.C
           "vision_config": {"model_type": "vit"}}, "an encoder of model_type 'roberta' is not supported"),
         ({"vision_config": {"hidden_act": "relu"}}, "the activation 'relu'"),
         ({"vision_config": {"num_attention_heads": 4}}, "width 30 is no multiple of 4 heads"),
+        ({"vision_config": {"num_attention_heads": "x"}}, "num_attention_heads is a whole .* at least 1, not 'x'"),
+        ({"text_config": {"num_attention_heads": 0}}, "num_attention_heads is a whole number of at least 1, not 0"),
+        ({"text_config": {"num_attention_heads": -2}}, "num_attention_heads is a whole number of at least 1, not -2"),
+        ({"vision_config": {"layer_norm_eps": "z"}}, "layer_norm_eps is a number of at least 0, not 'z'"),
+        ({"vision_config": {"layer_norm_eps": True}}, "layer_norm_eps is a number of at least 0, not True"),
+        ({"vision_config": {"hidden_act": ["gelu"]}}, "hidden_act is a word, not"),
+        ({"vision_config": "big"}, "vision_config is an object with fields, not 'big'"),
+        ({"text_config": [1]}, r"text_config is an object with fields, not \[1\]"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_not_supported(tmp_path: pathlib.Path, changes: dict[str, Any], message: str) -> None:
@@ -329,11 +390,33 @@ def test_configurations_that_are_not_supported(tmp_path: pathlib.Path, changes: 
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"config.json: .*{message}"):
         layouts.load(tmp_path, "huggingface")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="this layout needs the file beside the weights"):
         layouts.load(tmp_path, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_cfg": []}, r"model_cfg is an object with fields, not \[\]"),
+        ({"model_cfg": {"vision_cfg": "big"}}, "vision_cfg is an object with fields, not 'big'"),
+        ({"model_cfg": {"quick_gelu": "false"}}, "quick_gelu is true or false, not 'false'"),
+        ({"model_cfg": {"vision_cfg": {"head_width": 0}}}, "head_width is a whole number of at least 1, not 0"),
+        ({"model_cfg": {"vision_cfg": {"head_width": 6}, "text_cfg": {"heads": -5}}}, "heads is a whole .*, not -5"),
+    ],
+)
+def test_configurations_of_open_clip_that_are_damaged(
+    tmp_path: pathlib.Path, config: dict[str, Any], message: str
+) -> None:
+    torch.save(others.openai_layout(others.clip()), tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"open_clip_config.json: {message}"):
+        layouts.load(tmp_path, "open_clip")
+    fields = {"vision_cfg": {"head_width": 6}, "text_cfg": {"heads": 2}, "quick_gelu": None}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": fields}))
+    assert layouts.load(tmp_path, "open_clip").text.activation == "gelu"
 
 
 def test_a_bert_without_a_known_pooler_is_refused(tmp_path: pathlib.Path) -> None:
@@ -355,7 +438,7 @@ def test_vocabularies_that_do_not_fit(tmp_path: pathlib.Path) -> None:
     for path, size, message in [
         (tmp_path / "none", 5, r"holds no vocabulary .*--vocabulary"),
         (file, END, f"has {END + 1} entries and the model's token embedding {END} rows"),
-        (tmp_path / "bad.txt.gz", 5, "cannot be read"),
+        (tmp_path / "bad.txt.gz", 5, "bad.txt.gz is no vocabulary"),
         (tmp_path / "tokenizer.json", 5, "is no vocabulary"),
         (tmp_path / "vocab.txt", 2, r"lacks \[CLS\]"),
         (tmp_path / "vocab.json", 1, "merges.txt is missing"),
@@ -363,6 +446,57 @@ def test_vocabularies_that_do_not_fit(tmp_path: pathlib.Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             subwords.load(path, size)
         assert "\n" not in str(caught.value)
+
+
+def test_vocabularies_that_are_damaged(tmp_path: pathlib.Path) -> None:
+    folders = {name: tmp_path / name for name in ("body", "merge", "marks", "text", "word", "below", "merges", "coded")}
+    for folder in folders.values():
+        folder.mkdir()
+        others.write_huggingface_vocabulary(folder)
+    pieces = {piece: number for number, piece in enumerate(others.VOCABULARY)}
+    gz = others.write_openai_vocabulary(folders["body"])
+    whole = gz.read_bytes()
+    gz.write_bytes(whole[:40] + bytes(255 - byte for byte in whole[40:60]) + whole[60:])
+    (folders["body"] / "cut.txt.gz").write_bytes(whole[:100])
+    (folders["merge"] / "a.txt.gz").write_bytes(gzip.compress(b"heading\nqqq zzz\n"))
+    (folders["marks"] / "vocab.json").write_text(json.dumps({"a": 0}))
+    (folders["text"] / "vocab.txt").write_bytes(b"[CLS]\n\xff\xfe\n")
+    (folders["word"] / "vocab.json").write_text(json.dumps(pieces | {"a": "x"}))
+    (folders["below"] / "vocab.json").write_text(json.dumps(pieces | {"a": -1}))
+    (folders["merges"] / "merges.txt").write_text("qqq zzz\n")
+    (folders["coded"] / "merges.txt").write_bytes(b"\xff\xfe a\n")
+    files = [gz, folders["body"] / "cut.txt.gz", folders["merge"] / "a.txt.gz", folders["text"] / "vocab.txt"]
+    files += [folders[name] / "vocab.json" for name in ("marks", "word", "below", "merges", "coded")]
+    for file in files:
+        with pytest.raises(UserError, match="is no vocabulary") as caught:
+            subwords.load(file, END + 1)
+        assert str(caught.value).startswith(str(file))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "vocab.txt").write_text("[CLS]\n[SEP]\n[UNK]\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": "no"}))
+    with pytest.raises(UserError, match=r"tokenizer_config.json: do_lower_case is true or false, not 'no'"):
+        subwords.load(tmp_path, 3)
+
+
+def test_each_checkpoint_is_summed_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others.write_openai_vocabulary(tmp_path)
+    files = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for seed, file in enumerate(files):
+        torch.save(others.openai_layout(others.clip(seed)), file)
+    summed: list[pathlib.Path] = []
+
+    def sha256(file: pathlib.Path) -> str:
+        summed.append(file)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    for module in (foreign, referee):
+        monkeypatch.setattr(module, "sha256", sha256)
+    spec = dataclasses.replace(referee.load_spec("openai-clip"), heads=others.HEADS)
+    rules = Preprocess((Step("squash", others.IMAGE_SIZE, "box"),), (0.5,), (0.2,))
+    facts = referee.open_model(dataclasses.replace(spec, preprocess=rules), files).facts
+    assert sorted(file.name for file in summed) == ["a.pt", "b.pt", "bpe_simple_vocab_16e6.txt.gz"]
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [each["sha256"] for each in facts["checkpoints"]] == sums
 
 
 def test_members_that_are_no_ensemble(tmp_path: pathlib.Path) -> None:

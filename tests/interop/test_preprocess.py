@@ -81,6 +81,24 @@ def test_interpolation_of_arrays() -> None:
         assert made[row, column] == pytest.approx(total, abs=1e-3)
 
 
+def test_what_is_enlarged_on_the_way() -> None:
+    chexzero = (Step("longest", 320, "lanczos", "down"), Step("pad", 320), Step("interpolate", 224))
+    openai = (Step("shortest", 224, "bicubic"), Step("crop", 224, round="nearest"))
+    for steps, shape, enlarged in [
+        (chexzero, (256, 300), True),
+        (chexzero, (256, 320), False),
+        (chexzero, (7, 320), False),
+        (openai, (180, 256), True),
+        (openai, (256, 223), True),
+        (openai, (224, 256), False),
+        ((Step("squash", 224, "box"),), (400, 223), True),
+        ((Step("squash", 224, "box"),), (224, 400), False),
+        ((Step("shortest", 50, "box"), Step("crop", 40), Step("interpolate", 60)), (70, 70), True),
+        ((Step("crop", 40), Step("squash", 30, "box")), (20, 25), False),
+    ]:
+        assert Preprocess(steps, (0.5,), (0.5,)).enlarges(shape) == enlarged, (steps, shape)
+
+
 def test_mean_and_deviation_of_each_channel() -> None:
     mean, std = (0.4, 0.5, 0.1), (0.2, 0.25, 0.5)
     made = Preprocess((Step("squash", 5, "box"),), mean, std)(PICTURE, 3)
@@ -113,6 +131,17 @@ def test_what_a_folder_of_hugging_face_says() -> None:
         ({"image_mean": None}, "f: image_mean is no list of numbers"),
         ({"crop_size": {"width": 3}, "do_center_crop": True}, "the crop_size"),
         ({"resample": 9}, "squash of preprocess needs a filter"),
+        ({"resample": [3]}, r"f: resample is a whole number, not \[3\]"),
+        ({"size": {"shortest_edge": "x"}}, "f: the size 'x' is not supported"),
+        ({"size": {"shortest_edge": 0}}, "f: the size 0 is not supported"),
+        ({"size": {"shortest_edge": -3}}, "f: the size -3 is not supported"),
+        ({"size": {"height": 28, "width": 29}}, "f: the size .* is not supported"),
+        ({"crop_size": 0}, "f: the crop_size 0 is not supported"),
+        ({"crop_size": {"height": 21, "width": 99}}, "f: the crop_size .* is not supported"),
+        ({"rescale_factor": "x"}, "f: rescale_factor is a number, not 'x'"),
+        ({"do_resize": "false"}, "f: do_resize is true or false, not 'false'"),
+        ({"image_mean": [10**400] * 3}, "f: image_mean is no list of numbers"),
+        ({"image_mean": [True] * 3}, "f: image_mean is no list of numbers"),
     ]
     for change, message in mistakes:
         with pytest.raises(UserError, match=message):
@@ -125,8 +154,19 @@ def test_what_a_folder_of_open_clip_says() -> None:
     longest = preprocess.of_open_clip("f", {"resize_mode": "longest", "interpolation": "bilinear"}, 28)
     assert longest.steps == (Step("longest", 28, "bilinear", "nearest"), Step("pad", 28))
     assert longest.mean == (0.48145466, 0.4578275, 0.40821073)
-    with pytest.raises(UserError, match="f: the resize_mode 'random' is not supported"):
-        preprocess.of_open_clip("f", {"resize_mode": "random"}, 28)
+    harmless = {"size": [28, 28], "mode": "RGB", "fill_color": 9, "interpolation": None}
+    assert preprocess.of_open_clip("f", harmless, 28).steps == rules.steps
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"resize_mode": "random"}, "f: the resize_mode 'random' is not supported"),
+        ({"resize_mode": ["longest"]}, r"f: resize_mode is a word, not \['longest'\]"),
+        ({"interpolation": 3}, "f: interpolation is a word, not 3"),
+        ({"size": 29}, "f: its size is 29, and the weights' 28"),
+        ({"resize_mode": "longest", "fill_color": 9}, "f: edges of fill_color 9 are not supported"),
+        ({"color_jitter": 1}, "f: color_jitter is not supported"),
+    ]
+    for change, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            preprocess.of_open_clip("f", change, 28)
 
 
 GOOD = {"steps": [{"squash": 5, "filter": "box"}], "mean": [0.5], "std": [0.5]}
