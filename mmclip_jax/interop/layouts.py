@@ -162,7 +162,8 @@ def _openai(
         text = _openai_text(weights, "text." if "text.token_embedding.weight" in weights else "")
         text_tower = Tower(0, activation, causal=True)
     width = text["tokens"].shape[1]
-    if not told["text"] and (count := field(str(beside), text_config, "heads", int, 0, low=1)):
+    usual_heads = 0 if found is None or fixed["text"] else 8  # where its configuration says nothing, open_clip takes 8
+    if not told["text"] and (count := field(str(beside), text_config, "heads", int, usual_heads, low=1)):
         told["text"], heads_from["text"] = count, OPEN_CLIP_CONFIG
     text_heads = _heads(file, "text", width, told["text"])
     origins = {
