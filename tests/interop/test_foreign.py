@@ -122,7 +122,7 @@ def test_who_says_heads_and_activations(tmp_path: pathlib.Path) -> None:
         (5, beside, "quick_gelu", beside),
         (11, "the spec", "quick_gelu", beside),
     ]
-    with pytest.raises(UserError, match="text .* 22 .* 8"):  # what open_clip takes where its configuration is silent
+    with pytest.raises(UserError, match=r"text .* 22 .* 8"):  # what open_clip takes where its configuration is silent
         layouts.load(tmp_path, "open_clip")
     others.biomedclip_like(tmp_path)
     assert told("open_clip")[0] == (5, beside, "gelu", "its architecture")
