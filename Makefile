@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A file's tests share what is costly to make; the order is that of tests/conftest.py.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not browser and not wheel and not shared and not torch
 
 .PHONY: demo test test-fast test-beam test-interop lint bench bench-entities chaos plan test-tpu test-gcs wheel-data clean
@@ -10,10 +12,10 @@ demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(TWO)
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(FAST)"
+	$(BIN)/python -m pytest $(TWO) -m "$(FAST)"
 
 # Builds on Apache Beam: its versions of shared packages are not those that JAX wants, so it has an environment of its own.
 test-beam: .venv-beam/.installed

@@ -1,5 +1,6 @@
 """Shared fixtures. Eight CPU devices stand in for a pod; implicit rank promotion is an error."""
 
+import collections
 import os
 import pathlib
 
@@ -13,6 +14,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests come first, so that no process is left alone with one of them at the end."""
+    tests = collections.Counter(item.path for item in items)
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path] / tests[item.path])
 
 
 @pytest.fixture(scope="session")
