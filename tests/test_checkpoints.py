@@ -154,7 +154,9 @@ def test_a_flipped_bit_is_no_checkpoint_either(
     checkpoints.close()
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut off", "no record of the run", "half a record of the run"])
+@pytest.mark.parametrize(
+    "how", ["flipped", "cut off", "other bits", "no record of the run", "half a record of the run"]
+)
 def test_a_damaged_checkpoint_is_not_evaluated_and_the_others_are_named(tmp_path: pathlib.Path, how: str) -> None:
     save(tmp_path, 3, 7, ema=0.0)
     newest = tmp_path / "checkpoints" / "7"
@@ -162,6 +164,9 @@ def test_a_damaged_checkpoint_is_not_evaluated_and_the_others_are_named(tmp_path
         flip_bits(newest, 0.4)
     elif how == "cut off":
         damage(newest)
+    elif how == "other bits":  # than those that were saved, in files that are whole
+        file = newest / "sums" / "metadata"
+        file.write_text(json.dumps({name: value ^ 4 for name, value in json.loads(file.read_text()).items()}))
     elif how == "no record of the run":
         shutil.rmtree(newest / "run")
     else:
