@@ -234,7 +234,7 @@ def evaluate_checkpoint(
             )
         by_study: dict[str, Any] = {}
         if scored.findings:
-            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores["difference"], **draws)
+            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores[scored.score], **draws)
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("trust"):
