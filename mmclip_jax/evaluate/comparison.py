@@ -126,7 +126,8 @@ def compare(
     "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
     "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
     it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
-    two-sided; Holm's correction is over the findings of a source, for each metric and run apart, without the macro.
+    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding; Holm's correction is over
+    the findings of a source that have a p, for each metric and run apart, without the macro.
 
     Raises:
       UserError: they cannot be compared (`check_comparable`).
