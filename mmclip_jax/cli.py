@@ -216,6 +216,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
             phrase_file=args.ms_cxr or "",
+            labels_from_reports=args.labels_from_reports,
         )
     )
 
@@ -245,6 +246,7 @@ def _referee(args: argparse.Namespace) -> None:
             split=args.split,
             protocol=args.protocol,
             show_text=args.show_text,
+            labels_from_reports=args.labels_from_reports,
         )
     )
 
@@ -734,6 +736,11 @@ def _make_parser() -> _Parser:
         type=_existing,
         metavar="FILE",
         help="MS_CXR_Local_Alignment_*.json or .csv",
+    )
+    evaluate.add_argument(
+        "--labels-from-reports",
+        action="store_true",
+        help="score images without labels against weak labels read from their own reports, and say so everywhere",
     )
     _add_processes(evaluate)
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")

@@ -503,6 +503,7 @@ class Evaluation:
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, manifest: dict[str, Any]):
         self._config, self._tokenizer, self._manifest = config, tokenizer, manifest
         self._model: Any = None
+        self._told = False
 
     def __call__(self, state: step_lib.TrainState) -> dict[str, float]:
         """{"evaluation/...": value} of a state; {} where there is no such split.
@@ -521,7 +522,15 @@ class Evaluation:
         if self._model is None:
             self._model = Model(self._config, params, self._tokenizer, int(state.step), self._manifest)
         self._model.take(params, int(state.step))
-        return {f"evaluation/{name}": value for name, value in quick_metrics(self._model, examples).items()}
+        found = quick_metrics(self._model, examples)
+        if not found and not self._told:
+            logging.warning(
+                "the evaluations during training have nothing to measure: of the %d validation images none has labels "
+                "of both kinds for a finding, and no source has enough of them for retrieval",
+                len(examples),
+            )
+        self._told = True
+        return {f"evaluation/{name}": value for name, value in found.items()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mmclip_jax.data import prompts
+from mmclip_jax.data import prompts, texts
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.data.transforms import decode_image
@@ -108,6 +108,7 @@ class Split:
 
     name: "train", "validation" or "test"; examples: image bytes left out; shapes: (height, width) of each stored image;
     sets: what is known of each data set (name, version, fingerprint, what its builder made of uncertain labels, rows).
+    weak_labels: how many rows have labels that were made from their reports (`with_labels_from_reports`).
     """
 
     name: str
@@ -116,6 +117,7 @@ class Split:
     sets: list[dict[str, Any]]
     _sources: list[Any]
     _places: list[tuple[int, int]]
+    weak_labels: int = 0
 
     @classmethod
     def load(cls, directories: Iterable[Any], split: str) -> "Split":
@@ -194,6 +196,26 @@ class Split:
             _places=[self._places[row] for row in chosen],
         )
 
+    def with_labels_from_reports(self) -> "Split":
+        """The same rows, those with a report and without any label being labelled by what their report says.
+
+        These are weak labels: the entity recogniser reads them, and nobody looked at the image for them. A finding that
+        the report affirms is present, and so is a broader one; one that it only denies is absent; the rest is unknown.
+        """
+        examples = [
+            dataclasses.replace(example, labels=_labels_from(example)) if _needs_labels(example) else example
+            for example in self.examples
+        ]
+        made = sum(
+            _needs_labels(example) and bool(new.labels) for example, new in zip(self.examples, examples, strict=True)
+        )
+        return dataclasses.replace(self, examples=examples, weak_labels=made)
+
+    @property
+    def labelled_rows(self) -> int:
+        """How many rows have a label of any finding, uncertain ones included."""
+        return sum(not _lacks_labels(example) for example in self.examples)
+
     def rows_of_set(self, number: int) -> np.ndarray:
         """The rows of the data set that was named as the `number`-th (from 0): int [m]."""
         per_set = len(self._sources) // max(len(self.sets), 1)
@@ -224,6 +246,24 @@ class Split:
         for example in self.examples:
             counts.setdefault(example.source, dict.fromkeys(PARTS, 0))[example.part] += 1
         return counts
+
+
+def _lacks_labels(example: Example) -> bool:
+    return all(state == LabelState.UNKNOWN for state in example.labels.values())
+
+
+def _needs_labels(example: Example) -> bool:
+    return example.part == "paired" and _lacks_labels(example)
+
+
+def _labels_from(example: Example) -> dict[str, LabelState]:
+    affirmed, denied = texts.report_kinds(example.entities)
+    labels = dict.fromkeys(denied, LabelState.ABSENT) | dict.fromkeys(with_ancestors(affirmed), LabelState.PRESENT)
+    if texts.is_normal(example.entities):
+        labels[texts.NO_FINDING] = LabelState.PRESENT
+    elif example.entities:
+        labels[texts.NO_FINDING] = LabelState.ABSENT
+    return labels
 
 
 def embed_images(model: Encoder, split: Split, progress: "Progress | None" = None) -> np.ndarray:

@@ -63,6 +63,7 @@ def run(
     resamples: int = 1000,
     progress: bool = True,
     phrase_file: str | os.PathLike[str] = "",
+    labels_from_reports: bool = False,
 ) -> str:
     """Loads a checkpoint, evaluates it and writes the report; returns what a terminal should show.
 
@@ -78,6 +79,7 @@ def run(
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
       phrase_file: of MS-CXR, "" for none.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
@@ -112,6 +114,7 @@ def run(
         progress=progress,
         audited=audited,
         phrase_file=phrase_file,
+        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
     return told(results, f"Step {model.step:,}", out_dir)
@@ -176,6 +179,7 @@ def evaluate_checkpoint(
     phrase_file: str | os.PathLike[str] = "",
     referee: dict[str, Any] | None = None,
     loaded: Split | None = None,
+    labels_from_reports: bool = False,
     primary: bool = True,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
@@ -200,6 +204,7 @@ def evaluate_checkpoint(
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
       referee: what is to be said of a model of somebody else's (`referee.Opened`).
       loaded: the rows of the split, where they have been read already.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       primary: whether this process writes.
 
     Returns:
@@ -225,6 +230,13 @@ def evaluate_checkpoint(
     with timed("total"):
         with timed("reading"):
             rows = loaded if loaded is not None else Split.load(directories, split)
+            if labels_from_reports:
+                rows = rows.with_labels_from_reports()
+                if not rows.weak_labels:
+                    raise UserError(
+                        f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
+                        "and no label; leave it out"
+                    )
         with timed("embedding"):
             embedded = embed_images(model, rows, bars)
             validation = _validation(model, directories, rows, protocol, bars)
@@ -234,7 +246,7 @@ def evaluate_checkpoint(
             )
         by_study: dict[str, Any] = {}
         if scored.findings:
-            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores["difference"], **draws)
+            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores[scored.score], **draws)
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("trust"):
@@ -268,6 +280,8 @@ def evaluate_checkpoint(
                 "validation_rows": len(validation[0]) if validation else 0,
                 "rows": len(rows),
                 "patients": len(set(rows.patients)),
+                "labelled_rows": rows.labelled_rows,
+                "weak_labels": rows.weak_labels,
                 "sources": rows.source_counts,
             },
             "exposure": inside and inside.manifest.get("exposure"),
@@ -315,6 +329,8 @@ def _validation(
     if name == rows.name or not any(data["splits"].get(name) for data in rows.sets):
         return None
     split = Split.load(directories, name)
+    if rows.weak_labels:
+        split = split.with_labels_from_reports()
     return split, embed_images(model, split, progress)
 
 

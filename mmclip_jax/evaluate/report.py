@@ -146,6 +146,7 @@ def render(
     ]
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
+        weak_labels=weak_labels_text(results),
         title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
@@ -222,12 +223,13 @@ def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     cards = []
     macro = primary_macro(results)
     if macro is None:
-        cards.append(_card("Macro AUROC", "–", "", ["No finding has both classes in this split."]))
+        cards.append(_card("Macro AUROC", "–", "", [why_no_scores(results)]))
     else:
         every = macro["all"]
         listed = every["findings"] + len(every["undefined"])
         counted = f"{every['findings']}" + (f" of {listed}" if every["undefined"] else "")
-        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}"]
+        weak = ", weak labels" if results["data"].get("weak_labels") else ""
+        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}{weak}"]
         strict = macro.get(REPORT_ONLY)
         if strict and strict["findings"] != every["findings"]:
             lines.append(
@@ -302,10 +304,33 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"Prompts: {protocol['prompts']}, in place of the protocol's")
     if protocol["note"]:
         lines.append(f"Note: {protocol['note']}")
+    if weak := weak_labels_text(results):
+        lines.append(weak)
     for source, entry in results["zero_shot"]["sources"].items():
         if undefined := [f"{f['name']} ({f['note']})" for f in entry["findings"] if f["note"]]:
             lines.append(f"Undefined in {source}, and not in its means: {', '.join(undefined)}")
     return lines
+
+
+def why_no_scores(results: Mapping[str, Any]) -> str:
+    """Why no finding could be scored, and what would change that."""
+    if results["data"].get("labelled_rows", 1):
+        return "No finding has both classes in this split."
+    return (
+        "No image of this split has a label, and scores by prompts need some: name label columns when you build the "
+        "data, or take weak labels made from the reports with --labels-from-reports."
+    )
+
+
+def weak_labels_text(results: Mapping[str, Any]) -> str:
+    """What must be said of labels that were made from reports; "" where there are none."""
+    made = results["data"].get("weak_labels", 0)
+    if not made:
+        return ""
+    return (
+        f"Weak labels: those of {made:,} of {results['data']['rows']:,} images were read from their own reports by the "
+        "entity recogniser. Nobody looked at the images for them, and a finding that a report leaves out is unknown"
+    )
 
 
 def policy_text(results: Mapping[str, Any]) -> str:
@@ -313,7 +338,7 @@ def policy_text(results: Mapping[str, Any]) -> str:
     protocol = results["zero_shot"]["protocol"]
     return (
         f"Protocol {protocol['name']}. Uncertain labels: {protocol['uncertain_text']}. "
-        f"Audit: {audit_text(results['audit'])}."
+        f"Audit: {audit_text(results['audit'])}." + (f" {weak}." if (weak := weak_labels_text(results)) else "")
     )
 
 
@@ -488,6 +513,8 @@ def honesty(results: Mapping[str, Any]) -> list[str]:
                 f"An ensemble ({facts['ensemble']}) is to be compared with ensembles. Retrieval, negation and "
                 "counterfactual reports use the mean of its members' similarities."
             )
+    if weak := weak_labels_text(results):
+        lines.append(f"{weak}. Such scores say how well images and reports agree, not how well a finding is seen.")
     primary = results["zero_shot"]["primary"]
     if primary is not None:
         few = [

@@ -514,7 +514,9 @@ class _Source:
                 )
             row["decision"] = {"threshold": threshold, "max_f1_test": float(highest[k]), "note": row["note"] or note}
             for m, measure in enumerate(thresholds.MEASURES):
-                interval = metrics.logit_interval(points[k, m], replicates[:, k, m], self._level)
+                interval = thresholds.interval(
+                    measure, points[k, m], replicates[:, k, m], labels, self._groups, self._level
+                )
                 row["decision"] |= {
                     measure: float(points[k, m]),
                     f"{measure}_interval": [interval.low, interval.high],

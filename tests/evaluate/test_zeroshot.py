@@ -280,3 +280,22 @@ def test_seen_findings_are_those_of_the_runs_texts(rows: list[Example]) -> None:
     macro = entry["macro"]["difference"]
     assert macro["seen"]["auroc"] == pytest.approx(np.mean([areas["nodule"], areas["fibrosis"]]))
     assert (macro["seen"]["findings"], macro["unseen"]["findings"]) == (2, 3)
+
+
+def test_the_mean_of_prompts_that_point_elsewhere_is_normalised() -> None:
+    """Templates of other directions: their mean is shorter than 1, and by a different length for each finding."""
+
+    class Scattered(toy.ToyModel):
+        def encode_text(self, texts):  # type: ignore[no-untyped-def]
+            rng = [np.random.default_rng(list(text.encode())) for text in texts]
+            made = np.stack([draw.normal(size=7) for draw in rng])
+            return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    model = Scattered()
+    embedded = zeroshot.embed_prompts(model, toy.KINDS[:3])
+    for polarity, got in enumerate(zeroshot.prompt_embeddings(model, toy.KINDS[:3])):
+        means = np.stack([texts[polarity].mean(axis=0) for texts in embedded])
+        lengths = np.linalg.norm(means, axis=1)
+        assert (lengths < 0.95).all()
+        assert np.ptp(lengths) > 1e-3
+        np.testing.assert_allclose(got, means / lengths[:, np.newaxis], atol=1e-12)
