@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmclip_jax.data import dicom
-from mmclip_jax.data.dicom import BIT_DEPTHS
+from mmclip_jax.data.luts import BIT_DEPTHS
 from mmclip_jax.data.quiet import quiet
 from mmclip_jax.errors import UserError
 
