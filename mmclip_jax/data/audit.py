@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -24,6 +23,7 @@ from mmclip_jax import files
 from mmclip_jax.data import records, resources
 from mmclip_jax.data.builders.cells import read_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import LeakageError, UserError
 
 HASH_BITS = 12
@@ -167,7 +167,7 @@ def look_of(image: bytes) -> Look:
     import scipy.fft
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_stored(image) as opened:
         small = opened.convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32)
     low = scipy.fft.dctn(pixels)[:8, :8].ravel()[1:]

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -271,18 +272,21 @@ def coded_frame(frame: bytes) -> tuple[int, int, int]:
 
 
 def _colour(header: Any, stored: np.ndarray) -> Decoded:
-    if stored.dtype != np.uint8:
-        white = 2 ** int(header.BitsStored) - 1
-        if not header.PhotometricInterpretation.startswith("RGB"):
-            raise UserError("YBR colour of more than 8 bits in DICOM is not supported: convert the file to RGB")
-        stored = (stored.astype(np.float32) * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
-    pixels = luminance(stored)
+    white = 2 ** int(header.BitsStored) - 1
+    if stored.dtype != np.uint8 and not header.PhotometricInterpretation.startswith("RGB"):
+        raise UserError("YBR colour of more than 8 bits in DICOM is not supported: convert the file to RGB")
+    pixels = np.empty(stored.shape[:2], np.uint8)
+    for rows in _bands(stored):
+        part = stored[rows]
+        if part.dtype != np.uint8:
+            part = (part.astype(np.float32) * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
+        pixels[rows] = luminance(part)
     return Decoded(pixels, float(pixels.min()), float(pixels.max()))
 
 
 def _palette(header: Any, stored: np.ndarray) -> Decoded:
     patterns, numbers, present = _numbers(stored)
-    pixels = luminance(luts.palette(header, numbers, present)[np.newaxis])[0][patterns]
+    pixels = _look_up(luminance(luts.palette(header, numbers, present)[np.newaxis])[0], patterns)
     return Decoded(pixels, float(pixels.min()), float(pixels.max()))
 
 
@@ -293,6 +297,20 @@ def luminance(colours: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
 
 
+def _bands(pixels: np.ndarray) -> Iterator[slice]:
+    """Rows at a time: indexing makes eight bytes of each pixel."""
+    step = max(1, (1 << 22) // pixels.shape[1])
+    return (slice(top, top + step) for top in range(0, pixels.shape[0], step))
+
+
+def _look_up(table: np.ndarray, patterns: np.ndarray) -> np.ndarray:
+    """table[patterns], without much memory."""
+    found = np.empty(patterns.shape, table.dtype)
+    for rows in _bands(patterns):
+        found[rows] = table[patterns[rows]]
+    return found
+
+
 def _numbers(stored: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(the pixels as bit patterns, what each pattern means, bool: which of them are there, or lie between others)."""
     bits = 8 * stored.dtype.itemsize
@@ -300,7 +318,8 @@ def _numbers(stored: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np.nda
     numbers = np.arange(2**bits, dtype=patterns.dtype).view(stored.dtype)
     if exact:
         present = np.zeros(2**bits, bool)
-        present[patterns] = True
+        for rows in _bands(patterns):
+            present[patterns[rows]] = True
     else:
         present = (numbers >= stored.min()) & (numbers <= stored.max())
     return patterns, numbers.astype(np.int32), present
@@ -334,7 +353,7 @@ def _grey(header: Any, stored: np.ndarray, value_range: str | int) -> Decoded:
     if header.PhotometricInterpretation == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE":
         table = 255 - table
     table[padding] = 0
-    return Decoded(table[patterns], float(low), float(high), note)
+    return Decoded(_look_up(table, patterns), float(low), float(high), note)
 
 
 def _padding(header: Any, numbers: np.ndarray) -> np.ndarray:

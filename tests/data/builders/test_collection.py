@@ -114,13 +114,13 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path: pathlib.Path) -> None
     process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
     chunks = tmp_path / "killed" / ".unfinished-toy"
     deadline = time.monotonic() + 60
-    while len(list(chunks.glob("*.pickle"))) < 2:
+    while len(list(chunks.glob("*.chunk"))) < 2:
         assert time.monotonic() < deadline, "no chunk was kept"
         assert process.poll() is None, "the build ended too early"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 2 <= len(list(chunks.glob("*.pickle"))) < 5
+    assert 2 <= len(list(chunks.glob("*.chunk"))) < 5
     assert contents(build(tmp_path, "killed")) == contents(build(tmp_path, "whole"))
 
 
