@@ -126,10 +126,12 @@ def read_picture(
             is_tiff = opened.format == "TIFF"
             if is_tiff and getattr(opened, "n_frames", 1) != 1:
                 raise UserError("the TIFF file has several pages: an image is one; extract the one to use")
-            if bits is None:
-                bits = max(opened.tag_v2.get(258, (8,))) if is_tiff else 8
+            if is_tiff:
+                bits = max(opened.tag_v2.get(258, (8,)))
             is_inverse = is_tiff and opened.tag_v2.get(262) == 0 and opened.mode not in ("1", "L")
             opened.load()
+            if bits is None:
+                bits = _few_bits(opened)
             turn = 1 if is_tiff else opened.getexif().get(0x0112, 1)  # Pillow turns TIFF by itself
         except UserError:
             raise
@@ -150,6 +152,18 @@ def read_picture(
     return Source(grey, width, height, minimum, maximum, plain and opened.format in ("JPEG", "PNG"))
 
 
+def _few_bits(opened: Any) -> int:
+    """Bits of a sample, by the pixels: a decoded PNG does not say, though its transparent value is in units of them."""
+    clear = opened.info.get("transparency")
+    if opened.format == "PNG" and opened.mode == "L" and isinstance(clear, int) and clear < 16:
+        values = np.flatnonzero(opened.histogram())
+        if clear < 4 and not (values % 85).any():
+            return 2
+        if not (values % 17).any():
+            return 4
+    return 8
+
+
 def read_array(array: Any) -> Source:
     """An array as the file would be that holds it: uint8 [H, W], other integers as 16-bit grey, floats of 0 to 1.
 
@@ -168,7 +182,7 @@ def read_array(array: Any) -> Source:
     bits = 8
     if values.dtype.kind == "f":
         _check_floats(values)
-        values = np.rint(values * 255).astype(np.uint8)
+        values = np.rint(values.astype(np.float32 if values.itemsize <= 4 else np.float64) * 255).astype(np.uint8)
     elif values.dtype.kind == "b":
         values = values.astype(np.uint8) * np.uint8(255)
     elif values.dtype != np.uint8:

@@ -21,7 +21,7 @@ from mmclip_jax.data import prompts, transforms
 from mmclip_jax.data.schema import Entity
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import UserError
-from mmclip_jax.interop.inputs import BATCH, as_pixels, batches, check_equal, check_several, pad, shared
+from mmclip_jax.interop.inputs import BATCH, as_pixels, batches, check_equal, check_numbers, check_several, pad, shared
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model
 from mmclip_jax.models.vit import patchify, unpatchify
@@ -226,6 +226,12 @@ class Model:
             for name in ("response", "masked", "reconstruction"):
                 out[name].append(np.asarray(done[name])[:count])
             out["image"].append(fitted[..., 0])
+        if not len(images):
+            size, kinds = self.config.model.image_size, {"masked": bool, "image": np.uint8}
+            shapes = dict.fromkeys(("response", "masked"), self._side) | dict.fromkeys(
+                ("reconstruction", "image"), size
+            )
+            return {name: np.zeros((0, n, n), kinds.get(name, np.float32)) for name, n in shapes.items()}
         joined = {name: np.concatenate(values) for name, values in out.items()}
         for name in ("response", "masked"):
             joined[name] = joined[name].reshape(-1, self._side, self._side)
@@ -243,6 +249,8 @@ class Model:
           0 where the entities lie beyond the model's text length.
         """
         check_equal(images=images, texts=texts, masked_entities=masked_entities)
+        for number, (text, chosen) in enumerate(zip(texts, masked_entities, strict=True)):
+            check_numbers(f"masked_entities[{number}]", chosen, len(entities_lib.find_entities(text)))
         results = []
         for batch in batches(images, texts, masked_entities):
             batch_images, batch_texts, batch_masked = batch

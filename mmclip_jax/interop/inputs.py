@@ -73,6 +73,18 @@ def check_equal(**columns: Any) -> None:
         raise UserError(f"as many of each are needed: {', '.join(f'{len(v)} {k}' for k, v in columns.items())}")
 
 
+def check_numbers(name: str, numbers: Any, count: int) -> None:
+    """Refuses what is no list of numbers below `count`.
+
+    Raises:
+      UserError: it is not.
+    """
+    check_several(name, numbers)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < count:
+            raise UserError(f"{name} has {number!r:.40}, which is no entity's number: its text has {count}, from 0")
+
+
 def as_pixels(image: Any) -> np.ndarray:
     """uint8 [H,W] of one image, by the same rules whatever its form (`data.grey`).
 
@@ -95,9 +107,10 @@ def as_pixels(image: Any) -> np.ndarray:
 def _source(image: Any) -> grey.Source:
     if isinstance(image, str | os.PathLike):
         try:
-            return grey.read_file(pathlib.Path(os.fspath(image)).read_bytes())
-        except (OSError, TypeError) as error:
-            raise UserError(getattr(error, "strerror", "") or "it is no path") from error
+            data = pathlib.Path(os.fspath(image)).read_bytes()
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(getattr(error, "strerror", "") or f"it is no path ({error})") from error
+        return grey.read_file(data)
     if isinstance(image, bytes | bytearray | memoryview):
         return grey.read_file(bytes(image))
     if isinstance(image, PIL.Image.Image):
