@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -54,10 +55,13 @@ def read(stream: BinaryIO) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     Raises:
       ValueError: it was cut off, or changed.
     """
+    start = stream.tell()
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(start)
     while sizes := stream.read(_SIZES.size):
-        if len(sizes) < _SIZES.size:
+        head_size, pictures_size = _SIZES.unpack(sizes) if len(sizes) == _SIZES.size else (end, end)
+        if head_size + pictures_size > end:  # never more than there is
             raise ValueError("an entry is cut off")
-        head_size, pictures_size = _SIZES.unpack(sizes)
         body = stream.read(head_size + pictures_size)
         if hashlib.sha256(body).digest() != stream.read(hashlib.sha256().digest_size):
             raise ValueError("an entry is cut off or changed")
