@@ -27,7 +27,7 @@ from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
 from mmclip_jax.data.images import store_image
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState, Mask
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, listed, shorten
 
 REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
@@ -54,6 +54,9 @@ class Reject:
     image: str
     reason: str
     consequence: str = LEFT_OUT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shorten(self.reason))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +217,7 @@ class Collection(records.RecordsBuilder):
         read = read_table(str(file))
         missing = [name for name in columns if name not in read.header]
         if missing:
-            raise UserError(f"table {file}: there is no column {missing[0]!r} among {', '.join(read.header)}")
+            raise UserError(f"table {file}: there is no column {missing[0]!r} among {listed(read.header)}")
         if count:
             self.rows += len(read.rows) + len(read.ragged)
         self.rejects += [Reject(file.name, number, "", reason) for number, reason in read.ragged]
