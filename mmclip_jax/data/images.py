@@ -5,14 +5,13 @@ values really use (Pillow's own conversion saturates them, a division by 256 lea
 photograph-style rotation flag (EXIF) is applied instead of lost.
 """
 
-import contextlib
 import dataclasses
 import io
 
 import numpy as np
 
 from mmclip_jax.data import grey as grey_lib
-from mmclip_jax.data.stored import open_stored, strip_metadata
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
 
@@ -41,7 +40,7 @@ def store_image(
     """Makes the 8-bit grey image that is stored of a JPEG, PNG, TIFF, BMP or DICOM file, 8 or 16 bits, grey or colour.
 
     The content decides what a file is, not its name. A file that is 8-bit grey JPEG or PNG already, upright, and not
-    larger than `shorter_side`, keeps the bytes of its pixels; its metadata go. Images are never enlarged.
+    larger than `shorter_side`, is kept byte for byte. Images are never enlarged.
 
     Args:
       data: the file.
@@ -68,8 +67,7 @@ def store_image(
     pixels = grey_lib.to_pixels(grey)
     check_not_flat(pixels)
     if source.is_plain and scale == 1.0:
-        with contextlib.suppress(ValueError):
-            return StoredImage(strip_metadata(data), pixels, height, width, source.minimum, source.maximum)
+        return StoredImage(data, pixels, height, width, source.minimum, source.maximum)
     stream = io.BytesIO()
     if encoding == "png":
         Image.fromarray(pixels).save(stream, "PNG")

@@ -17,7 +17,6 @@ from PIL import Image, PngImagePlugin
 
 import mmclip_jax
 from mmclip_jax.data import stored
-from mmclip_jax.data.images import store_image
 from mmclip_jax.data.transforms import decode_image
 from mmclip_jax.errors import UserError
 
@@ -27,7 +26,6 @@ GREY = (Y * 4 + X).astype(np.uint8)
 _BOUNDED = """
 import resource, sys
 import PIL.Image, PIL.PngImagePlugin, PIL.TiffImagePlugin
-from mmclip_jax.data.images import store_image
 from mmclip_jax.errors import UserError
 data, most = sys.stdin.buffer.read(), int(sys.argv[1]) << 20
 before = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -146,13 +144,6 @@ def test_metadata_are_stripped_and_pixels_are_not(name: str) -> None:
 def test_a_file_that_has_none_keeps_every_byte() -> None:
     for data in (encoded(GREY), encoded(GREY, "JPEG"), encoded(GREY, "JPEG", progressive=True)):
         assert stored.strip_metadata(data) == data
-
-
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "progressive"])
-def test_records_hold_no_metadata(name: str) -> None:
-    kept = store_image(telling_files()[name])
-    assert b"DOE" not in kept.image
-    np.testing.assert_array_equal(decode_image(kept.image), kept.pixels)
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG"])
