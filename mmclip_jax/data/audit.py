@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -24,7 +23,8 @@ from mmclip_jax import files
 from mmclip_jax.data import records, resources
 from mmclip_jax.data.builders.cells import read_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
-from mmclip_jax.errors import LeakageError, UserError
+from mmclip_jax.data.stored import open_stored
+from mmclip_jax.errors import LeakageError, UserError, listed
 
 HASH_BITS = 12
 """Perceptual hashes that differ in at most this many of 63 bits are looked at closely."""
@@ -147,7 +147,7 @@ def _read_list(spec: str, patient_pattern: str) -> AuditSet:
     if column:
         table = read_table(str(file))
         if column not in table.header:
-            raise UserError(f"{file}: there is no column {column!r} among {', '.join(table.header)}")
+            raise UserError(f"{file}: there is no column {column!r} among {listed(table.header)}")
         index = table.header.index(column)
         ids = [(row.number, row.cells[index]) for row in table.rows]
     else:
@@ -167,7 +167,7 @@ def look_of(image: bytes) -> Look:
     import scipy.fft
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_stored(image) as opened:
         small = opened.convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32)
     low = scipy.fft.dctn(pixels)[:8, :8].ravel()[1:]

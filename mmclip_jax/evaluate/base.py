@@ -5,7 +5,6 @@ Nothing here knows how a model was trained: anything with these methods can be e
 
 import contextlib
 import dataclasses
-import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +14,7 @@ import numpy as np
 from mmclip_jax.data import prompts, texts
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.data.transforms import decode_image
 from mmclip_jax.errors import UserError
 
@@ -167,17 +167,15 @@ class Split:
 
     @classmethod
     def _read(cls, name: str, sources: list[Any], sets: list[dict[str, Any]]) -> "Split":
-        from PIL import Image
-
         examples, shapes, places = [], [], []
         for s, source in enumerate(sources):
             for i in range(len(source)):
                 example = source[i]
                 try:
-                    with Image.open(io.BytesIO(example.image)) as image:  # reads the header only
+                    with open_stored(example.image) as image:  # reads the header only
                         width, height = image.size
-                except OSError as error:
-                    raise UserError(f"row {i} of {source!r}: the image cannot be read ({error})") from error
+                except UserError as error:
+                    raise UserError(f"row {i} of {source!r}: {error}") from error
                 examples.append(dataclasses.replace(example, image=b""))
                 shapes.append((height, width))
                 places.append((s, i))

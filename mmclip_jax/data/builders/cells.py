@@ -18,7 +18,7 @@ from typing import Any
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.schema import Box, LabelState
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, listed, shorten
 
 UNUSED = "-"
 
@@ -43,7 +43,10 @@ _BLANK = frozenset({"", "nan", "null", "<na>", "n/a", "na"})
 
 
 class BadRow(Exception):
-    """Why a row cannot be used."""
+    """Why a row cannot be used; what it quotes of a cell is cut."""
+
+    def __init__(self, reason: str):
+        super().__init__(shorten(reason))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,7 +90,7 @@ def read_table(path: str, encoding: str = "utf-8") -> Table:
         raise UserError(f"table {file} has no rows")
     twice = [name for name, count in collections.Counter(table.header).items() if count > 1]
     if twice:
-        raise UserError(f"table {file}: two columns are named {twice[0]!r}")
+        raise UserError(f"table {file}: two columns are named {twice[0]!r:.40}")
     return table
 
 
@@ -187,7 +190,7 @@ class Columns:
             ("patient", "name it with --patient-column (the image column will do if each image is another patient's)"),
         ):
             if role not in self.role:
-                raise UserError(f"table {table.file}: no column of {role}s among {', '.join(table.header)}; {remedy}")
+                raise UserError(f"table {table.file}: no column of {role}s among {listed(table.header)}; {remedy}")
         self.boxes = self._find_boxes(box_columns, box_format, squashed)
         taken = set(self.role.values()) | set(self.boxes)
         self.labels = self._find_labels(label_columns, kinds, taken)
@@ -195,7 +198,7 @@ class Columns:
 
     def _existing(self, name: str) -> str:
         if name not in self._index:
-            header = ", ".join(self._table.header)
+            header = listed(self._table.header)
             raise UserError(f"table {self._table.file}: there is no column {name!r} among {header}")
         return name
 

@@ -15,20 +15,19 @@ import math
 import multiprocessing
 import os
 import pathlib
-import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
-from mmclip_jax.data import prompts, recognisers, records
+from mmclip_jax.data import prompts, recognisers, records, spool
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
 from mmclip_jax.data.images import store_image
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState, Mask
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, listed, shorten
 
 REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
@@ -43,6 +42,7 @@ UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
 _CHUNK = 64
+_CHUNK_SUFFIX = ".chunk"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Reject:
     image: str
     reason: str
     consequence: str = LEFT_OUT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shorten(self.reason))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +217,7 @@ class Collection(records.RecordsBuilder):
         read = read_table(str(file))
         missing = [name for name in columns if name not in read.header]
         if missing:
-            raise UserError(f"table {file}: there is no column {missing[0]!r} among {', '.join(read.header)}")
+            raise UserError(f"table {file}: there is no column {missing[0]!r} among {listed(read.header)}")
         if count:
             self.rows += len(read.rows) + len(read.ragged)
         self.rejects += [Reject(file.name, number, "", reason) for number, reason in read.ragged]
@@ -350,7 +353,7 @@ class Collection(records.RecordsBuilder):
         """What makes the examples of a chunk, in whatever process."""
         recogniser = getattr(self.options, "entities", recognisers.LEXICON)
         recognisers.load(recogniser)  # before the work: it may not be there
-        self._chunks_dir.mkdir(parents=True, exist_ok=True)
+        _private_folder(self._chunks_dir)
         storing = Storing(self.name, self.VERSION, self.options.shorter_side, self.options.encoding, recogniser)
         return functools.partial(_make_chunk, storing, self._chunks_dir)
 
@@ -483,9 +486,8 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
     """
     stamps = [files.stamp(item.file) for item in items]
     digest = hashlib.sha256(repr((storing, items, stamps)).encode()).hexdigest()
-    file = directory / f"{digest}.pickle"
-    if file.exists():
-        kept: list[Example | Reject] = pickle.loads(file.read_bytes())
+    file = directory / f"{digest}{_CHUNK_SUFFIX}"
+    if (kept := _read_chunk(file)) is not None:
         return kept
     made = [each for item in items for each in make_example(item, storing)]
     examples = [(n, each) for n, each in enumerate(made) if isinstance(each, Example) and each.text]
@@ -494,9 +496,39 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
         made[n] = dataclasses.replace(example, entities=tuple(entities))
     if not any(isinstance(each, Reject) and each.consequence == LEFT_OUT for each in made):
         unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            for each in made:
+                if isinstance(each, Reject):
+                    spool.write(stream, {"reject": dataclasses.astuple(each)}, [])
+                else:
+                    spool.write(stream, *spool.example_parts(each))
         os.replace(unfinished, file)
     return made
+
+
+def _private_folder(folder: pathlib.Path) -> None:
+    """Makes the folder of chunks, for its owner alone. What killed builds of other versions left goes."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    for left in folder.iterdir():
+        process = left.suffix[1:]
+        if left.suffix == _CHUNK_SUFFIX or (process.isdecimal() and pathlib.Path(f"/proc/{process}").exists()):
+            continue
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+
+
+def _read_chunk(file: pathlib.Path) -> list[Example | Reject] | None:
+    """What an earlier run made; None if there is nothing, or it is damaged."""
+    try:
+        with open(file, "rb") as stream:
+            return [
+                Reject(*values["reject"]) if "reject" in values else spool.example_of(values, pictures)
+                for values, pictures in spool.read(stream)
+            ]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:

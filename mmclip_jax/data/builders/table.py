@@ -50,7 +50,7 @@ from mmclip_jax.data.builders.collection import (
     option,
 )
 from mmclip_jax.data.schema import SPLITS, LabelState, report_text
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ class TableBuilder(Collection):
         """The label strings that nobody knows, and what to do about them."""
         if not self._unknown:
             return ""
-        labels = ", ".join(f"{label} ({count} rows)" for label, count in self._unknown.most_common(20))
+        labels = ", ".join(f"{listed([label])} ({count} rows)" for label, count in self._unknown.most_common(20))
         return (
             f"Unknown labels: {labels}; say what they mean with --label-map LABEL=KIND, or leave them out with "
             f"--ignore-labels LABEL. "
