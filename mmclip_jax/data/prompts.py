@@ -69,7 +69,7 @@ def left_open(kinds: Iterable[str], labels: Iterable[str] = (), resources: Resou
 
 
 def is_narrow(label: str, resources: Resources | None = None) -> bool:
-    """Whether a label string names a part of its kind, so that its absence does not deny it ("clavicle fracture")."""
+    """Whether a label string names a part of its kind, so that its absence does not deny it ("humeral fracture")."""
     return _resources.squeeze(label) in (resources or default()).narrow
 
 
