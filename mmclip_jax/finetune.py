@@ -33,7 +33,7 @@ from mmclip_jax.checkpoints import (
 from mmclip_jax.data import audit, pipeline, transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import supervised
-from mmclip_jax.evaluate.base import Progress, Split
+from mmclip_jax.evaluate.base import Progress, Split, uncertain_text
 from mmclip_jax.interop.api import open_checkpoint
 from mmclip_jax.models.mmclip import build_model
 from mmclip_jax.transfer import DEFAULTS, Settings, Task
@@ -145,6 +145,7 @@ def _notes(results: Mapping[str, Any], resamples: int) -> list[str]:
             f"{name}: {said['without_label']:,} of {said['rows']:,} images have no usable label and are left out."
             for name, said in left.items()
         ),
+        *(f"{name}: {said}." for name, entry in left.items() if (said := uncertain_text(entry))),
     ]
     audited = results["audit"]
     if audited is not None:

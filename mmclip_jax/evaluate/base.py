@@ -3,6 +3,7 @@
 Nothing here knows how a model was trained: anything with these methods can be evaluated.
 """
 
+import collections
 import contextlib
 import dataclasses
 import sys
@@ -286,6 +287,29 @@ def labels_of(examples: Sequence[Example], findings: Sequence[str]) -> np.ndarra
         [[values.get(e.labels.get(kind, LabelState.UNKNOWN), np.nan) for kind in findings] for e in examples],
         np.float64,
     ).reshape(len(examples), len(findings))
+
+
+def uncertain_only(examples: Iterable[Example]) -> dict[str, int]:
+    """The kinds whose labels are uncertain wherever they are known, with how many there are, in the vocabulary's order.
+
+    Nothing can be scored for them, so they are in no table: a result must name them.
+    """
+    states: dict[str, collections.Counter[LabelState]] = collections.defaultdict(collections.Counter)
+    for example in examples:
+        for kind, state in example.labels.items():
+            states[kind][LabelState(state)] += 1
+    return {
+        kind: seen[LabelState.UNCERTAIN]
+        for kind in prompts.KINDS
+        if (seen := states.get(kind)) and seen.keys() - {LabelState.UNKNOWN} == {LabelState.UNCERTAIN}
+    }
+
+
+def uncertain_text(entry: Mapping[str, Any]) -> str:
+    """Which findings of a part have uncertain labels alone, with their counts; "" if none (or the file is older)."""
+    counts = entry.get("uncertain_only") or {}
+    named = ", ".join(f"{prompts.display_name(kind)} ({count:,})" for kind, count in counts.items())
+    return f"every label is uncertain, so that nothing is scored, of: {named}" if named else ""
 
 
 def with_ancestors(kinds: Iterable[str]) -> set[str]:

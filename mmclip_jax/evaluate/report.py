@@ -12,6 +12,7 @@ import numpy as np
 
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import figures, metrics
+from mmclip_jax.evaluate.base import uncertain_text
 from mmclip_jax.evaluate.cases import Case
 from mmclip_jax.evaluate.grounding import inside_boxes, points_inside
 from mmclip_jax.evaluate.zeroshot import (
@@ -210,6 +211,7 @@ def page_environment() -> Any:
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "resources")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
+        "uncertain_text": uncertain_text,
         "number": number,
         "interval": interval,
         "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
@@ -309,6 +311,8 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
     for source, entry in results["zero_shot"]["sources"].items():
         if undefined := [f"{f['name']} ({f['note']})" for f in entry["findings"] if f["note"]]:
             lines.append(f"Undefined in {source}, and not in its means: {', '.join(undefined)}")
+        if uncertain := uncertain_text(entry):
+            lines.append(f"In {source} {uncertain}")
     return lines
 
 

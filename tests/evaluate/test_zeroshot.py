@@ -8,8 +8,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import protocols, zeroshot
-from mmclip_jax.evaluate.base import Split, embed_images, labels_of
+from mmclip_jax.evaluate import protocols, report, zeroshot
+from mmclip_jax.evaluate.base import Split, embed_images, labels_of, uncertain_text
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 
@@ -120,6 +120,26 @@ def test_the_headline_is_of_the_source_with_reports(rows: list[Example]) -> None
     assert _evaluate(rows).summary["primary"] == "here"
     only = [r for r in rows if r.source == "there"]
     assert _evaluate(only).summary["primary"] == "there"
+
+
+def test_a_finding_of_uncertain_labels_alone_is_named_with_their_number() -> None:
+    states = [
+        {"nodule": P, "edema": U, "mass": U},
+        {"nodule": A, "edema": U, "mass": A},
+        {"nodule": A, "edema": LabelState.UNKNOWN},
+    ]
+    rows = [toy.example(n, toy.plant([n] * 5), labels) for n, labels in enumerate(states)]
+    rows += [toy.example(9, toy.plant([9] * 5), {"edema": P, "mass": U}, source="there")]
+    summary = _evaluate(rows).summary
+    assert summary["sources"]["here"]["uncertain_only"] == {"edema": 2}
+    assert summary["sources"]["there"]["uncertain_only"] == {"mass": 1}
+    said = "every label is uncertain, so that nothing is scored, of: edema (2)"
+    assert uncertain_text(summary["sources"]["here"]) == said
+    data = {"sets": []}
+    assert f"In here {said}" in report.protocol_lines({"zero_shot": summary, "data": data})
+    template = report.page_environment().from_string("{{ entry | uncertain_text }}")
+    assert template.render(entry=summary["sources"]["here"]) == said
+    assert uncertain_text({}) == "", "of a file that an older version wrote"
 
 
 def test_rows_without_usable_labels_give_no_findings() -> None:

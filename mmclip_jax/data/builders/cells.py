@@ -270,12 +270,14 @@ class Kinds:
 
     def __init__(self, label_map: Sequence[str] = (), ignored: Sequence[str] = ()):
         self._known: dict[str, str | None] = {_plain(label): "" for label in ignored}
+        self._mapped: set[str] = set()
         for item in label_map:
             label, _, meaning = item.partition("=")
             kind = prompts.kind_of(meaning.strip())
             if kind is None:
                 raise UserError(f"label map {item!r}: {meaning.strip()!r} is not one of {', '.join(prompts.KINDS)}")
             self._known[_plain(label)] = kind
+            self._mapped.add(_plain(label))
 
     def __call__(self, label: str) -> str | None:
         """The meaning of `label`; see the class."""
@@ -283,6 +285,10 @@ class Kinds:
         if key not in self._known:
             self._known[key] = prompts.kind_of(label)
         return self._known[key]
+
+    def denies(self, label: str) -> bool:
+        """Whether the label's absence denies its kind: not where the label names a part, unless the user maps it."""
+        return _plain(label) in self._mapped or not prompts.is_narrow(label)
 
     def required(self, label: str) -> str:
         """The kind of a label that the user named; UserError if it has none."""

@@ -240,7 +240,7 @@ class Collection(records.RecordsBuilder):
                 kinds.add(kind)
             elif not prompts.is_unmapped(label):
                 self.rejects.append(Reject(table, row, image, f"unknown label {label!r}", LABEL_LEFT_OUT))
-        if NO_FINDING in kinds and any(kind != NO_FINDING and not prompts.is_device(kind) for kind in kinds):
+        if prompts.beside_no_finding(kinds):
             kinds.remove(NO_FINDING)
             self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
         return kinds
@@ -431,19 +431,6 @@ def split_of_patient(patient: str, shares: Sequence[float], salt: str = "") -> s
     if place < shares[0]:
         return "train"
     return "validation" if place < shares[0] + shares[1] or shares[2] == 0 else "test"
-
-
-def listed_labels(present: Iterable[str], universe: Iterable[str]) -> dict[str, LabelState]:
-    """Labels of an image whose annotators looked for every kind of `universe` and listed what is there.
-
-    What is not listed is absent; but who lists a special case says nothing against the broader kind: it stays unknown.
-    """
-    present = set(present)
-    labels = dict.fromkeys(sorted(present), LabelState.PRESENT)
-    broader = {wider for kind in present for wider in prompts.ancestors(kind)}
-    for kind in sorted(set(universe) - present - broader):
-        labels[kind] = LabelState.ABSENT
-    return labels
 
 
 def settle_uncertain(labels: Mapping[str, LabelState], policy: str) -> dict[str, LabelState]:

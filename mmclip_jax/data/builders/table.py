@@ -46,9 +46,9 @@ from mmclip_jax.data.builders.collection import (
     Reject,
     check_storing,
     entities_option,
-    listed_labels,
     option,
 )
+from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.schema import SPLITS, LabelState, report_text
 from mmclip_jax.errors import UserError, listed
 
@@ -303,7 +303,8 @@ class TableBuilder(Collection):
         kinds = set()
         for cell in {columns.get(row, "labels") for row in table.rows}:
             try:
-                kinds |= {self._kinds(label) for label in split_labels(cell, separator)}
+                labels = split_labels(cell, separator)
+                kinds |= {self._kinds(label) for label in labels if self._kinds.denies(label)}
             except BadRow:
                 continue  # the row itself is left out, with the reason, when its turn comes
         return frozenset(kind for kind in kinds if kind)
@@ -420,21 +421,15 @@ class TableBuilder(Collection):
         labels: dict[str, LabelState] = {}
         for name, kind in source.columns.labels.items():
             state = label_state(name, source.columns.cell(row, name))
-            if state is not None:
+            if state is not None and (state != LabelState.ABSENT or self._kinds.denies(name)):
                 labels[kind] = state
         listed = split_labels(source.columns.get(row, "labels"), source.separator)
         present = {kind for kind in [self._kind(label) for label in listed] if kind}
-        for kind, state in listed_labels(present, source.universe if present else ()).items():
-            if labels.setdefault(kind, state) != state and state == LabelState.PRESENT:
+        for kind, state in listed_labels(present, source.universe if present else (), listed).items():
+            if labels.setdefault(kind, state) != state and kind in present:
                 raise BadRow(f"the list of labels has {kind}, its own column says {labels[kind].name.lower()}")
-        if labels.get("no_finding") == LabelState.PRESENT:
-            found = [
-                kind
-                for kind, state in labels.items()
-                if state == LabelState.PRESENT and kind != "no_finding" and not prompts.is_device(kind)
-            ]
-            if found:
-                raise BadRow(f"labelled as no finding and as {', '.join(found)}")
+        if found := prompts.beside_no_finding(k for k, state in labels.items() if state == LabelState.PRESENT):
+            raise BadRow(f"labelled as no finding and as {', '.join(found)}")
         return labels
 
     def _boxes(self, columns: Columns, row: Row, labels: Mapping[str, LabelState]) -> Iterator[tuple[str, RawBox]]:

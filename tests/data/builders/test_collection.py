@@ -28,10 +28,10 @@ from mmclip_jax.data.builders.collection import (
     CollectionOptions,
     Item,
     Reject,
-    listed_labels,
     settle_uncertain,
     split_of_patient,
 )
+from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
