@@ -22,7 +22,7 @@ from etils import epath
 
 from mmclip_jax import files
 from mmclip_jax.data import records, resources
-from mmclip_jax.data.builders.cells import read_table
+from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
 from mmclip_jax.errors import LeakageError, UserError
 

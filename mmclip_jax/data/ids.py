@@ -1,6 +1,6 @@
 """One spelling of an id, however a program wrote it: every builder stores ids as `clean_id` gives them.
 
-Patients are kept within a split by their ids, and audits compare ids, so two spellings of one id would leak unseen. What
+Patients are kept within a split by their ids, and audits compare ids: two spellings of one id would leak unseen. What
 is surely the same is stored the same way (`clean_id`). What is only likely the same (other padding with zeros, other
 case, full-width digits) is found by `alike`, and whoever reads a table says what it means.
 

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,8 +24,9 @@ from typing import Any, ClassVar
 import mmclip_jax
 from mmclip_jax.data import ids, prompts, recognisers, records
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
+from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
+from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.images import store_image
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState, Mask
@@ -45,6 +47,7 @@ UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
 _CHUNK = 64
+_PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'…?|\"[^\"]*\"…?|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +252,7 @@ class Collection(records.RecordsBuilder):
             if kind is not None:
                 kinds.add(kind)
             elif not prompts.is_unmapped(label):
-                self.rejects.append(Reject(table, row, image, f"unknown label {label!r}", LABEL_LEFT_OUT))
+                self.rejects.append(Reject(table, row, image, f"unknown label {ids.shown(label)}", LABEL_LEFT_OUT))
         if NO_FINDING in kinds and any(kind != NO_FINDING and not prompts.is_device(kind) for kind in kinds):
             kinds.remove(NO_FINDING)
             self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
@@ -259,7 +262,9 @@ class Collection(records.RecordsBuilder):
         """Years, NaN where unknown; an impossible age is listed."""
         age = parse_age(cell)
         if age is None:
-            self.rejects.append(Reject(table, row, image, f"age {cell!r} is not 0 to 120 years", "age left out"))
+            self.rejects.append(
+                Reject(table, row, image, f"age {ids.shown(cell)} is not 0 to 120 years", "age left out")
+            )
         return math.nan if age is None else age
 
     # What records.build calls
@@ -293,11 +298,13 @@ class Collection(records.RecordsBuilder):
         (self.data_dir / self.name / REJECTS_FILE).unlink(missing_ok=True)  # of a build that was stopped
         left_out = len(self._left_out())
         on_purpose = collections.Counter(each.reason for each in self.rejects if each.consequence == ON_PURPOSE)
+        joined = sum(each.consequence == ID_JOINED for each in self.rejects)
         return {
             "rows": self.rows,
             "rejects": left_out,
             "left_out_on_purpose": dict(sorted(on_purpose.items())),
-            "cells_left_out": len(self.rejects) - left_out - on_purpose.total(),
+            "cells_left_out": len(self.rejects) - left_out - on_purpose.total() - joined,
+            "ids_joined": joined,
             "fractions": fractions.write(self._train_rows, directory) if self._train_rows else {},
             "options": self.described_options(),
             **self.facts(),
@@ -453,9 +460,12 @@ class Collection(records.RecordsBuilder):
         remedy = (
             "--on-bad skip leaves them out" if hasattr(self.options, "on_bad") else "allow more with --max-reject-share"
         )
+        kinds = reasons_by_kind(left_out)
+        several = "" if len(kinds) < 2 else "; in all " + ", ".join(f"{n} x {kind}" for kind, n in kinds[:10])
         raise UserError(
             f"{len(left_out)} of {self.rows} rows cannot be used, more than {100 * self.options.max_reject_share:g} %; "
-            f"the first: {first.table} row {first.row}: {first.reason}. All are listed in {file}. {self.reject_hint()}"
+            f"the first: {first.table} row {first.row}: {first.reason}{several}. All are listed in {file}. "
+            f"{self.reject_hint()}"
             f"Correct the files, or {remedy}."
         )
 
@@ -465,6 +475,18 @@ class Collection(records.RecordsBuilder):
             writer.writerow([field.name for field in dataclasses.fields(Reject)])
             for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
                 writer.writerow(dataclasses.astuple(reject))
+
+
+def reasons_by_kind(rejects: Iterable[Reject]) -> list[tuple[str, int]]:
+    """The reasons without what differs from row to row, and how many rows have each; the most frequent first.
+
+    A row with several faults counts for each.
+    """
+    kinds: collections.Counter[str] = collections.Counter()
+    for reject in rejects:
+        for reason in reject.reason.split("; "):
+            kinds[_PARTICULAR.sub("…", reason)] += 1
+    return kinds.most_common()
 
 
 def _with_clean_ids(item: Item) -> Item | Reject:
