@@ -14,6 +14,7 @@ _FILL = """chest thorax cxr x-ray xray x ray rontgen rx radiografia radiographie
     bedside supine erect upright standing sitting liegend stehend sitzend im de du la le in bett couche debout decubito
     supino left right links rechts gauche droit izquierda derecha l r l. r. 1 2 ebene ebenen""".split()  # noqa: SIM905
 _JOINED = re.compile(r"\b(postero|antero|dorso|ventro|latero)[- ](anterior|posterior|ventral|dorsal|lateral)")
+_BETWEEN = r"[\s,;:/()_+\[\]-]+"
 _OBLIQUE = re.compile(r"\b(oblique|obl|schrag|oblicua|rao|lao|rpo|lpo|rlo|llo)\b")
 
 
@@ -26,19 +27,19 @@ def plain(text: str) -> str:
 def views_in(text: str) -> set[str]:
     """The directions that the words of a text name, wherever they stand; none beside an oblique one."""
     text = _JOINED.sub(r"\1\2", plain(text))
-    text = text.replace("dorsoventral", "pa").replace("ventrodorsal", "ap")
     if _OBLIQUE.search(text):
         return set()
-    words = re.split(r"[\s,;:/()_+\[\]-]+", text)
+    words = re.split(_BETWEEN, text)
     return {_VIEW_OF[word] for word in words if word in _VIEW_OF}
 
 
 def view_of(cell: str) -> str:
     """PA, AP or LATERAL where all words of a cell are known ("Thorax a.p. liegend"), else the cell as it is."""
     views = views_in(cell)
-    words = re.split(r"[\s,;:/()_+\[\]-]+", plain(cell))
+    words = re.split(_BETWEEN, _JOINED.sub(r"\1\2", plain(cell)))
+    if words == ["l"]:  # as ieee8023's collection writes laterals
+        return "LATERAL"
     if len(views) != 1:
         return cell.strip()
-    known = all(not word or word in _VIEW_OF or word in _FILL or views_in(word) for word in words)
-    known |= bool(re.fullmatch(r"[a-z]+[- ][a-z]+", plain(cell)))  # postero-anterior
+    known = all(not word or word in _VIEW_OF or word in _FILL for word in words)
     return views.pop() if known or views == {"LATERAL"} else cell.strip()

@@ -7,7 +7,6 @@ was left out and the limit on it, splits by patient, training fractions.
 
 import collections
 import concurrent.futures
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
+from mmclip_jax import spreadsheet
 from mmclip_jax.data import ids, prompts, recognisers, records
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age
@@ -471,7 +471,7 @@ class Collection(records.RecordsBuilder):
 
     def _write_rejects(self, file: pathlib.Path) -> None:
         with open(file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
+            writer = spreadsheet.Writer(stream)
             writer.writerow([field.name for field in dataclasses.fields(Reject)])
             for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
                 writer.writerow(dataclasses.astuple(reject))
