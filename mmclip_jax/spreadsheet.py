@@ -17,7 +17,12 @@ class Stream(Protocol):
 
 
 def safe(value: Any) -> Any:
-    """A cell as it may be written: text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """A cell as it may be written: text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Lines within it end in LF: `csv` leaves a lone CR unquoted.
+    """
+    if isinstance(value, str) and "\r" in value:
+        value = value.replace("\r\n", "\n").replace("\r", "\n")
     if not isinstance(value, str) or not value.lstrip(" ").startswith(_FORMULA) or _NUMBER.fullmatch(value):
         return value
     return f"'{value}"

@@ -330,7 +330,7 @@ class Collection(records.RecordsBuilder):
         first: dict[str, Item] = {}
         for read in self.read():
             if isinstance(read, Item):
-                read = _with_clean_ids(read)
+                read = cleaned(read)
             if isinstance(read, Reject):
                 self.rejects.append(read)
             elif problem := self._unwanted(read):
@@ -342,16 +342,16 @@ class Collection(records.RecordsBuilder):
                 self.rejects.append(Reject(read.table, read.row, read.id, problem))
             else:
                 items.append(read)
-        items = self._settled_ids(items)
+        items = self.settled_ids(items)
         for n, item in enumerate(items):
             split = item.split or split_of_patient(item.patient, self.shares, self.options.split_salt)
             labels = settle_uncertain(item.labels, getattr(self.options, "uncertain", "keep"))
             items[n] = dataclasses.replace(item, split=split, labels=labels)
-        self._check_patients(items)
+        self.check_patients(items)
         self._check_rejects()
         return items
 
-    def _settled_ids(self, items: list[Item]) -> list[Item]:
+    def settled_ids(self, items: list[Item]) -> list[Item]:
         """The items, with ids that may be one made one, or kept apart, or refused, as `alike_ids` says."""
         policy = getattr(self.options, "alike_ids", "same")
         if policy == "other":
@@ -392,7 +392,8 @@ class Collection(records.RecordsBuilder):
             return f"view {item.view}"
         return ""
 
-    def _check_patients(self, items: Iterable[Item]) -> None:
+    def check_patients(self, items: Iterable[Item]) -> None:
+        """Raises UserError where a patient is in two splits."""
         first: dict[str, Item] = {}
         for item in items:
             other = first.setdefault(item.patient, item)
@@ -489,7 +490,7 @@ def reasons_by_kind(rejects: Iterable[Reject]) -> list[tuple[str, int]]:
     return kinds.most_common()
 
 
-def _with_clean_ids(item: Item) -> Item | Reject:
+def cleaned(item: Item) -> Item | Reject:
     """The item with ids in the spelling that is stored, or why they cannot be trusted."""
     own_study = item.study == item.id  # a study of its own
     try:

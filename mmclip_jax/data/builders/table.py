@@ -262,6 +262,10 @@ class TableBuilder(Collection):
         self._unknown: collections.Counter[str] = collections.Counter()
         self._tables: list[dict[str, Any]] = []
 
+    def notes(self) -> list[list[str]]:
+        """How the images of each table were found, for a person."""
+        return [table["notes"] for table in self._tables]
+
     def facts(self) -> Mapping[str, Any]:
         """The tables as they were understood."""
         return {"tables": self._tables, "label_strings": dict(sorted(self._label_strings.items()))}
