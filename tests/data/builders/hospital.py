@@ -67,7 +67,7 @@ def film(file: pathlib.Path, seed: int, **header: Any) -> None:
 def export(folder: pathlib.Path, studies: int = 34) -> tuple[str, str]:
     """(table, folder of images) of an export: two views a study, a row an image, names without suffix.
 
-    Half of the files have the suffix .DCM, the others none; what is frontal and what lateral stands in the headers only.
+    Half of the files have the suffix .DCM, the others none; views stand in the headers only.
     """
     images = folder / "PACS"
     rows: list[list[Any]] = [
