@@ -222,7 +222,8 @@ class TableImages:
 
 def _common(paths: Sequence[Sequence[str]]) -> Sequence[str]:
     """The folders that all paths begin with."""
-    first, last = min(paths), max(paths)
+    listed = [list(path) for path in paths]
+    first, last = min(listed), max(listed)
     same = [one == other for one, other in zip(first, last, strict=False)]
     return first[: [*same, False].index(False)]
 

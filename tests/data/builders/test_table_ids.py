@@ -32,7 +32,12 @@ class Folder:
         return str(self.path / name)
 
     def build(self, table: str, **options: Any) -> BuildSummary:
-        given = {"table": table, "images": str(self.path / "images"), "name": "mine", "workers": 1} | options
+        given: dict[str, Any] = {
+            "table": table,
+            "images": str(self.path / "images"),
+            "name": "mine",
+            "workers": 1,
+        } | options
         return build_table(TableOptions(**given), self.path / "out", overwrite=True)
 
     def examples(self, table: str, **options: Any) -> dict[str, Example]:
@@ -63,7 +68,7 @@ def test_csv_and_parquet_give_one_patient(folder: Folder) -> None:
 
     pairs = folder.table("pairs.csv", lines("image,patient,report", ["10000032", "10000033"]))
     for kind in (pyarrow.float64(), pyarrow.int64(), pyarrow.decimal128(24, 2), pyarrow.string(), pyarrow.binary()):
-        patients = ["10000032", "10000033"] if kind in (pyarrow.string(),) else [10000032, 10000033]
+        patients: list[Any] = ["10000032", "10000033"] if kind in (pyarrow.string(),) else [10000032, 10000033]
         if kind == pyarrow.binary():
             patients = [b"10000032", b"10000033"]
         columns = {"image": ["2.png", "3.png"], "patient": pyarrow.array(patients).cast(kind), "labels": ["Edema"] * 2}

@@ -191,7 +191,12 @@ def test_words_for_views(cell: str, view: str) -> None:
 
 def build(folder: pathlib.Path, text: str, **options: Any) -> dict[str, Example]:
     (folder / "t.csv").write_text(text)
-    given = {"table": str(folder / "t.csv"), "images": str(folder / "images"), "name": "mine", "workers": 1} | options
+    given: dict[str, Any] = {
+        "table": str(folder / "t.csv"),
+        "images": str(folder / "images"),
+        "name": "mine",
+        "workers": 1,
+    } | options
     path = build_table(TableOptions(**given), folder / "out", overwrite=True).path
     return {e.id: e for split in SPLITS for part in PARTS for e in records.open_records(path, split, part)}
 
