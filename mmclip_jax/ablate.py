@@ -9,7 +9,6 @@ All runs share this process, one after another: a process each would pay for imp
 nothing, since a run leaves no state behind but compiled programs, which are dropped before the next one.
 """
 
-import csv
 import dataclasses
 import gc
 import hashlib
@@ -27,6 +26,7 @@ import scipy.stats
 from absl import logging
 from ml_collections import ConfigDict
 
+from mmclip_jax import spreadsheet
 from mmclip_jax.errors import TrainingError, UserError
 
 Setting = Any  # a value, or a function of the base config that gives one
@@ -537,7 +537,7 @@ def as_markdown(table: Mapping[str, Any]) -> str:
 def as_csv(table: Mapping[str, Any]) -> str:
     """One line a row and measure: means, sds, differences; numbers in full."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = spreadsheet.Writer(out)
     writer.writerow(["study", "row", "measure", "runs", "mean", "sd", "difference", "low", "high"])
     for line in table["rows"]:
         for measure in table["measures"]:

@@ -97,6 +97,17 @@ def _make_of(beam_options: str | None) -> Any:
     return functools.partial(beam.make, options=shlex.split(beam_options))
 
 
+def _data_inspect(args: argparse.Namespace) -> None:
+    from mmclip_jax.data.builders import inspect
+
+    found = inspect.inspect(
+        args.table, args.images, name=args.name, data_dir=str(args.data_dir), read_images=args.read_images
+    )
+    print(found)
+    if not found.command:
+        raise UserError(f"{args.table}: no command can be proposed before these problems are solved")
+
+
 def _data_info(args: argparse.Namespace) -> None:
     from mmclip_jax.data import info, page
 
@@ -645,6 +656,15 @@ def _make_parser() -> _Parser:
         _add_beam(collection)
         collection.set_defaults(collection=name)
         collection.more = _add_collection_options
+    look = _add(
+        data, "inspect", "say how a table and its images would be read, what is wrong, and the command", _data_inspect
+    )
+    look.add_argument("table", metavar="TABLE", help="CSV, TSV, Excel or Parquet file")
+    look.add_argument("--images", required=True, metavar="DIR", help="folder of its images")
+    look.add_argument("--name", default="", help="of the data set; default: made of the table's name")
+    look.add_argument("--data-dir", type=_path, default=Path("DATA"), help="where the data set's directory will go")
+    look.add_argument("--read-images", type=int, default=2000, metavar="N", help="images that are decoded; 0: none")
+
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing_place, help="directory of a built data set")
     info.add_argument("--html", metavar="FILE", type=_path, help="also write a page with examples as pictures")

@@ -6,7 +6,6 @@ published.
 """
 
 import collections
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmclip_jax import files
+from mmclip_jax import files, spreadsheet
 from mmclip_jax.data import records, resources
-from mmclip_jax.data.builders.cells import read_table
+from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
 from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import LeakageError, UserError, listed
@@ -353,7 +352,7 @@ def write_csv(
     """Every pair of images that share something, a row each (with their ids: as confidential as these)."""
     rows_of = {each.name: each.rows for each in [*train, *test]}
     with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = spreadsheet.Writer(stream)
         writer.writerow(["kind", "is_leak", "train", "train_id", "test", "test_id", "note"])
         for each in found:
             for a, b in each.pairs or [(None, None)]:

@@ -7,9 +7,10 @@ for each pixel.
 
 import dataclasses
 import io
+import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,12 +175,42 @@ class _File(io.BytesIO):
         return super().read(size)
 
 
+class _OpenFile(io.BufferedReader):
+    """The same of a file on disk."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _IsDeflated(self.tell())
+        return super().read(size)
+
+
+def read_tags(file: str | os.PathLike[str], tags: Sequence[str], most: int) -> Any:
+    """Some elements of a file, those of its pixels and behind them left out; of a deflated one, `most` bytes are read.
+
+    Raises whatever pydicom does for a damaged file.
+    """
+    import pydicom
+
+    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": list(tags), "force": True}
+    with quiet(), _OpenFile(io.FileIO(os.fspath(file))) as stream:
+        try:
+            return pydicom.dcmread(stream, **options)
+        except _IsDeflated as deflated:
+            stream.seek(deflated.start)
+            begun = zlib.decompressobj(-zlib.MAX_WBITS).decompress(io.BufferedReader.read(stream, -1), most)
+            return pydicom.dcmread(io.BytesIO(_plain(begun)), **options)
+
+
 def _inflate(data: bytes, start: int) -> bytes:
     """A deflated file as an uncompressed one, of `MAX_INFLATED` bytes at most."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
     if not inflater.eof:
         raise UserError(f"the deflated DICOM file is truncated, or has more than {MAX_INFLATED >> 20} MiB")
+    return _plain(inflated)
+
+
+def _plain(inflated: bytes) -> bytes:
     syntax = b"\x02\x00\x10\x00UI" + struct.pack("<H", len(EXPLICIT)) + EXPLICIT
     return b"".join([bytes(128), b"DICM", syntax, inflated])
 

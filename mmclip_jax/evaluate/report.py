@@ -1,6 +1,5 @@
 """Writes what an evaluation found: report.html (one file, pictures inline), results.json and scores.csv."""
 
-import csv
 import json
 import math
 import os
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax import spreadsheet
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import figures, metrics
 from mmclip_jax.evaluate.base import uncertain_text
@@ -95,7 +95,7 @@ def write_scores(path: pathlib.Path, examples: Sequence[Example], scored: ZeroSh
     header = ["id", "source", "part", "patient"]
     header += [f"{finding}/{column}" for finding in scored.findings for column in ("label", *scored.scores)]
     with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = spreadsheet.Writer(stream)
         writer.writerow(header)
         for row, example in enumerate(examples):
             line = [example.id, example.source, example.part, str(patients[row])]

@@ -7,7 +7,6 @@ was left out and the limit on it, splits by patient, training fractions.
 
 import collections
 import concurrent.futures
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -15,15 +14,18 @@ import math
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
-from mmclip_jax.data import prompts, recognisers, records, spool
+from mmclip_jax import spreadsheet
+from mmclip_jax.data import ids, prompts, recognisers, records, spool
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
+from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
+from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.images import store_image
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState, Mask
@@ -33,16 +35,19 @@ REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
 ON_PURPOSE = "left out on purpose"
 LABEL_LEFT_OUT = "label left out"
+ID_JOINED = "taken for another spelling of the id"
 SHOWN_BY_RANGE = "its values span black to white"
 
 FRONTAL_VIEWS = frozenset({"PA", "AP", "AP_HORIZONTAL", ""})
 """Views that `views="frontal"` keeps; "" is a source that does not tell and is known to be frontal."""
 
+ALIKE_POLICIES = ("refuse", "same", "other")
 UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
 _CHUNK = 64
 _CHUNK_SUFFIX = ".chunk"
+_PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'…?|\"[^\"]*\"…?|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,16 @@ def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
+def alike_option(default: str) -> Any:
+    """What ids mean that differ by padding, case or compatibility forms alone; see `ids.alike`."""
+    return option(
+        default,
+        "patients (and a patient's studies) whose ids differ only by zeros in front, case or full-width letters: "
+        "refuse to build, same: they are one, other: they are several",
+        ALIKE_POLICIES,
+    )
+
+
 def entities_option() -> Any:
     """Which recogniser finds the entities; a field of the options of collections that have reports."""
     return option(recognisers.LEXICON, f"who finds the entities of reports: {', '.join(recognisers.NAMES)}")
@@ -121,6 +136,7 @@ class CollectionOptions:
     )
     max_reject_share: float = option(0.001, "the share of rows that may be unusable without the build failing")
     split_salt: str = option("", "another string, another split by patient (where there is no official one)")
+    alike_ids: str = alike_option("same")
     workers: int = option(0, "processes that read images; 0: one a core")
 
     def __post_init__(self) -> None:
@@ -239,7 +255,7 @@ class Collection(records.RecordsBuilder):
             if kind is not None:
                 kinds.add(kind)
             elif not prompts.is_unmapped(label):
-                self.rejects.append(Reject(table, row, image, f"unknown label {label!r}", LABEL_LEFT_OUT))
+                self.rejects.append(Reject(table, row, image, f"unknown label {ids.shown(label)}", LABEL_LEFT_OUT))
         if prompts.beside_no_finding(kinds):
             kinds.remove(NO_FINDING)
             self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
@@ -249,7 +265,9 @@ class Collection(records.RecordsBuilder):
         """Years, NaN where unknown; an impossible age is listed."""
         age = parse_age(cell)
         if age is None:
-            self.rejects.append(Reject(table, row, image, f"age {cell!r} is not 0 to 120 years", "age left out"))
+            self.rejects.append(
+                Reject(table, row, image, f"age {ids.shown(cell)} is not 0 to 120 years", "age left out")
+            )
         return math.nan if age is None else age
 
     # What records.build calls
@@ -283,11 +301,13 @@ class Collection(records.RecordsBuilder):
         (self.data_dir / self.name / REJECTS_FILE).unlink(missing_ok=True)  # of a build that was stopped
         left_out = len(self._left_out())
         on_purpose = collections.Counter(each.reason for each in self.rejects if each.consequence == ON_PURPOSE)
+        joined = sum(each.consequence == ID_JOINED for each in self.rejects)
         return {
             "rows": self.rows,
             "rejects": left_out,
             "left_out_on_purpose": dict(sorted(on_purpose.items())),
-            "cells_left_out": len(self.rejects) - left_out - on_purpose.total(),
+            "cells_left_out": len(self.rejects) - left_out - on_purpose.total() - joined,
+            "ids_joined": joined,
             "fractions": fractions.write(self._train_rows, directory) if self._train_rows else {},
             "options": self.described_options(),
             **self.facts(),
@@ -310,20 +330,64 @@ class Collection(records.RecordsBuilder):
     def items(self) -> list[Item]:
         """All images that can be used as far as their rows tell, each with its split."""
         items: list[Item] = []
+        first: dict[str, Item] = {}
         for read in self.read():
+            if isinstance(read, Item):
+                read = cleaned(read)
             if isinstance(read, Reject):
                 self.rejects.append(read)
             elif problem := self._unwanted(read):
                 self.rejects.append(Reject(read.table, read.row, read.id, problem, ON_PURPOSE))
             elif not read.file:
                 self.rejects.append(Reject(read.table, read.row, read.id, "there is no such image file"))
+            elif (other := first.setdefault(read.id, read)) is not read:
+                problem = f"the image's id is that of {other.table} row {other.row} too"
+                self.rejects.append(Reject(read.table, read.row, read.id, problem))
             else:
-                split = read.split or split_of_patient(read.patient, self.shares, self.options.split_salt)
-                labels = settle_uncertain(read.labels, getattr(self.options, "uncertain", "keep"))
-                items.append(dataclasses.replace(read, split=split, labels=labels))
-        self._check_patients(items)
+                items.append(read)
+        items = self.settled_ids(items)
+        for n, item in enumerate(items):
+            split = item.split or split_of_patient(item.patient, self.shares, self.options.split_salt)
+            labels = settle_uncertain(item.labels, getattr(self.options, "uncertain", "keep"))
+            items[n] = dataclasses.replace(item, split=split, labels=labels)
+        self.check_patients(items)
         self._check_rejects()
         return items
+
+    def settled_ids(self, items: list[Item]) -> list[Item]:
+        """The items, with ids that may be one made one, or kept apart, or refused, as `alike_ids` says."""
+        policy = getattr(self.options, "alike_ids", "same")
+        if policy == "other":
+            return items
+        one = {id: group[0] for group in ids.alike(item.patient for item in items) for id in group}
+        studies: dict[str, set[str]] = collections.defaultdict(set)
+        for item in items:
+            studies[one.get(item.patient, item.patient)].add(item.study)
+        one_study = {
+            (patient, id): group[0] for patient, each in studies.items() for group in ids.alike(each) for id in group
+        }
+        settled = []
+        for item in items:
+            patient = one.get(item.patient, item.patient)
+            study = one_study.get((patient, item.study), item.study)
+            if (patient, study) == (item.patient, item.study):
+                settled.append(item)
+                continue
+            what, own, other = "study", item.study, study
+            if patient != item.patient:
+                what, own, other = "patient", item.patient, patient
+            if policy == "refuse":
+                twin = next(each for each in items if getattr(each, what) == other)
+                raise UserError(
+                    f"{what} {ids.shown(own)} ({item.table} row {item.row}) and {ids.shown(other)} ({twin.table} row "
+                    f"{twin.row}) may be one, and there may be more such pairs: --alike-ids same if they are, "
+                    f"--alike-ids other if not"
+                )
+            self.rejects.append(
+                Reject(item.table, item.row, item.id, f"{what} {ids.shown(own)} joined {ids.shown(other)}", ID_JOINED)
+            )
+            settled.append(dataclasses.replace(item, patient=patient, study=study))
+        return settled
 
     def _unwanted(self, item: Item) -> str:
         """Why an image is left out on purpose; "" if it is not."""
@@ -331,7 +395,8 @@ class Collection(records.RecordsBuilder):
             return f"view {item.view}"
         return ""
 
-    def _check_patients(self, items: Iterable[Item]) -> None:
+    def check_patients(self, items: Iterable[Item]) -> None:
+        """Raises UserError where a patient is in two splits."""
         first: dict[str, Item] = {}
         for item in items:
             other = first.setdefault(item.patient, item)
@@ -399,18 +464,47 @@ class Collection(records.RecordsBuilder):
         remedy = (
             "--on-bad skip leaves them out" if hasattr(self.options, "on_bad") else "allow more with --max-reject-share"
         )
+        kinds = reasons_by_kind(left_out)
+        several = "" if len(kinds) < 2 else "; in all " + ", ".join(f"{n} x {kind}" for kind, n in kinds[:10])
         raise UserError(
             f"{len(left_out)} of {self.rows} rows cannot be used, more than {100 * self.options.max_reject_share:g} %; "
-            f"the first: {first.table} row {first.row}: {first.reason}. All are listed in {file}. {self.reject_hint()}"
+            f"the first: {first.table} row {first.row}: {first.reason}{several}. All are listed in {file}. "
+            f"{self.reject_hint()}"
             f"Correct the files, or {remedy}."
         )
 
     def _write_rejects(self, file: pathlib.Path) -> None:
         with open(file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
+            writer = spreadsheet.Writer(stream)
             writer.writerow([field.name for field in dataclasses.fields(Reject)])
             for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
                 writer.writerow(dataclasses.astuple(reject))
+
+
+def reasons_by_kind(rejects: Iterable[Reject]) -> list[tuple[str, int]]:
+    """The reasons without what differs from row to row, and how many rows have each; the most frequent first.
+
+    A row with several faults counts for each.
+    """
+    kinds: collections.Counter[str] = collections.Counter()
+    for reject in rejects:
+        for reason in reject.reason.split("; "):
+            kinds[_PARTICULAR.sub("…", reason)] += 1
+    return kinds.most_common()
+
+
+def cleaned(item: Item) -> Item | Reject:
+    """The item with ids in the spelling that is stored, or why they cannot be trusted."""
+    own_study = item.study == item.id  # a study of its own
+    try:
+        id, patient = ids.clean_id(item.id), ids.clean_id(item.patient)
+        study = id if own_study else ids.clean_id(item.study)
+    except ids.BadId as bad:
+        return Reject(item.table, item.row, item.id, str(bad))
+    for name, value in (("image", id), ("patient", patient), ("study", study)):
+        if not value:
+            return Reject(item.table, item.row, item.id, f"no {name} is named")
+    return dataclasses.replace(item, id=id, patient=patient, study=study)
 
 
 def chunked(items: Sequence[Item]) -> list[Sequence[Item]]:
