@@ -192,7 +192,8 @@ def test_no_finding_beside_a_disease() -> None:
         ("Lung tumor", "malignan"),
         ("atherosclerosis", "aort"),
         ("Hernia, Diaphragmatic", "hiatal"),
-        ("tuberculosis", "sequelae"),
+        ("tuberculosis", "old"),
+        ("tuberculosis sequelae", "active"),
     ],
 )
 def test_prompts_say_no_more_than_the_string(string: str, untrue: str) -> None:

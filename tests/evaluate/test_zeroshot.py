@@ -135,8 +135,7 @@ def test_a_finding_of_uncertain_labels_alone_is_named_with_their_number() -> Non
     assert summary["sources"]["there"]["uncertain_only"] == {"mass": 1}
     said = "every label is uncertain, so that nothing is scored, of: edema (2)"
     assert uncertain_text(summary["sources"]["here"]) == said
-    data = {"sets": []}
-    assert f"In here {said}" in report.protocol_lines({"zero_shot": summary, "data": data})
+    assert f"In here {said}" in report.protocol_lines({"zero_shot": summary, "data": {"sets": []}})
     template = report.page_environment().from_string("{{ entry | uncertain_text }}")
     assert template.render(entry=summary["sources"]["here"]) == said
     assert uncertain_text({}) == "", "of a file that an older version wrote"

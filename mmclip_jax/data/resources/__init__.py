@@ -188,9 +188,10 @@ def _labels(file: Path, where: str, value: Any, left_open: dict[str, frozenset[s
     """The strings of a list whose entries are strings, or mappings of one string to the kinds that it leaves open."""
     if not isinstance(value, list):
         raise UserError(f"{file}: {where} is not followed by a list of label strings")
-    labels = []
+    labels: list[Any] = []
     for entry in value:
-        label, open_kinds = entry, []
+        label: Any = entry
+        open_kinds: Any = []
         if isinstance(entry, dict) and len(entry) == 1:
             ((label, open_kinds),) = entry.items()
         labels.append(label)
