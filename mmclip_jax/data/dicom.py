@@ -205,7 +205,7 @@ def decode_here(header: Any) -> np.ndarray:
 
     plugin = DECODERS[header.file_meta.TransferSyntaxUID]
     stored_bits, high, signed = int(header.BitsStored), int(header.HighBit), int(header.PixelRepresentation)
-    is_shifted = high != stored_bits - 1
+    is_shifted, stream_bits = high != stored_bits - 1, 0
     with quiet():
         try:
             # Run lengths never take much more than the pixels; what takes twice of them may expand without bound.
@@ -226,6 +226,7 @@ def decode_here(header: Any) -> np.ndarray:
                 if plugin == "pillow":  # some writers state 16 bits allocated all the same
                     header.BitsAllocated, header.BitsStored, header.HighBit = 8, min(8, stored_bits), 7
                 is_shifted = False  # the compressed stream has its own bits, the lowest
+                stream_bits = precision
             elif is_shifted:
                 header.BitsStored, header.PixelRepresentation = header.BitsAllocated, 0
             header.HighBit = header.BitsStored - 1
@@ -237,10 +238,20 @@ def decode_here(header: Any) -> np.ndarray:
     if stored.dtype.itemsize > 2 or stored.shape[:2] != (header.Rows, header.Columns):
         raise UserError("the DICOM file is damaged: its pixels are not what the header says")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if signed and stream_bits:
+        stored = _with_sign(stored, stored_bits, stream_bits)
     if is_shifted:
         header.BitsStored, header.PixelRepresentation = stored_bits, signed
         stored = _shifted(stored, stored_bits, high, signed)
     return stored
+
+
+def _with_sign(stored: np.ndarray, stored_bits: int, stream_bits: int) -> np.ndarray:
+    """Signed values of a stream that may say that it has no sign: two's complement in the bits that are in use."""
+    values = stored.view(f"i{stored.dtype.itemsize}")
+    fits = -(1 << (stored_bits - 1)) <= int(values.min()) and int(values.max()) < 1 << stored_bits
+    unused = max(0, 8 * stored.dtype.itemsize - (stored_bits if fits else stream_bits))
+    return (values << unused) >> unused
 
 
 def _shifted(raw: np.ndarray, bits: int, high: int, signed: int) -> np.ndarray:
