@@ -231,33 +231,20 @@ def decode_here(header: Any) -> np.ndarray:
     Raises:
       UserError: the pixels are truncated or damaged, or their size is not the header's.
     """
-    from pydicom.encaps import get_frame
     from pydicom.pixels import pixel_array
 
     plugin = DECODERS[header.file_meta.TransferSyntaxUID]
     stored_bits, high, signed = int(header.BitsStored), int(header.HighBit), int(header.PixelRepresentation)
-    is_shifted = high != stored_bits - 1
+    is_shifted, stream_bits = high != stored_bits - 1, 0
     with quiet():
         try:
-            # Run lengths never take much more than the pixels; what takes twice of them may expand without bound.
-            most = int(header.SamplesPerPixel) * 2 * (2 * int(header.Rows) * int(header.Columns) + 256)
-            if plugin == "pydicom" and len(header.PixelData) > most:
-                raise UserError("the image cannot be decoded (it has more compressed data than pixels: it is damaged)")
-            if plugin in ("gdcm", "pillow"):
-                frame = get_frame(header.PixelData, 0, number_of_frames=1)
-                width, height, precision = coded_frame(frame)
-                if (width, height) != (header.Columns, header.Rows):
-                    raise UserError("the DICOM file is damaged: its compressed image has not the header's size")
-                if plugin == "pillow" and precision != 8:
-                    raise UserError(
-                        "lossy 12-bit JPEG in DICOM is not supported: convert the file to an uncompressed one"
-                    )
-                if b"\xff\xd9" not in frame[-64:]:  # some writers pad
-                    raise UserError("the image cannot be decoded (its compressed data are truncated)")
-                if plugin == "pillow":  # some writers state 16 bits allocated all the same
-                    header.BitsAllocated, header.BitsStored, header.HighBit = 8, min(8, stored_bits), 7
+            if plugin:
+                stream_bits = _check_stream(header, plugin)
+            if stream_bits:
                 is_shifted = False  # the compressed stream has its own bits, the lowest
-            elif is_shifted:
+            if plugin == "pillow":  # some writers state 16 bits allocated all the same
+                header.BitsAllocated, header.BitsStored = 8, min(8, stored_bits)
+            if is_shifted:
                 header.BitsStored, header.PixelRepresentation = header.BitsAllocated, 0
             header.HighBit = header.BitsStored - 1
             stored = pixel_array(header, decoding_plugin=plugin)
@@ -268,10 +255,45 @@ def decode_here(header: Any) -> np.ndarray:
     if stored.dtype.itemsize > 2 or stored.shape[:2] != (header.Rows, header.Columns):
         raise UserError("the DICOM file is damaged: its pixels are not what the header says")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if signed and stream_bits:
+        stored = _with_sign(stored, stored_bits, stream_bits)
     if is_shifted:
         header.BitsStored, header.PixelRepresentation = stored_bits, signed
         stored = _shifted(stored, stored_bits, high, signed)
     return stored
+
+
+def _check_stream(header: Any, plugin: str) -> int:
+    """The bits a sample that a compressed stream states, 0 for run lengths; before memory is spent on it.
+
+    Raises:
+      UserError: it is not of the header's size, truncated, of a kind that is not supported, or would expand too far.
+    """
+    from pydicom.encaps import get_frame
+
+    if plugin == "pydicom":
+        # Run lengths never take much more than the pixels; what takes twice of them may expand without bound.
+        most = int(header.SamplesPerPixel) * 2 * (2 * int(header.Rows) * int(header.Columns) + 256)
+        if len(header.PixelData) > most:
+            raise UserError("the image cannot be decoded (it has more compressed data than pixels: it is damaged)")
+        return 0
+    frame = get_frame(header.PixelData, 0, number_of_frames=1)
+    width, height, precision = coded_frame(frame)
+    if (width, height) != (header.Columns, header.Rows):
+        raise UserError("the DICOM file is damaged: its compressed image has not the header's size")
+    if plugin == "pillow" and precision != 8:
+        raise UserError("lossy 12-bit JPEG in DICOM is not supported: convert the file to an uncompressed one")
+    if b"\xff\xd9" not in frame[-64:]:  # some writers pad
+        raise UserError("the image cannot be decoded (its compressed data are truncated)")
+    return precision
+
+
+def _with_sign(stored: np.ndarray, stored_bits: int, stream_bits: int) -> np.ndarray:
+    """Signed values of a stream that may say that it has no sign: two's complement in the bits that are in use."""
+    values = stored.view(f"i{stored.dtype.itemsize}")
+    fits = -(1 << (stored_bits - 1)) <= int(values.min()) and int(values.max()) < 1 << stored_bits
+    unused = max(0, 8 * stored.dtype.itemsize - (stored_bits if fits else stream_bits))
+    return (values << unused) >> unused
 
 
 def _shifted(raw: np.ndarray, bits: int, high: int, signed: int) -> np.ndarray:

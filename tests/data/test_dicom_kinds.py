@@ -444,3 +444,82 @@ def test_the_grey_of_colour_is_pillows() -> None:
     rgb = colours()
     found: Decoded = decode_dicom(dicom_file(rgb, 8))
     np.testing.assert_array_equal(found.pixels, np.asarray(Image.fromarray(rgb).convert("L")))
+
+
+# What real files were reported to hold
+
+
+@pytest.mark.parametrize("kind", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+@pytest.mark.parametrize("has_offsets", [False, True])
+def test_one_frame_in_several_fragments(kind: str, has_offsets: bool) -> None:
+    """Writers with small buffers cut a frame; NumberOfFrames may be missing, and the offset table empty."""
+    ds = pydicom.dcmread(io.BytesIO(compressed(dicom_file(STORED), kind)))
+    frame = pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1)
+    ds.PixelData = encapsulate([frame], fragments_per_frame=4, has_bot=has_offsets)
+    np.testing.assert_array_equal(pixels(written(ds)), spread(STORED))
+
+
+@pytest.mark.parametrize("bits", [12, 13, 16])
+@pytest.mark.parametrize("kind", ["JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1"])
+def test_signed_pixels_in_a_stream_that_is_not(kind: str, bits: int) -> None:
+    """The stream holds two's complement in as many bits, and says that it is unsigned."""
+    values = STORED.astype(np.int32) // 2 - 900
+    ds = pydicom.dcmread(io.BytesIO(compressed(dicom_file((values & (2**bits - 1)).astype(np.uint16), bits), kind)))
+    ds.PixelRepresentation = 1
+    found = decode_dicom(written(ds))
+    assert (found.minimum, found.maximum) == (values.min(), values.max())
+    np.testing.assert_array_equal(found.pixels, spread(values))
+
+
+def test_a_negative_slope_turns_the_picture_over() -> None:
+    """As an Agfa writer does: MONOCHROME2 of 8 bits, slope -10, intercept 3000."""
+    grey = (STORED >> 4).astype(np.uint8)
+    data = dicom_file(grey, 8, RescaleSlope=-10, RescaleIntercept=3000)
+    values = 3000 - 10 * grey.astype(int)
+    np.testing.assert_array_equal(pixels(data), spread(values))
+    window = dicom_file(grey, 8, RescaleSlope=-10, RescaleIntercept=3000, WindowCenter=2000, WindowWidth=1001)
+    shown = (values - 1999.5) / 1000 + 0.5
+    np.testing.assert_allclose(pixels(window), 255 * np.clip(shown, 0, 1), atol=1)
+
+
+@pytest.mark.parametrize("stated", [16, 8])
+def test_a_voi_table_whose_descriptor_tells_its_storage(stated: int) -> None:
+    """As Agfa CR writes it: 16 bits for entries of 12."""
+    entries = np.arange(4096)
+    ds = dataset(STORED)
+    ds.VOILUTSequence = Sequence([table_item(entries, 0, stated, "OW")])
+    np.testing.assert_array_equal(pixels(written(ds)), spread(STORED, 0, 4095))
+
+
+def test_a_table_of_unsigned_entries_behind_signed_pixels() -> None:
+    """IHE's consistency tests: only the first value takes the pixels' sign, the entries do not."""
+    values = STORED.astype(np.int16) - 1800
+    entries = np.arange(4096) * 16  # up to 65520, which is negative as a signed word
+    ds = dataset(values)
+    item = table_item(entries, -1800, 16, "OW")
+    words = entries.astype(np.uint16).view(np.int16).tolist()
+    del item.LUTData
+    item.add_new("LUTData", "SS", words)
+    ds.ModalityLUTSequence = Sequence([item])
+    found = decode_dicom(written(ds))
+    np.testing.assert_array_equal(found.pixels, spread(entries[STORED]))
+    assert found.maximum == entries[STORED].max()
+
+
+def test_bytes_behind_the_pixels_do_not_count() -> None:
+    ds = dataset(STORED)
+    ds.PixelData = STORED.tobytes() + bytes(64)
+    np.testing.assert_array_equal(pixels(written(ds)), spread(STORED))
+
+
+@pytest.mark.parametrize("window", [(0, 1), (2000, 1), (2000, 2)])
+def test_windows_of_one_step(window: tuple[int, int]) -> None:
+    """Width 1 is a threshold (PS3.3 C.11.2.1.2.1); one that shows nothing is noted."""
+    center, width = window
+    found = decode_dicom(dicom_file(STORED, WindowCenter=center, WindowWidth=width))
+    if center == 0:
+        assert "shows one value" in found.note
+    else:
+        place = STORED - (center - 0.5)
+        assert set(found.pixels[place <= -(width - 1) / 2].flat) == {0}
+        assert set(found.pixels[place > (width - 1) / 2].flat) == {255}

@@ -26,6 +26,7 @@ GREY = (Y * 4 + X).astype(np.uint8)
 _BOUNDED = """
 import resource, sys
 import PIL.Image, PIL.PngImagePlugin, PIL.TiffImagePlugin
+from mmclip_jax.data.images import store_image
 from mmclip_jax.errors import UserError
 data, most = sys.stdin.buffer.read(), int(sys.argv[1]) << 20
 before = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -188,6 +188,33 @@ def test_cmyk_and_bitmaps(tmp_path: pathlib.Path) -> None:
         check_forms(encoded(image, "BMP"), tmp_path, grey, 1)
 
 
+@pytest.mark.parametrize("marker", ["CMYK by Adobe", "CMYK without a marker", "YCCK by Adobe"])
+def test_jpeg_of_four_inks(marker: str, tmp_path: pathlib.Path) -> None:
+    """Adobe's hold 255 minus the ink, as CMYK or, by transform 2, with the first three as YCbCr."""
+    raw = np.stack([90 + GREY // 3, 110 + GREY[::-1] // 8, 120 + Y, 200 - X], axis=-1).astype(np.uint8)
+    image = Image.frombytes("CMYK", (44, 31), (255 - raw).tobytes())  # Pillow writes it inverted
+    data = bytearray(encoded(image, "JPEG", quality=100, subsampling=0))
+    at = data.index(b"\xff\xee")
+    light = raw / 255  # of each ink, what it lets through
+    if marker == "YCCK by Adobe":
+        data[at + 15] = 2
+        luma, blueness, redness, _ = np.moveaxis(raw.astype(float), -1, 0)
+        red, blue = luma + 1.402 * (redness - 128), luma + 1.772 * (blueness - 128)
+        green = luma - 0.714136 * (redness - 128) - 0.344136 * (blueness - 128)
+        light[..., :3] = 1 - np.stack([red, green, blue], axis=-1).clip(0, 255) / 255
+    elif marker == "CMYK without a marker":
+        del data[at : at + 16]
+        light = 1 - light
+    expected = 255 * (light[..., :3] * light[..., 3:]) @ np.array([0.299, 0.587, 0.114])
+    check_forms(bytes(data), tmp_path, expected, 4)
+
+
+def test_of_a_jpeg_with_two_pictures_the_first_counts(tmp_path: pathlib.Path) -> None:
+    smooth = (Y * 4 + X).astype(np.uint8)
+    data = encoded(smooth, "MPO", save_all=True, append_images=[Image.fromarray(255 - smooth)], quality=100)
+    check_forms(data, tmp_path, smooth, 3)
+
+
 @pytest.mark.parametrize("name", ["x", "x.PNG", "x.Jpg", "x.dcm", "a.b.c", ".hidden", "x.png.txt", "ä ö.tif"])
 def test_names_do_not_matter(name: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / name).write_bytes(encoded(GREY, "TIFF"))

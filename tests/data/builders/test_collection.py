@@ -193,6 +193,8 @@ def test_chunks_run_no_code_and_are_their_owners_alone(tmp_path: pathlib.Path, m
     kept[0].write_bytes(trap)
     for name in (kept[0].with_suffix(".pickle"), chunks / "0.pickle", kept[1].with_suffix(".999999999")):
         name.write_bytes(trap)
+    stopped(tmp_path, monkeypatch)
+    assert {file.suffix for file in chunks.iterdir()} == {".chunk"}, "what others left is gone at the start"
     path = build(tmp_path)
     assert not sprung.exists()
     assert contents(path) == contents(build(tmp_path, "whole"))
