@@ -437,8 +437,7 @@ class TableBuilder(Collection):
         patient = columns.get(row, "patient")
         if not patient:
             problems.append("no patient is named")
-        findings = columns.get(row, "findings") or columns.get(row, "report")
-        impression = columns.get(row, "impression")
+        findings, impression = self._report(columns, row, columns.get(row, "study") or source.id_prefix + image)
         labels = checked(lambda: self._labels(source, row), None)
         told = labels is None or set(labels.values()) & {LabelState.PRESENT, LabelState.ABSENT}
         if not told and not report_text(findings, impression):
@@ -503,6 +502,10 @@ class TableBuilder(Collection):
             age = parse_age(header.age) if age is not None and math.isnan(age) else age
             study = header.study
         return view, sex or "", math.nan if age is None else age, study
+
+    def _report(self, columns: Columns, row: Row, study: str) -> tuple[str, str]:
+        """(findings, impression) of a row, from these columns or else from that of whole reports."""
+        return columns.get(row, "findings") or columns.get(row, "report"), columns.get(row, "impression")
 
     def _split(self, columns: Columns, row: Row) -> str:
         if self.options.split:

@@ -27,7 +27,10 @@ SEPARATORS = ",;\t|"
 PARQUET = (".parquet", ".pq")
 EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 
-_BLANK = " nan null none <na> n/a na nat #n/a #value! #ref! #name? #div/0! #null! #num!".split(" ")  # noqa: SIM905
+_BLANKS = "nan null none <na> n/a na nat #n/a #value! #ref! #name? #div/0! #null! #num!"
+_BLANK = frozenset(["", *_BLANKS.split()])
+_LONGEST_BLANK = max(map(len, _BLANK))
+_INVISIBLE = "\0\ufeff\u200b"
 _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -99,6 +102,8 @@ def read_table(path: str, encoding: str = "utf-8", separator: str = "", sheet: s
 
 def text_of(value: Any) -> str:
     """A cell of any library as text; "" for a blank. Whole numbers lose their ".0", if a float can hold them."""
+    if isinstance(value, str):
+        return _trimmed(value)
     if value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
@@ -110,8 +115,14 @@ def text_of(value: Any) -> str:
     elif isinstance(value, datetime.datetime) and value.time() == datetime.time():
         value = value.date()
     text = json.dumps(value, default=text_of) if isinstance(value, list | dict) else str(value)
-    text = text.replace("\0", "").strip().strip("\ufeff\u200b").strip()
-    return "" if text.lower() in _BLANK else text
+    return _trimmed(text)
+
+
+def _trimmed(text: str) -> str:
+    text = text.strip()
+    if text and (text[0] in _INVISIBLE or text[-1] in _INVISIBLE or "\0" in text):
+        text = text.replace("\0", "").strip(_INVISIBLE).strip()
+    return "" if len(text) <= _LONGEST_BLANK and text.lower() in _BLANK else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,8 +213,8 @@ def _records(file: pathlib.Path, text: str, separator: str) -> Iterator[tuple[in
 
 
 def _find_separator(text: str) -> str:
-    """The separator that gives most rows the same number of cells, more than one; of several, the most cells."""
-    best, found = (False, 0.0, 0), ","
+    """The separator that gives most rows as many cells as the first, more than one; of several, the most cells."""
+    best, found = (False, False, 0.0, 0), ","
     for mark in SEPARATORS:
         widths: list[int] = []
         try:
@@ -216,8 +227,8 @@ def _find_separator(text: str) -> str:
             pass  # this separator or another, the whole table is read with the right one later
         if not widths:
             continue
-        width = max(widths[:_TITLES])
-        score = (width > 1, round(widths.count(width) / len(widths), 1), width)
+        width = widths[0] if widths[0] > 1 else max(widths[:_TITLES])  # else the first line is a title
+        score = (widths[0] > 1, width > 1, round(widths.count(width) / len(widths), 1), width)
         if score > best:
             best, found = score, mark
     return found
@@ -225,7 +236,9 @@ def _find_separator(text: str) -> str:
 
 def _with_header(file: pathlib.Path, records: Sequence[tuple[int, Sequence[str]]]) -> Table:
     """The table of records, the first of which that is no title is the header."""
-    records = [(number, cells) for number, cells in records if any(cell.strip() for cell in cells)]
+    records = [
+        (number, cells) for number, cells in records if cells and (cells[0].strip() or any(map(str.strip, cells)))
+    ]
     start = _header_at(records)
     notes = []
     if start:

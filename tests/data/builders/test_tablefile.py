@@ -71,6 +71,15 @@ def test_cells_come_back_whatever_they_hold(tmp_path: pathlib.Path, rows: list[l
     assert [list(row.cells) for row in table.rows] == [[cell.replace("\r", "\n") for cell in row] for row in filled]
 
 
+def test_reports_with_the_other_separator_do_not_hide_the_right_one(tmp_path: pathlib.Path) -> None:
+    rows = [["image", "patient", "report"]] + [
+        [f"{n}.png", str(n), "Clear; normal; no edema; stable"] for n in range(9)
+    ]
+    for separator, other in ((",", ";"), (";", ","), ("\t", ","), ("|", ";")):
+        swapped = [[cell.replace(";", other) for cell in row] for row in rows]
+        assert contents(read(tmp_path, text(separator, swapped).encode())) == swapped
+
+
 def test_latin_1_is_guessed_for_inspection_only(tmp_path: pathlib.Path) -> None:
     data = text(";").encode("cp1252")
     with pytest.raises(UserError, match=r"is not utf-8; give its encoding, e.g. --csv-encoding cp1252 \(line 2"):
