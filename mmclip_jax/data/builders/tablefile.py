@@ -39,6 +39,7 @@ _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LOOK = 200  # records that the separator is found by
+_LOOK_AT = 4 << 20  # characters likewise
 _TITLES = 10  # lines above the header at most
 
 
@@ -215,6 +216,7 @@ def _records(file: pathlib.Path, text: str, separator: str) -> Iterator[tuple[in
 def _find_separator(text: str) -> str:
     """The separator that gives most rows as many cells as the first, more than one; of several, the most cells."""
     best, found = (False, False, 0.0, 0), ","
+    text = text[:_LOOK_AT]
     for mark in SEPARATORS:
         widths: list[int] = []
         try:
