@@ -402,8 +402,12 @@ class TableBuilder(Collection):
         return "" if item.view in kept else f"view {_brief(item.view) or 'unknown'}"
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
-        """Where tables have a row for each box, an image has several rows; "" if this is one of these."""
+        """Why a row is not one of several that a study has, or an image (a row for each box); "" if it is."""
         columns = source.columns
+        if self.options.join != "path":
+            used = {*columns.role.values(), *columns.labels, *columns.boxes}
+            differs = [n for n in source.table.header if n in used and columns.cell(first, n) != columns.cell(row, n)]
+            return f"the study is in row {first.number} too, but column {differs[0]!r} differs" if differs else ""
         if len(columns.boxes) != 4:
             return f"the image is in row {first.number} too"
         apart = {*columns.boxes, columns.role.get("box kind", "")}

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
+from mmclip_jax.data.dicom import is_dicom
 from mmclip_jax.data.ids import shown
 from mmclip_jax.errors import UserError
 
@@ -27,6 +28,7 @@ SEPARATORS = ",;\t|"
 PARQUET = (".parquet", ".pq")
 EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 _BLANKS = "nan null none <na> n/a na nat #n/a #value! #ref! #name? #div/0! #null! #num!"
 _BLANK = frozenset(["", *_BLANKS.split()])
 _LONGEST_BLANK = max(map(len, _BLANK))
@@ -323,6 +325,12 @@ def _read_parquet(file: pathlib.Path) -> Table:
                 columns.append(paths)
                 pictures[str(field.name)] = places
                 continue
+            if _holds_pictures(source, field):
+                columns.append([f"row-{row + 2}" for row in range(source.metadata.num_rows)])
+                pictures[str(field.name)] = [
+                    parquet_place(file, field.name, row) for row in range(source.metadata.num_rows)
+                ]
+                continue
             values = source.read(columns=[field.name]).column(0).to_pylist()
             columns.append([_named(value, classes.get(field.name, ())) for value in values])
     except Exception as error:  # pyarrow raises several kinds for a damaged file
@@ -336,6 +344,17 @@ def _is_struct(field: Any) -> bool:
     import pyarrow
 
     return bool(pyarrow.types.is_struct(field.type))
+
+
+def _holds_pictures(source: Any, field: Any) -> bool:
+    """Whether a column of bytes begins with an image."""
+    import pyarrow
+
+    if not (pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type)):
+        return False
+    first = next(source.iter_batches(batch_size=1, columns=[field.name]), None)
+    value = first.column(0)[0].as_py() if first is not None and first.num_rows else None
+    return bool(value) and (value.startswith(_PICTURES) or is_dicom(value))
 
 
 def _embedded(source: Any, file: pathlib.Path, column: str) -> tuple[list[str], list[str]]:
@@ -352,6 +371,8 @@ def _embedded(source: Any, file: pathlib.Path, column: str) -> tuple[list[str], 
                 paths.append(text_of(name) or f"row-{row + 2}")
                 places.append(parquet_place(file, column, row) if has else "")
                 row += 1
+    if len(set(paths)) < len(paths):  # names without folders, of one file a folder
+        paths = [f"row-{n}/{name}" for n, name in enumerate(paths, 2)]
     return paths, places
 
 

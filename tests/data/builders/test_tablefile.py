@@ -301,3 +301,17 @@ def test_no_cell_is_a_traceback(cell: str) -> None:
     ):
         with contextlib.suppress(cells.BadRow):
             parse()
+
+
+def test_pictures_as_plain_bytes_and_names_that_repeat(tmp_path: pathlib.Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    structs = [{"bytes": picture(n), "path": "image.png"} for n in range(3)]
+    table = pyarrow.table({"image": [picture(n) for n in range(3)], "img": structs, "hash": [b"\1\2", b"\3", b"x"]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = tablefile.read_table(str(tmp_path / "t.parquet"))
+    assert found.pictures.keys() == {"image", "img"}
+    for places in found.pictures.values():
+        assert [files.read_bytes(place) for place in places] == [picture(n) for n in range(3)]
+    assert [row.cells[1] for row in found.rows] == ["row-2/image.png", "row-3/image.png", "row-4/image.png"]
