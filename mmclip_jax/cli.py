@@ -562,6 +562,11 @@ def _add_table_options(parser: _Parser) -> None:
     from mmclip_jax.data.builders.table import TableOptions
 
     _add_options(parser, TableOptions)
+    parser.epilog = (
+        "A column option takes the name of a column, or - to leave it unused: --labels-column - where a column named "
+        "like labels holds diagnoses or codes, --label-columns - where columns are only named like labels. "
+        "`mmclip data inspect TABLE --images DIR` proposes all options."
+    )
 
 
 def _add_collection_options(parser: _Parser) -> None:

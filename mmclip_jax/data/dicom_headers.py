@@ -44,9 +44,18 @@ class Header:
     is_image: bool = False
 
 
-@functools.lru_cache(maxsize=200_000)
 def read(file: str) -> Header | None:
     """The header of a file; None if it is no DICOM file, or its header cannot be read."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return _read(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=200_000)
+def _read(file: str, size: int, changed: int) -> Header | None:
+    """`size` and `changed` tell a file that was written anew."""
     if not is_dicom_file(file):
         return None
     try:

@@ -56,8 +56,8 @@ def label_state(column: str, cell: str) -> LabelState | None:
 
 
 def separator_of(cells: Sequence[str]) -> str:
-    """What joins the labels of a column: "|" if any cell has one, else ";" likewise, else ","."""
-    return next((mark for mark in "|;" if any(mark in cell for cell in cells)), ",")
+    """What joins the labels of a column: "|" if any cell has one, else ";" or a line break likewise, else ","."""
+    return next((mark for mark in "|;\n" if any(mark in cell for cell in cells)), ",")
 
 
 def split_labels(cell: str, separator: str) -> list[str]:

@@ -7,6 +7,7 @@ was left out and the limit on it, splits by patient, training fractions.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -47,6 +48,7 @@ _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
 _CHUNK = 64
 _CHUNK_SUFFIX = ".chunk"
+_ID_COLUMN = re.compile(r"(^|[_ ])[iI][dD]s?$|[a-z]I[dD]$|^(study|subject|patient)$")
 _PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'…?|\"[^\"]*\"…?|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
 
 
@@ -237,8 +239,13 @@ class Collection(records.RecordsBuilder):
         if count:
             self.rows += len(read.rows) + len(read.ragged)
         self.rejects += [Reject(file.name, number, "", reason) for number, reason in read.ragged]
+        id_columns = [name for name in read.header if _ID_COLUMN.search(name)]
         for row in read.rows:
-            yield row.number, dict(zip(read.header, row.cells, strict=True))
+            cells = dict(zip(read.header, row.cells, strict=True))
+            for name in id_columns:  # tables are joined by them
+                with contextlib.suppress(ids.BadId):
+                    cells[name] = ids.clean_id(cells[name])
+            yield row.number, cells
 
     def divided(self, patient: str) -> str:
         """Which of train and validation (a tenth of the patients) a patient of an official training part belongs to."""

@@ -32,6 +32,8 @@ USUAL_NAMES: dict[str, str] = {
     "split": "split subset partition",
     "box kind": "boxkind boxlabel bboxkind bboxlabel",
 }
+# What is a whole report where it stands alone, and the findings beside a column of impressions.
+_FINDINGS_BESIDE_IMPRESSION = ("befund", "befundtext")
 REPORT_ROLES = ("report", "findings", "impression")
 
 # How rows find their images -> the roles that it needs, any one of each tuple.
@@ -84,6 +86,9 @@ class Columns:
             found = next((squashed[name] for name in usual.split() if name in squashed), None)
             if found is not None:
                 self.role[role] = found
+        is_section = _squash(self.role.get("report", "")) in _FINDINGS_BESIDE_IMPRESSION and not chosen.get("report")
+        if is_section and "impression" in self.role and "findings" not in self.role:
+            self.role["findings"] = self.role.pop("report")
         if not chosen.get("report") and {"findings", "impression"} & self.role.keys():
             self.role.pop("report", None)  # the sections say the same, and say what is what
         for roles in (*JOINS[join], ("patient",)):

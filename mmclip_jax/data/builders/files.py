@@ -107,23 +107,19 @@ def _row_group(file: str, column: str, row: int) -> bytes:
     metadata = pyarrow.parquet.read_metadata(file)
     for group in range(metadata.num_row_groups):
         if row < metadata.row_group(group).num_rows:
-            return _pictures(file, column, group)[row].as_py() or b""
+            return _pictures(file, column, group, os.stat(file).st_mtime_ns)[row].as_py() or b""
         row -= metadata.row_group(group).num_rows
     raise UserError(f"{pathlib.Path(file).name} has no such row")
 
 
 @functools.lru_cache(maxsize=1)
-def _pictures(file: str, column: str, group: int) -> Any:
+def _pictures(file: str, column: str, group: int, changed: int) -> Any:
     """The encoded images of a row group; rows are read in their order, so one group is kept."""
     import pyarrow.parquet
 
-    return (
-        pyarrow.parquet.ParquetFile(file)
-        .read_row_group(group, columns=[column])
-        .column(0)
-        .combine_chunks()
-        .field("bytes")
-    )
+    del changed  # tells a file that was written anew
+    read = pyarrow.parquet.ParquetFile(file).read_row_group(group, columns=[column]).column(0).combine_chunks()
+    return read.field("bytes") if pyarrow.types.is_struct(read.type) else read
 
 
 def stamp(place: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ stands in columns that nobody reads are counted only.
 
 import collections
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -26,8 +27,11 @@ from mmclip_jax.errors import UserError
 READ = 2000  # images that are decoded unless told otherwise
 _TRIES = 500  # rows that a way of joining is tried on
 _VALUES = 6  # words of a column that are shown
+_MIXED = re.compile(
+    "\u00c3[\u00a4\u00b6\u00bc\u0178\u00a9\u00a8\u00a1\u00ad\u00b3\u00b1]|\u00e2\u20ac"
+)  # UTF-8 read as cp1252
 _ICD = re.compile(r"[A-TV-Z]\d[\dA-Z](\.?[\dA-Z-]{1,4})?[!*+]?", re.IGNORECASE)
-_SEPARATORS = ("|", ";", ",", "/", "+", "\n")
+_SEPARATORS = ("|", ";", ",", "/", "+")
 
 # What a reason for leaving a row out says -> what to do about it.
 _REMEDIES = {
@@ -130,7 +134,7 @@ class _Inspector:
             raise UserError(f"image folder {self.folder} does not exist")
         self.read_images = read_images
         self.data_dir = data_dir
-        self.given = {"table": table, "images": folder, "name": name or _name_of(table)}
+        self.given = {"table": table, "images": folder, "name": name or _name_of(table, data_dir)}
         self.options: dict[str, str] = {}  # beside those that are given
         self.choices: list[str] = []
         self.problems: list[Problem] = []
@@ -145,6 +149,8 @@ class _Inspector:
         if file.is_file() and file.suffix.lower() not in (*PARQUET, *EXCEL):
             encoding = guess_encoding(load_bytes(file))
             if encoding in ("cp1252", "latin-1"):
+                if _MIXED.search(load_bytes(file).decode(encoding)):
+                    self._found_problem("parts of the table are in UTF-8, parts are not", 1, "export it again")
                 self._choose("csv_encoding", encoding, "the text is not UTF-8; look whether accents come out right")
         return read_table(path, encoding)
 
@@ -177,7 +183,10 @@ class _Inspector:
         return Columns(self.table, Kinds(), roles, (UNUSED,), join=chosen.get("join", "path"))
 
     def _find_join(self) -> Columns | None:
-        """The columns, with the way of joining that finds images for most rows; None where none is possible."""
+        """The columns, with the way of joining that finds most images; None where none is possible.
+
+        Paths are preferred: where they find most images, the others are missing.
+        """
         best: tuple[int, str, Columns] | None = None
         reasons = []
         for join in JOINS:
@@ -189,6 +198,8 @@ class _Inspector:
             found = self._try_join(join, columns)
             if best is None or found > best[0]:
                 best = (found, join, columns)
+            if join == "path" and 2 * found >= min(len(self.table.rows), _TRIES):
+                break
         if best is None:
             self.problems.append(
                 Problem(
@@ -424,10 +435,13 @@ def _spoken(separator: str) -> str:
     return {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}.get(separator, repr(separator))
 
 
-def _name_of(table: str) -> str:
+def _name_of(table: str, data_dir: str) -> str:
+    """A name made of the table's, which no data set has yet."""
     name = re.sub(r"[^a-z0-9]+", "_", cells.plain(pathlib.Path(table).name.partition(".")[0])).strip("_")
     name = name if name[:1].isalpha() else f"data_{name}".rstrip("_")
-    return name if name != "phantom" else "my_phantom"
+    name = name if name != "phantom" else "my_phantom"
+    taken = pathlib.Path(data_dir).expanduser()
+    return next(each for n in itertools.count(1) if not (taken / (each := name if n == 1 else f"{name}_{n}")).exists())
 
 
 def _kinds_of_files(folder: pathlib.Path) -> dict[str, int]:

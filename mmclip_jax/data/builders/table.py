@@ -403,8 +403,12 @@ class TableBuilder(Collection):
         return "" if item.view in kept else f"view {listed([item.view]) or 'unknown'}"
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
-        """Where tables have a row for each box, an image has several rows; "" if this is one of these."""
+        """Why a row is not one of several that a study has, or an image (a row for each box); "" if it is."""
         columns = source.columns
+        if self.options.join != "path":
+            used = {*columns.role.values(), *columns.labels, *columns.boxes}
+            differs = [n for n in source.table.header if n in used and columns.cell(first, n) != columns.cell(row, n)]
+            return f"the study is in row {first.number} too, but column {differs[0]!r} differs" if differs else ""
         if len(columns.boxes) != 4:
             return f"the image is in row {first.number} too"
         apart = {*columns.boxes, columns.role.get("box kind", "")}
@@ -438,8 +442,7 @@ class TableBuilder(Collection):
         patient = columns.get(row, "patient")
         if not patient:
             problems.append("no patient is named")
-        findings = columns.get(row, "findings") or columns.get(row, "report")
-        impression = columns.get(row, "impression")
+        findings, impression = self._report(columns, row, columns.get(row, "study") or source.id_prefix + image)
         labels = checked(lambda: self._labels(source, row), None)
         told = labels is None or set(labels.values()) & {LabelState.PRESENT, LabelState.ABSENT}
         if not told and not report_text(findings, impression):
@@ -504,6 +507,10 @@ class TableBuilder(Collection):
             age = parse_age(header.age) if age is not None and math.isnan(age) else age
             study = header.study
         return view, sex or "", math.nan if age is None else age, study
+
+    def _report(self, columns: Columns, row: Row, study: str) -> tuple[str, str]:
+        """(findings, impression) of a row, from these columns or else from that of whole reports."""
+        return columns.get(row, "findings") or columns.get(row, "report"), columns.get(row, "impression")
 
     def _split(self, columns: Columns, row: Row) -> str:
         if self.options.split:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
+from mmclip_jax.data.dicom import is_dicom
 from mmclip_jax.data.ids import shown
 from mmclip_jax.errors import UserError
 
@@ -27,7 +28,11 @@ SEPARATORS = ",;\t|"
 PARQUET = (".parquet", ".pq")
 EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 
-_BLANK = " nan null none <na> n/a na nat #n/a #value! #ref! #name? #div/0! #null! #num!".split(" ")  # noqa: SIM905
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+_BLANKS = "nan null none <na> n/a na nat #n/a #value! #ref! #name? #div/0! #null! #num!"
+_BLANK = frozenset(["", *_BLANKS.split()])
+_LONGEST_BLANK = max(map(len, _BLANK))
+_INVISIBLE = "\0\ufeff\u200b"
 _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -36,6 +41,7 @@ _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LOOK = 200  # records that the separator is found by
+_LOOK_AT = 4 << 20  # characters likewise
 _TITLES = 10  # lines above the header at most
 
 
@@ -99,6 +105,8 @@ def read_table(path: str, encoding: str = "utf-8", separator: str = "", sheet: s
 
 def text_of(value: Any) -> str:
     """A cell of any library as text; "" for a blank. Whole numbers lose their ".0", if a float can hold them."""
+    if isinstance(value, str):
+        return _trimmed(value)
     if value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
@@ -110,8 +118,14 @@ def text_of(value: Any) -> str:
     elif isinstance(value, datetime.datetime) and value.time() == datetime.time():
         value = value.date()
     text = json.dumps(value, default=text_of) if isinstance(value, list | dict) else str(value)
-    text = text.replace("\0", "").strip().strip("\ufeff\u200b").strip()
-    return "" if text.lower() in _BLANK else text
+    return _trimmed(text)
+
+
+def _trimmed(text: str) -> str:
+    text = text.strip()
+    if text and (text[0] in _INVISIBLE or text[-1] in _INVISIBLE or "\0" in text):
+        text = text.replace("\0", "").strip(_INVISIBLE).strip()
+    return "" if len(text) <= _LONGEST_BLANK and text.lower() in _BLANK else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,8 +216,9 @@ def _records(file: pathlib.Path, text: str, separator: str) -> Iterator[tuple[in
 
 
 def _find_separator(text: str) -> str:
-    """The separator that gives most rows the same number of cells, more than one; of several, the most cells."""
-    best, found = (False, 0.0, 0), ","
+    """The separator that gives most rows as many cells as the first, more than one; of several, the most cells."""
+    best, found = (False, False, 0.0, 0), ","
+    text = text[:_LOOK_AT]
     for mark in SEPARATORS:
         widths: list[int] = []
         try:
@@ -216,8 +231,8 @@ def _find_separator(text: str) -> str:
             pass  # this separator or another, the whole table is read with the right one later
         if not widths:
             continue
-        width = max(widths[:_TITLES])
-        score = (width > 1, round(widths.count(width) / len(widths), 1), width)
+        width = widths[0] if widths[0] > 1 else max(widths[:_TITLES])  # else the first line is a title
+        score = (widths[0] > 1, width > 1, round(widths.count(width) / len(widths), 1), width)
         if score > best:
             best, found = score, mark
     return found
@@ -225,7 +240,9 @@ def _find_separator(text: str) -> str:
 
 def _with_header(file: pathlib.Path, records: Sequence[tuple[int, Sequence[str]]]) -> Table:
     """The table of records, the first of which that is no title is the header."""
-    records = [(number, cells) for number, cells in records if any(cell.strip() for cell in cells)]
+    records = [
+        (number, cells) for number, cells in records if cells and (cells[0].strip() or any(map(str.strip, cells)))
+    ]
     start = _header_at(records)
     notes = []
     if start:
@@ -308,6 +325,12 @@ def _read_parquet(file: pathlib.Path) -> Table:
                 columns.append(paths)
                 pictures[str(field.name)] = places
                 continue
+            if _holds_pictures(source, field):
+                columns.append([f"row-{row + 2}" for row in range(source.metadata.num_rows)])
+                pictures[str(field.name)] = [
+                    parquet_place(file, field.name, row) for row in range(source.metadata.num_rows)
+                ]
+                continue
             values = source.read(columns=[field.name]).column(0).to_pylist()
             columns.append([_named(value, classes.get(field.name, ())) for value in values])
     except Exception as error:  # pyarrow raises several kinds for a damaged file
@@ -321,6 +344,17 @@ def _is_struct(field: Any) -> bool:
     import pyarrow
 
     return bool(pyarrow.types.is_struct(field.type))
+
+
+def _holds_pictures(source: Any, field: Any) -> bool:
+    """Whether a column of bytes begins with an image."""
+    import pyarrow
+
+    if not (pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type)):
+        return False
+    first = next(source.iter_batches(batch_size=1, columns=[field.name]), None)
+    value = first.column(0)[0].as_py() if first is not None and first.num_rows else None
+    return bool(value) and (value.startswith(_PICTURES) or is_dicom(value))
 
 
 def _embedded(source: Any, file: pathlib.Path, column: str) -> tuple[list[str], list[str]]:
@@ -337,6 +371,8 @@ def _embedded(source: Any, file: pathlib.Path, column: str) -> tuple[list[str], 
                 paths.append(text_of(name) or f"row-{row + 2}")
                 places.append(parquet_place(file, column, row) if has else "")
                 row += 1
+    if len(set(paths)) < len(paths):  # names without folders, of one file a folder
+        paths = [f"row-{n}/{name}" for n, name in enumerate(paths, 2)]
     return paths, places
 
 

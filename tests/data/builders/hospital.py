@@ -77,7 +77,7 @@ def export(folder: pathlib.Path, studies: int = 34) -> tuple[str, str]:
         which = n % len(REPORTS)
         for view in range(2):
             name = f"E{n:03d}/IM{2 * n + view:04d}"
-            where = {"ViewPosition": "PA"} if view == 0 else {"ViewPosition": "LL"}
+            where: dict[str, Any] = {"ViewPosition": "PA"} if view == 0 else {"ViewPosition": "LL"}
             if n % 3 == 1:
                 where = {"SeriesDescription": ("Thorax p.a.", "Thorax seitlich")[view]}
             if n % 3 == 2:

@@ -96,3 +96,26 @@ def test_rows_are_joined_by_sop_instance_uid_and_by_folder(tmp_path: pathlib.Pat
     said, _, found = inspect_and_build(str(tmp_path / "folder.csv"), images, tmp_path)
     assert "--join folder" in said
     assert {(e.study, e.patient) for e in found} == {(f"E{n:03d}", f"p{n}") for n in range(8)}
+
+
+def test_a_row_for_each_image_of_a_study_without_paths(tmp_path: pathlib.Path) -> None:
+    """Both rows of a study say the same: it is one study, not a repetition. If they do not, the row is listed."""
+    _, images = hospital.export(tmp_path, studies=6)
+    lines = [f"00{4000 + n // 2},p{n // 2},Clear lungs.\n" for n in range(12)]
+    (tmp_path / "t.csv").write_text("accession,patient,report\n" + "".join(lines))
+    _, _, found = inspect_and_build(str(tmp_path / "t.csv"), images, tmp_path)
+    assert len(found) == 6
+    (tmp_path / "t.csv").write_text(
+        "accession,patient,report\n" + "".join([*lines[:11], lines[11].replace("p5", "p6")])
+    )
+    said, _, found = inspect_and_build(str(tmp_path / "t.csv"), images, tmp_path)
+    assert "the study is in row … too, but column … differs" in said
+
+
+def test_findings_beside_impressions_in_german(tmp_path: pathlib.Path) -> None:
+    for n in range(3):
+        hospital.film(tmp_path / "images" / f"{n}.dcm", n)
+    text = "Datei;PatID;Befund;Beurteilung\n" + "".join(f"{n}.dcm;{n};Clear lungs.;Normal chest.\n" for n in range(3))
+    (tmp_path / "t.csv").write_text(text)
+    _, _, found = inspect_and_build(str(tmp_path / "t.csv"), str(tmp_path / "images"), tmp_path)
+    assert {(e.findings, e.impression) for e in found} == {("Clear lungs.", "Normal chest.")}

@@ -71,6 +71,15 @@ def test_cells_come_back_whatever_they_hold(tmp_path: pathlib.Path, rows: list[l
     assert [list(row.cells) for row in table.rows] == [[cell.replace("\r", "\n") for cell in row] for row in filled]
 
 
+def test_reports_with_the_other_separator_do_not_hide_the_right_one(tmp_path: pathlib.Path) -> None:
+    rows = [["image", "patient", "report"]] + [
+        [f"{n}.png", str(n), "Clear; normal; no edema; stable"] for n in range(9)
+    ]
+    for separator, other in ((",", ";"), (";", ","), ("\t", ","), ("|", ";")):
+        swapped = [[cell.replace(";", other) for cell in row] for row in rows]
+        assert contents(read(tmp_path, text(separator, swapped).encode())) == swapped
+
+
 def test_latin_1_is_guessed_for_inspection_only(tmp_path: pathlib.Path) -> None:
     data = text(";").encode("cp1252")
     with pytest.raises(UserError, match=r"is not utf-8; give its encoding, e.g. --csv-encoding cp1252 \(line 2"):
@@ -292,3 +301,17 @@ def test_no_cell_is_a_traceback(cell: str) -> None:
     ):
         with contextlib.suppress(cells.BadRow):
             parse()
+
+
+def test_pictures_as_plain_bytes_and_names_that_repeat(tmp_path: pathlib.Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    structs = [{"bytes": picture(n), "path": "image.png"} for n in range(3)]
+    table = pyarrow.table({"image": [picture(n) for n in range(3)], "img": structs, "hash": [b"\1\2", b"\3", b"x"]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = tablefile.read_table(str(tmp_path / "t.parquet"))
+    assert found.pictures.keys() == {"image", "img"}
+    for places in found.pictures.values():
+        assert [files.read_bytes(place) for place in places] == [picture(n) for n in range(3)]
+    assert [row.cells[1] for row in found.rows] == ["row-2/image.png", "row-3/image.png", "row-4/image.png"]
