@@ -36,6 +36,7 @@ SCHEMA = 2  # of what a checkpoint holds; a change that an older reader would mi
 _MAY_CHANGE = {
     *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
     *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer", "data.max_damaged"),
+    *("data.allow_leakage", "data.same_ids", "data.other_ids"),
 }
 
 _STORAGE_ERRORS = {

@@ -535,16 +535,15 @@ def validation_examples(directories: tuple[str, ...]) -> tuple[Example, ...]:
     )
 
 
-def audit_validation(config: ConfigDict) -> dict[str, Any] | None:
-    """What `data.audit.check` says of the validation data; None for one data set, which is split by patient when built.
+def audit_validation(config: ConfigDict) -> dict[str, Any]:
+    """What `data.audit.check` says of the validation data, which quick evaluations score while training.
 
     Raises:
       LeakageError: validation images are known from training, and data.allow_leakage gives no reason.
     """
     evaluate = tuple(config.data.evaluate) or tuple(config.data.train)
-    if len({str(dataset_dir(directory)) for directory in (*config.data.train, *evaluate)}) == 1:
-        return None
-    return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage)
+    told = audit.Told.read(config.data.same_ids, config.data.other_ids)
+    return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage, told)
 
 
 def make_manifest(config: ConfigDict) -> dict[str, Any]:

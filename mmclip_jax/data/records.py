@@ -706,6 +706,18 @@ class Records:
             raise IndexError(f"record {index} of {len(self)} in {self.split_name}")
         return schema.from_features(_decode(self._open()[index]))
 
+    def texts(self, index: int, names: Sequence[str]) -> tuple[str, ...]:
+        """Some of an example's fields that are texts (`schema.Example`), without decoding the rest."""
+        fields = _example_message().FromString(self._open()[int(index)]).features.feature
+        return tuple(fields[name].bytes_list.value[0].decode() for name in names)
+
+    def image(self, index: int) -> bytes:
+        """The stored image file of an example, without decoding the rest."""
+        data: bytes = (
+            _example_message().FromString(self._open()[int(index)]).features.feature["image"].bytes_list.value[0]
+        )
+        return data
+
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
