@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from mmclip_jax import files
-from mmclip_jax.data import looks, records
+from mmclip_jax.data import fingerprint, looks, records
 from mmclip_jax.data.builders.cells import read_table
 from mmclip_jax.data.kinship import NOTHING_TOLD, Told
 from mmclip_jax.data.overlaps import LIST, AuditSet, Overlap, Row, audit
@@ -139,12 +139,7 @@ def with_looks(sets: Sequence[AuditSet], limit: int | None) -> tuple[list[AuditS
     Returns:
       (the sets, why they have no looks; "" if they have).
     """
-    stores = [
-        looks.Store(
-            epath.Path(one.place), one.split, str(records.dataset_facts(one.place)["fingerprint"]), len(one.rows)
-        )
-        for one in sets
-    ]
+    stores = [looks.Store(epath.Path(one.place), one.split, _identity(one.place)[1], len(one.rows)) for one in sets]
     found = [store.stored() for store in stores]
     without = sum(store.count for store, seen in zip(stores, found, strict=True) if seen is None)
     if limit is not None and without > limit:
@@ -300,9 +295,10 @@ def check(
 _DONE: dict[Any, dict[str, Any]] = {}  # what this process has compared before, as a study of many runs does
 
 
-def _identity(place: str | os.PathLike[str]) -> tuple[str, str]:
-    directory = records.dataset_dir(place)
-    return str(directory), str(records.dataset_facts(directory)["fingerprint"])
+def _identity(place: str | os.PathLike[str]) -> tuple[str, str, str]:
+    """(directory, digest of its contents, digest of its files)."""
+    digests = fingerprint.of_data_set(place)
+    return str(records.dataset_dir(place)), digests["fingerprint"], digests["records"]
 
 
 def _places(

@@ -689,7 +689,7 @@ class Records:
     def __init__(self, directory: epath.Path, split_name: str):
         self.path = directory
         self.split_name = split_name
-        self._shards = _shards(directory, split_name)
+        self._shards = shards(directory, split_name)
         self._source: Any = None
 
     @property
@@ -759,7 +759,7 @@ def _split_names(directory: epath.Path) -> list[str]:
     return list(_split_infos(directory))
 
 
-def _shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
+def shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
     """(file, number of examples) of each shard of a split; [] if the data set does not have the split."""
     info = _split_infos(directory).get(split_name)
     if info is None:
