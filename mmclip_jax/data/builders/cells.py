@@ -139,7 +139,9 @@ def _read_csv(file: pathlib.Path, encoding: str) -> Table:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
         value = int(value)
     text = (json.dumps(value) if isinstance(value, (list, dict)) else str(value)).strip()
     return "" if text.lower() in _BLANK else text

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
-from mmclip_jax.data import prompts, recognisers, records
+from mmclip_jax.data import ids, prompts, recognisers, records
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
@@ -34,11 +34,13 @@ REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
 ON_PURPOSE = "left out on purpose"
 LABEL_LEFT_OUT = "label left out"
+ID_JOINED = "taken for another spelling of the id"
 SHOWN_BY_RANGE = "its values span black to white"
 
 FRONTAL_VIEWS = frozenset({"PA", "AP", "AP_HORIZONTAL", ""})
 """Views that `views="frontal"` keeps; "" is a source that does not tell and is known to be frontal."""
 
+ALIKE_POLICIES = ("refuse", "same", "other")
 UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
@@ -94,6 +96,16 @@ def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
+def alike_option(default: str) -> Any:
+    """What ids mean that differ by padding, case or compatibility forms alone; see `ids.alike`."""
+    return option(
+        default,
+        "patients (and a patient's studies) whose ids differ only by zeros in front, case or full-width letters: "
+        "refuse to build, same: they are one, other: they are several",
+        ALIKE_POLICIES,
+    )
+
+
 def entities_option() -> Any:
     """Which recogniser finds the entities; a field of the options of collections that have reports."""
     return option(recognisers.LEXICON, f"who finds the entities of reports: {', '.join(recognisers.NAMES)}")
@@ -118,6 +130,7 @@ class CollectionOptions:
     )
     max_reject_share: float = option(0.001, "the share of rows that may be unusable without the build failing")
     split_salt: str = option("", "another string, another split by patient (where there is no official one)")
+    alike_ids: str = alike_option("same")
     workers: int = option(0, "processes that read images; 0: one a core")
 
     def __post_init__(self) -> None:
@@ -307,20 +320,64 @@ class Collection(records.RecordsBuilder):
     def items(self) -> list[Item]:
         """All images that can be used as far as their rows tell, each with its split."""
         items: list[Item] = []
+        first: dict[str, Item] = {}
         for read in self.read():
+            if isinstance(read, Item):
+                read = _with_clean_ids(read)
             if isinstance(read, Reject):
                 self.rejects.append(read)
             elif problem := self._unwanted(read):
                 self.rejects.append(Reject(read.table, read.row, read.id, problem, ON_PURPOSE))
             elif not read.file:
                 self.rejects.append(Reject(read.table, read.row, read.id, "there is no such image file"))
+            elif (other := first.setdefault(read.id, read)) is not read:
+                problem = f"the image's id is that of {other.table} row {other.row} too"
+                self.rejects.append(Reject(read.table, read.row, read.id, problem))
             else:
-                split = read.split or split_of_patient(read.patient, self.shares, self.options.split_salt)
-                labels = settle_uncertain(read.labels, getattr(self.options, "uncertain", "keep"))
-                items.append(dataclasses.replace(read, split=split, labels=labels))
+                items.append(read)
+        items = self._settled_ids(items)
+        for n, item in enumerate(items):
+            split = item.split or split_of_patient(item.patient, self.shares, self.options.split_salt)
+            labels = settle_uncertain(item.labels, getattr(self.options, "uncertain", "keep"))
+            items[n] = dataclasses.replace(item, split=split, labels=labels)
         self._check_patients(items)
         self._check_rejects()
         return items
+
+    def _settled_ids(self, items: list[Item]) -> list[Item]:
+        """The items, with ids that may be one made one, or kept apart, or refused, as `alike_ids` says."""
+        policy = getattr(self.options, "alike_ids", "same")
+        if policy == "other":
+            return items
+        one = {id: group[0] for group in ids.alike(item.patient for item in items) for id in group}
+        studies: dict[str, set[str]] = collections.defaultdict(set)
+        for item in items:
+            studies[one.get(item.patient, item.patient)].add(item.study)
+        one_study = {
+            (patient, id): group[0] for patient, each in studies.items() for group in ids.alike(each) for id in group
+        }
+        settled = []
+        for item in items:
+            patient = one.get(item.patient, item.patient)
+            study = one_study.get((patient, item.study), item.study)
+            if (patient, study) == (item.patient, item.study):
+                settled.append(item)
+                continue
+            what, own, other = "study", item.study, study
+            if patient != item.patient:
+                what, own, other = "patient", item.patient, patient
+            if policy == "refuse":
+                twin = next(each for each in items if getattr(each, what) == other)
+                raise UserError(
+                    f"{what} {ids.shown(own)} ({item.table} row {item.row}) and {ids.shown(other)} ({twin.table} row "
+                    f"{twin.row}) may be one, and there may be more such pairs: --alike-ids same if they are, "
+                    f"--alike-ids other if not"
+                )
+            self.rejects.append(
+                Reject(item.table, item.row, item.id, f"{what} {ids.shown(own)} joined {ids.shown(other)}", ID_JOINED)
+            )
+            settled.append(dataclasses.replace(item, patient=patient, study=study))
+        return settled
 
     def _unwanted(self, item: Item) -> str:
         """Why an image is left out on purpose; "" if it is not."""
@@ -408,6 +465,20 @@ class Collection(records.RecordsBuilder):
             writer.writerow([field.name for field in dataclasses.fields(Reject)])
             for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
                 writer.writerow(dataclasses.astuple(reject))
+
+
+def _with_clean_ids(item: Item) -> Item | Reject:
+    """The item with ids in the spelling that is stored, or why they cannot be trusted."""
+    own_study = item.study == item.id  # a study of its own
+    try:
+        id, patient = ids.clean_id(item.id), ids.clean_id(item.patient)
+        study = id if own_study else ids.clean_id(item.study)
+    except ids.BadId as bad:
+        return Reject(item.table, item.row, item.id, str(bad))
+    for name, value in (("image", id), ("patient", patient), ("study", study)):
+        if not value:
+            return Reject(item.table, item.row, item.id, f"no {name} is named")
+    return dataclasses.replace(item, id=id, patient=patient, study=study)
 
 
 def chunked(items: Sequence[Item]) -> list[Sequence[Item]]:

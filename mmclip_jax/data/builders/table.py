@@ -40,10 +40,12 @@ from mmclip_jax.data.builders.cells import (
     split_labels,
 )
 from mmclip_jax.data.builders.collection import (
+    ALIKE_POLICIES,
     REJECTS_FILE,
     Collection,
     Item,
     Reject,
+    alike_option,
     check_storing,
     entities_option,
     listed_labels,
@@ -98,6 +100,7 @@ class TableOptions:
     split: str = option("", "put every row into this one split")
     shares: tuple[float, ...] = option((0.8, 0.1, 0.1), "shares of patients in train, validation, test")
     split_salt: str = option("", "another string, another split by patient")
+    alike_ids: str = alike_option("refuse")
 
     shorter_side: int = option(256, "pixels of the shorter side of stored images; smaller images stay as they are")
     value_range: str = option("auto", 'white in 16-bit files: "auto", "full" (65535), or the maximum itself')
@@ -130,8 +133,9 @@ class TableOptions:
             raise UserError(f"shares {self.shares}: three numbers, for train, validation, test, that sum to 1")
         if self.split and self.split not in SPLITS:
             raise UserError(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
-        if self.encoding not in ("jpeg", "png"):
-            raise UserError(f"encoding {self.encoding!r} is not jpeg or png")
+        for name, known in (("encoding", ("jpeg", "png")), ("alike_ids", ALIKE_POLICIES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name.replace('_', ' ')} {getattr(self, name)!r} is not one of {', '.join(known)}")
         if self.box_format not in ("xywh", "xyxy"):
             raise UserError(f"box format {self.box_format!r} is not xywh or xyxy")
         if len(self.box_columns) not in (0, 1, 4):
