@@ -12,14 +12,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmclip_jax.data import resources
+from mmclip_jax.data import ids, resources
 from mmclip_jax.errors import UserError
 
 WHATS = ("image", "study", "patient")
 
 _SUFFIX = re.compile(r"(?:\.(?:png|jpe?g|dcm|dicom|tiff?|bmp|webp|gif|nii|gz|npy|zip))+$", re.IGNORECASE)
-_WHOLE_NUMBER = re.compile(r"(\d+)\.0+")
-_PADDING = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 class Key(NamedTuple):
@@ -74,10 +72,11 @@ def is_same_source(source: str, other: str) -> bool:
 
 
 def spelt(id: str) -> str:
-    """An id as it is stored: Unicode form NFC, no blanks around it, a whole number without ".0"."""
-    plain = unicodedata.normalize("NFC", id).strip()
-    number = _WHOLE_NUMBER.fullmatch(plain)
-    return number[1] if number else plain
+    """An id as builders store it (`ids.clean_id`); records of other programs may hold one that is not clean."""
+    try:
+        return ids.clean_id(id)
+    except ids.BadId:
+        return unicodedata.normalize("NFC", id).strip()
 
 
 def canonical_id(source: str, id: str, what: str) -> Key | None:
@@ -105,27 +104,24 @@ def loose_id(id: str, what: str) -> str:
 
     Folders in front of an image's name stay (`tails` deals with them).
     """
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", spelt(id)).casefold())
-    plain = " ".join(plain.replace("\\", "/").split())
-    plain = _SUFFIX.sub("", plain)
-    plain = spelt(plain)
+    plain = spelt(_SUFFIX.sub("", unicodedata.normalize("NFKC", spelt(id)).replace("\\", "/")))
     if what == "image":
         plain = plain.removeprefix("./").lstrip("/")
-    return _PADDING.sub("", plain)
+    return ids.alike_key(plain)
 
 
-def tails(ids: Sequence[Sequence[str]], longest: int = 4) -> list[list[str]]:
+def tails(paths: Sequence[Sequence[str]], longest: int = 4) -> list[list[str]]:
     """Names of images without the folders that do not matter: the fewest last parts that keep all ids of a set apart.
 
     Args:
-      ids: paths as `loose_id` gives them, set by set.
+      paths: as `loose_id` gives them, set by set.
       longest: where more parts than this are needed, paths stay as they are.
     """
     for parts in range(1, longest + 1):
-        cut = [["/".join(id.rsplit("/", parts)[-parts:]) for id in one] for one in ids]
-        if all(len(set(short)) == len(set(whole)) for short, whole in zip(cut, ids, strict=True)):
+        cut = [["/".join(id.rsplit("/", parts)[-parts:]) for id in one] for one in paths]
+        if all(len(set(short)) == len(set(whole)) for short, whole in zip(cut, paths, strict=True)):
             return cut
-    return [list(one) for one in ids]
+    return [list(one) for one in paths]
 
 
 def may_be_one(path: str, other: str) -> bool:
