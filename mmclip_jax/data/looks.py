@@ -38,7 +38,8 @@ UNREADABLE = np.uint64(2**64 - 1)
 
 _TRAIN_BLOCK = 16_384  # looks that are read at a time: 67 MB
 _TEST_BLOCK = 64
-_PAIRS = 4_096  # thumbnails that are compared at a time, as float32: 67 MB
+_PAIRS = 2_048  # thumbnails that are compared at a time, as float32: 34 MB
+_COARSE_APART = 2 - 2 * ALIKE + 1e-3  # of unit vectors, squared; and what rounding may add
 
 
 def look_of(image: bytes) -> np.ndarray:
@@ -75,21 +76,35 @@ def alike(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
     """
     best = np.full(len(test), -1.0, np.float32)
     twin = np.zeros(len(test), np.int64)
+    test_coarse = _coarse(test["thumbnail"])
     for start in range(0, len(train), _TRAIN_BLOCK):
         block = np.array(train[start : start + _TRAIN_BLOCK])
-        bits, thumbnails = np.ascontiguousarray(block["bits"]), block["thumbnail"]
+        bits, coarse = np.ascontiguousarray(block["bits"]), _coarse(block["thumbnail"])
         for first in range(0, len(test), _TEST_BLOCK):
             some = test[first : first + _TEST_BLOCK]
-            near = np.bitwise_count(bits[None] ^ some["bits"][:, None]) <= HASH_BITS
-            for place in np.flatnonzero(near.any(axis=1)):
-                unit = _unit(some["thumbnail"][place][None])[0]
-                rows = np.flatnonzero(near[place])
-                for chunk in np.split(rows, range(_PAIRS, len(rows), _PAIRS)):
-                    found = _unit(thumbnails[chunk]) @ unit
-                    top = int(found.argmax())
-                    if found[top] > best[first + place]:
-                        best[first + place], twin[first + place] = found[top], start + chunk[top]
+            rows, places = np.nonzero(np.bitwise_count(bits[None] ^ some["bits"][:, None]) <= HASH_BITS)
+            apart = coarse[places] - test_coarse[first + rows]
+            close = np.einsum("ij,ij->i", apart, apart) <= _COARSE_APART
+            rows, places = rows[close], places[close]
+            for chunk in range(0, len(rows), _PAIRS):
+                a, b = places[chunk : chunk + _PAIRS], rows[chunk : chunk + _PAIRS]
+                found = np.einsum("ij,ij->i", _unit(block["thumbnail"][a]), _unit(some["thumbnail"][b]))
+                for value, place, row in zip(found, a, first + b, strict=True):
+                    if value > best[row]:
+                        best[row], twin[row] = value, start + place
     return [(int(twin[row]), int(row)) for row in np.flatnonzero(best >= ALIKE)]
+
+
+def _coarse(thumbnails: np.ndarray) -> np.ndarray:
+    """The part of unit thumbnails that squares of 8 x 8 pixels tell: float32 [n, 64].
+
+    It is a projection, so two of these are no farther apart than the thumbnails are: what is too far is not alike.
+    """
+    made = np.empty((len(thumbnails), 64), np.float32)
+    for start in range(0, len(thumbnails), _PAIRS):
+        unit = _unit(thumbnails[start : start + _PAIRS])
+        made[start : start + _PAIRS] = unit.reshape(-1, 8, 8, 8, 8).sum(axis=(2, 4)).reshape(-1, 64) / 8
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------
