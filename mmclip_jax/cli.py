@@ -141,9 +141,9 @@ def _train(args: argparse.Namespace) -> None:
     config = read_config(args.config, args.overrides)
     if args.profile is not None:
         config.train.profile = args.profile
-    config.data.allow_leakage = args.allow_leakage or config.data.allow_leakage
-    config.data.same_ids = (*config.data.same_ids, *args.same_ids)
-    config.data.other_ids = (*config.data.other_ids, *args.other_ids)
+    for name in ("allow_leakage", "same_ids", "other_ids"):
+        if given := getattr(args, name):
+            config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
     _start_processes(args)
     from mmclip_jax import train, writers
 
