@@ -24,19 +24,21 @@ FLIPPED = 0.205  # of a hash's bits, from one common hash: 0.9 % of pairs then d
 def make_looks(file: pathlib.Path, count: int, rng: np.random.Generator, copies: np.ndarray) -> np.ndarray:
     """Looks [count] in a file mapped into memory; the last ones are `copies` with other brightness."""
     common = np.random.default_rng(1).normal(size=(8, 8)) / np.sqrt(2)
-    made = np.lib.format.open_memmap(file, "w+", looks.TYPE, (count,))
-    for start in range(0, count, 2_000):
-        size = min(2_000, count - start)
-        flips = rng.random((size, 63)) < FLIPPED
-        padded = np.concatenate([flips, np.zeros((size, 1), bool)], axis=1)
-        made["bits"][start : start + size] = np.packbits(padded, axis=1).view(">u8").ravel()
-        rough = (2.5 * common + rng.normal(size=(size, 8, 8))).repeat(8, axis=1).repeat(8, axis=2).astype(np.float32)
-        fine = rng.standard_normal((size, 64, 64), dtype=np.float32)
-        made["thumbnail"][start : start + size] = np.clip(128 + 20 * rough + 8 * fine, 0, 255).reshape(size, -1)
-    if len(copies):
-        made["bits"][-len(copies) :] = copies["bits"]
-        made["thumbnail"][-len(copies) :] = (copies["thumbnail"] * 0.9).astype(np.uint8)
-    made.flush()
+    with open(file, "wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(looks.TYPE), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, count - len(copies), 1_000):
+            made = np.zeros(min(1_000, count - len(copies) - start), looks.TYPE)
+            flips = rng.random((len(made), 63)) < FLIPPED
+            padded = np.concatenate([flips, np.zeros((len(made), 1), bool)], axis=1)
+            made["bits"] = np.packbits(padded, axis=1).view(">u8").ravel()
+            rough = (2.5 * common + rng.normal(size=(len(made), 8, 8))).repeat(8, axis=1).repeat(8, axis=2)
+            grey = 128 + 20 * rough + 8 * rng.normal(size=(len(made), 64, 64))
+            made["thumbnail"] = np.clip(grey, 0, 255).reshape(len(made), -1)
+            stream.write(made.tobytes())
+        copies = copies.copy()
+        copies["thumbnail"] = copies["thumbnail"] * 0.9
+        stream.write(copies.tobytes())
     return np.load(file, mmap_mode="r")
 
 
