@@ -35,7 +35,7 @@ AUTOMATIC_LOOKS = 50_000
 """So many images without stored looks are decoded by an audit that nobody asked for: about a minute on two cores."""
 
 AUTOMATIC_PAIRS = 2 * 10**10
-"""So many pairs of looks are compared by such an audit: about three minutes of a core."""
+"""So many pairs of looks are compared by such an audit: about a minute and a half of a core."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
