@@ -99,15 +99,12 @@ def canonical_id(source: str, id: str, what: str) -> Key | None:
     return Key(there[0], plain)
 
 
-def loose_id(id: str, what: str) -> str:
+def loose_id(id: str) -> str:
     """An id without what spellings differ in: case, Unicode form, padding by blanks or zeros, suffix, ".0".
 
     Folders in front of an image's name stay (`tails` deals with them).
     """
-    plain = spelt(_SUFFIX.sub("", unicodedata.normalize("NFKC", spelt(id)).replace("\\", "/")))
-    if what == "image":
-        plain = plain.removeprefix("./").lstrip("/")
-    return ids.alike_key(plain)
+    return ids.alike_key(spelt(_SUFFIX.sub("", unicodedata.normalize("NFKC", spelt(id)).replace("\\", "/"))))
 
 
 def tails(paths: Sequence[Sequence[str]], longest: int = 4) -> list[list[str]]:

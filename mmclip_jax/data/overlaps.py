@@ -149,7 +149,7 @@ class _IdComparison:
 
     def __init__(self, train: AuditSet, test: AuditSet, what: str, told: Told):
         self._train, self._test, self._what, self._told = train.rows, test.rows, what, told
-        loose = [[kinship.loose_id(row.of(what), what) for row in one.rows] for one in (train, test)]
+        loose = [[kinship.loose_id(row.of(what)) for row in one.rows] for one in (train, test)]
         if what == "image" and (not train.place or train.place != test.place):
             # Of one data set all paths are written alike: a file in another folder is another file.
             loose = kinship.tails(loose)
@@ -202,7 +202,7 @@ class _IdComparison:
     def _may_be_one(self, found: int, row: Row) -> bool:
         if self._what != "image":
             return True
-        return kinship.may_be_one(*(kinship.loose_id(each.id, "image") for each in (self._train[found], row)))
+        return kinship.may_be_one(*(kinship.loose_id(each.id) for each in (self._train[found], row)))
 
     def _as_written_by(self, source: str, family_of: str) -> dict[Key, int]:
         """The training rows of a source by their ids as another source would read them."""
@@ -268,5 +268,5 @@ def _is_own_patient(row: Row) -> bool:
     keys = [kinship.canonical_id(row.source, row.of(what), what) for what in ("image", "patient")]
     if all(keys) and keys[0] == keys[1]:
         return True
-    image, patient = (kinship.loose_id(row.of(what), "image").rpartition("/")[2] for what in ("image", "patient"))
+    image, patient = (kinship.loose_id(row.of(what)).rpartition("/")[2] for what in ("image", "patient"))
     return image == patient

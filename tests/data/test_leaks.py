@@ -51,7 +51,7 @@ def ids(draw: st.DrawFn, count: int) -> list[str]:
             st.integers(1, 10**8).map(str)
             | st.text("abcdefghijkmnpqrstuvwxyz", min_size=2, max_size=6).map(lambda word: f"{word}7")
             | st.sampled_from("äéñøßç").flatmap(lambda c: st.integers(10, 10**5).map(lambda n: f"Zo{c}-{n}")),
-            min_size=count, max_size=count, unique_by=lambda id: kinship.loose_id(id, "image"),
+            min_size=count, max_size=count, unique_by=lambda id: kinship.loose_id(id),
         )
     )  # fmt: skip
     return stems
