@@ -77,6 +77,7 @@ def run(
       TrainingError, PreemptedError, LostProcessError: as in `train.train`.
     """
     saved, tokenizer = open_checkpoint(checkpoint, step)
+    told = told.joined(saved.config.data)
     audits = {"pre-training": audit.check(saved.manifest.get("data", {}), data, split, allow_leakage, told)}
     mesh = sharding.make_mesh()
     if settings.batch % mesh.size:

@@ -122,8 +122,9 @@ def _compare(train: AuditSet, test: AuditSet, told: Told) -> Iterator[Overlap]:
         yield from overlap("alike", (pair for pair in alike if pair[1] not in known), note)
     note = f"texts of fewer than {_COMMON_REPORT} training patients; short reports may agree by chance"
     yield from overlap("report", _shared(_rare_reports(train.rows), [row.report for row in test.rows]), note)
-    yield from overlap("kin", (), _kin_note(train.rows, test.rows))
-    yield from overlap("no patients", (), _patients_note(train.rows, test.rows))
+    ours, theirs = _patients_of(train.rows), _patients_of(test.rows)
+    yield from overlap("kin", (), _kin_note(ours, theirs))
+    yield from overlap("no patients", (), _patients_note(ours, theirs))
 
 
 def _shared(train: Sequence[Any], test: Sequence[Any]) -> tuple[tuple[int, int], ...]:
@@ -230,8 +231,11 @@ def _open_note(sources: set[tuple[str, str]]) -> str:
     return told + (f"; and {len(pairs) - 3} more pairs of sources" if len(pairs) > 3 else "")
 
 
-def _patients_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows by source and the family that their patients are numbered in."""
+Patients = dict[tuple[str, str], list[Row]]
+"""Rows by source and the family that their patients are numbered in."""
+
+
+def _patients_of(rows: Sequence[Row]) -> Patients:
     found: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
     for row in rows:
         if key := kinship.canonical_id(row.source, row.patient, "patient"):
@@ -239,23 +243,22 @@ def _patients_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return found
 
 
-def _kin_note(train: Sequence[Row], test: Sequence[Row]) -> str:
+def _kin_note(train: Patients, test: Patients) -> str:
     """Which sources hold the same patients under other ids, and why."""
     notes = {
         f"{a} and {b}: {why}; their patients have other ids"
-        for (a, one), (b, other) in itertools.product(_patients_of(train), _patients_of(test))
+        for (a, one), (b, other) in itertools.product(train, test)
         if one != other and (why := kinship.kin(one, other))
     }
     return "; ".join(sorted(notes))
 
 
-def _patients_note(train: Sequence[Row], test: Sequence[Row]) -> str:
+def _patients_note(train: Patients, test: Patients) -> str:
     """Which families do not say who their patients are: every image counts as one."""
-    ours, theirs = _patients_of(train), _patients_of(test)
-    shared = {family for _, family in ours} & {family for _, family in theirs}
+    shared = {family for _, family in train} & {family for _, family in test}
     hidden = {
         source
-        for side in (ours, theirs)
+        for side in (train, test)
         for (source, family), rows in side.items()
         if family in shared and all(_is_own_patient(row) for row in rows)
     }

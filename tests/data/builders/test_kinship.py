@@ -5,11 +5,14 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
+import pandas as pd
 import pytest
-from workbench import Bench, picture
+from workbench import Bench, picture, wheel_table
 
 from mmclip_jax.data import audit, kinship, overlaps, records, resources
 from mmclip_jax.data.builders import table
+
+FIXTURES = (wheel_table,)
 
 Layout = Callable[[Bench, Sequence[int], int], pathlib.Path]
 """Lays out and builds the data set of these patients, an image each; the last number makes its pictures its own."""
@@ -253,6 +256,7 @@ def test_every_pair_of_the_file_is_tried_here() -> None:
     ("what", "spellings"),
     [
         ("image", [("openi", "CXR1_1_IM-0001-4001.png"), ("indiana", "1_IM-0001-4001.dcm.png"),
+                   ("openi", "CXR1_IM-0001-4001.dcm"),
                    ("iu_xray", "images/CXR1_1_IM-0001-4001.PNG")]),
         ("patient", [("openi", "1"), ("indiana", "CXR1"), ("iu_xray", "0001")]),
         ("image", [("bimcv", "sub-S03047_ses-E07985_run-1_bp-chest_vp-ap_dx.png"),
@@ -268,3 +272,32 @@ def test_every_pair_of_the_file_is_tried_here() -> None:
 def test_spellings(what: str, spellings: list[tuple[str, str]]) -> None:
     keys = {kinship.canonical_id(source, id, what) for source, id in spellings}
     assert len(keys) == 1
+
+
+@pytest.mark.wheel
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "source", "columns"),
+    [
+        ("Data_Entry_2017_v2020.csv.gz", "chestxray14", {"Image Index": "image", "Patient ID": "patient"}),
+        ("kaggle_stage_2_train_labels.csv.zip", "rsna", {"patientId": "image"}),
+        ("siim-pneumothorax-train-rle.csv.gz", "siim", {"ImageId": "image"}),
+        ("chexpert_train.csv.gz", "chexpert", {"Path": "image"}),
+        ("vinbigdata-train.csv.gz", "vindr", {"image_id": "image"}),
+        ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz", "padchest",
+         {"ImageID": "image", "StudyID": "study", "PatientID": "patient"}),
+        ("nlmcxr_dicom_metadata.csv.gz", "openi", {"imageid": "image"}),
+    ],
+)  # fmt: skip
+def test_patterns_fit_every_real_id_and_keep_all_apart(
+    wheel_table: Callable[[str], pd.DataFrame], file: str, source: str, columns: dict[str, str]
+) -> None:
+    table = wheel_table(file)
+    own = kinship.families(source)[0]
+    for column, what in columns.items():
+        names = set(table[column]) - {""}
+        assert names, column
+        pattern = kinship._kinship().patterns[own][what]
+        unlike = [name for name in names if not pattern.fullmatch(kinship._SUFFIX.sub("", name.casefold()))]
+        assert len(unlike) <= 0.001 * len(names), unlike[:5]
+        assert len({kinship.canonical_id(source, name, what) for name in names}) == len(names)
