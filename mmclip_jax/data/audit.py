@@ -279,9 +279,9 @@ def check(
     places, missing = _places(train, test)
     key = (tuple(map(_identity, places)), tuple(map(_identity, test)), learnt, split, told, tuple(missing))
     if key not in _DONE:
-        ours = [read_built(place, learnt) for place in places]
-        theirs = [read_built(place, split) for place in test]
-        ours, theirs, why = looked_at(ours, theirs)
+        ours, theirs, why = looked_at(
+            [read_built(place, learnt) for place in places], [read_built(place, split) for place in test]
+        )
         # What is found does not depend on whether it is accepted.
         _DONE[key] = judge(ours, theirs, allowed="any reason", told=told, missing=missing, without_looks=why)
     result = {**_DONE[key], "allowed": ""}

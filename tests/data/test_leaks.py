@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from test_audit import build, make, pixels_of
 
 from mmclip_jax import cli
+from mmclip_jax import train as train_lib
+from mmclip_jax.config import default_config
 from mmclip_jax.data import audit, kinship, looks, overlaps
 from mmclip_jax.data.audit import AuditSet, Row, Told
 from mmclip_jax.errors import LeakageError, UserError
@@ -195,6 +197,29 @@ def test_the_command_asks_and_is_told(tmp_path: pathlib.Path, capsys: pytest.Cap
     assert cli.main([*command, "--other-ids", "ours"]) == 2
 
 
+def test_training_takes_the_same_flags(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(train_lib, "train", lambda config, workdir: asked.append(config.data))
+    config = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py")
+    told = ["--allow-leakage", "a drill", "--same-ids", "a,b", "--other-ids", "c,d", "--other-ids", "e,e"]
+    assert cli.main(["train", "--config", config, "--workdir", str(tmp_path / "w"), *told]) == 0
+    (data,) = asked
+    assert (data.allow_leakage, data.same_ids, data.other_ids) == ("a drill", ("a,b",), ("c,d", "e,e"))
+    learnt = build(tmp_path, "a", [make(n, "train", "c") for n in range(5)])
+    scored = build(tmp_path, "b", [make(n, "validation", "d", pixels=pixels_of(n + 60)) for n in range(5)])
+    data.train, data.evaluate = (learnt,), (scored,)
+    assert train_lib.audit_validation(config_of(data))["status"] == "clean"
+    data.other_ids, data.allow_leakage = (), ""
+    with pytest.raises(LeakageError, match="--same-ids c,d or --other-ids c,d"):
+        train_lib.audit_validation(config_of(data))
+
+
+def config_of(data: Any) -> Any:
+    config = default_config()
+    config.data = data
+    return config
+
+
 def test_data_that_were_built_anew_since_are_not_what_was_learnt(tmp_path: pathlib.Path) -> None:
     train = build(tmp_path, "a", [make(n, "train") for n in range(5)])
     test = build(tmp_path, "b", [make(n, "test") for n in range(50, 53)])
@@ -254,7 +279,9 @@ def test_a_damaged_image_is_counted_and_like_no_other(tmp_path: pathlib.Path, mo
         "a:train: 2 of its images cannot be read", "b:test: 3 of its images cannot be read",
     ]  # fmt: skip
     assert "cannot be read" in audit.text(result)
-    assert looks.unreadable(audit.read_set(train, ("train",)).looks) == 2
+    seen = audit.read_set(train, ("train",)).looks
+    assert seen is not None
+    assert looks.unreadable(seen) == 2
 
 
 def test_every_kind_has_its_weight() -> None:
