@@ -123,12 +123,14 @@ def _data_audit(args: argparse.Namespace) -> None:
     train = [audit.read_set(s, ("train",), looks=looks, patient_pattern=args.patient_pattern) for s in args.train]
     held_out = ("validation", "test")
     test = [audit.read_set(s, held_out, looks=looks, patient_pattern=args.patient_pattern) for s in args.against]
-    found = audit.audit(train, test)
+    found = audit.audit(train, test, audit.Told.read(args.same_ids, args.other_ids))
     print(audit.describe(found, train, test, args.show_ids))
     if args.out is not None:
         audit.write_csv(found, train, test, args.out)
     if any(each.is_leak for each in found):
         raise LeakageError("the test sets share images, studies or patients with the training sets")
+    if any(each.is_open for each in found):
+        raise LeakageError("ids of test and training sets agree: say with --same-ids or --other-ids what they mean")
 
 
 def _tokenizer_train(args: argparse.Namespace) -> None:
@@ -150,6 +152,9 @@ def _train(args: argparse.Namespace) -> None:
     config = read_config(args.config, args.overrides)
     if args.profile is not None:
         config.train.profile = args.profile
+    for name in ("allow_leakage", "same_ids", "other_ids"):
+        if given := getattr(args, name):
+            config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
     _start_processes(args)
     from mmclip_jax import train, writers
 
@@ -201,6 +206,7 @@ def _finetune(args: argparse.Namespace) -> None:
             step=args.step,
             split=args.split,
             allow_leakage=args.allow_leakage,
+            told=_told(args),
         )
     )
 
@@ -226,10 +232,23 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
+            told=_told(args),
             phrase_file=args.ms_cxr or "",
             labels_from_reports=args.labels_from_reports,
         )
     )
+
+
+def _told(args: argparse.Namespace) -> Any:
+    from mmclip_jax.data.audit import Told
+
+    return Told.read(args.same_ids, args.other_ids)
+
+
+def _add_told(parser: argparse.ArgumentParser) -> None:
+    for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
+        help = f"ids of these two sources are {what}; may be given several times"
+        parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
 
 
 def _referee(args: argparse.Namespace) -> None:
@@ -238,8 +257,10 @@ def _referee(args: argparse.Namespace) -> None:
         "--step": args.step,
         "--ms-cxr": args.ms_cxr,
         "--allow-leakage": args.allow_leakage,
+        "--same-ids": args.same_ids,
+        "--other-ids": args.other_ids,
     }
-    if given := [option for option, value in ours.items() if value not in (None, "")]:
+    if given := [option for option, value in ours.items() if value not in (None, "", [])]:
         raise UserError(f"{given[0]} is of runs of this software; leave it out with --referee")
     needed = {"--checkpoint": args.checkpoint, "--data": args.data, "--out": args.out}
     if missing := [option for option, value in needed.items() if not value]:
@@ -684,6 +705,7 @@ def _make_parser() -> _Parser:
     )
     check.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in the ids of a list")
     check.add_argument("--no-pixels", action="store_true", help="do not decode images to find those that are alike")
+    _add_told(check)
     check.add_argument("--show-ids", action="store_true", help="name an example of each kind of leak")
     check.add_argument("--out", type=_path, metavar="FILE.csv", help="write every pair")
 
@@ -701,6 +723,10 @@ def _make_parser() -> _Parser:
     train.add_argument(
         "--profile", type=int, metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
     )
+    train.add_argument(
+        "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
+    )
+    _add_told(train)
     _add_processes(train)
 
     plan = _add(top, "plan", "say what a run needs of a TPU slice or of GPUs; exit 1 if it does not fit", _plan)
@@ -723,8 +749,9 @@ def _make_parser() -> _Parser:
         "--allow-leakage",
         default="",
         metavar="REASON",
-        help="why images known from pre-training may be scored",
+        help="why images known from pre-training, or from the rows that are learnt here, may be scored",
     )
+    _add_told(tune)
     tune.more = _add_transfer_options
     _add_processes(tune)
 
@@ -756,6 +783,7 @@ def _make_parser() -> _Parser:
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )
+    _add_told(evaluate)
     evaluate.add_argument(
         "--ms-cxr",
         type=_existing,

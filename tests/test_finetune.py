@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,11 +20,12 @@ from sklearn.linear_model import LogisticRegression
 
 from mmclip_jax import classifier, finetune, sharding, step, transfer
 from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record
+from mmclip_jax.data import records
 from mmclip_jax.data.builders import fractions
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.data.tokenizer import load_tokenizer
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import LeakageError, UserError
 from mmclip_jax.evaluate import supervised
 from mmclip_jax.interop import api
 from mmclip_jax.models.mmclip import build_model
@@ -342,6 +344,47 @@ def test_a_probe_from_end_to_end(tmp_path: pathlib.Path, checkpoint: pathlib.Pat
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     with pytest.raises(UserError, match="other settings"):
         _run(checkpoint, phantom_dir, tmp_path, transfer.Settings(steps=21, batch=16, seeds=(0,), fractions=(1.0,)))
+
+
+class _Drawn(records.RecordsBuilder):
+    """Twelve patients a split, an image of noise each, with a label that noise cannot tell."""
+
+    def __init__(self, name: str, data_dir: pathlib.Path, noise: dict[str, int]):
+        super().__init__(data_dir)
+        self.name, self._noise = name, noise
+
+    def examples(self, split: str) -> Iterator[Example]:
+        for number in range(12):
+            rng = np.random.default_rng((self._noise[split], number))
+            yield records.finish_example(
+                id=f"{self.name}-{split}-{number}-x", source=self.name, split=split,
+                patient=f"{self.name}-{split}-{number}", study=f"{self.name}-{split}-s{number}",
+                pixels=rng.integers(0, 256, (24, 24), dtype=np.uint8), labels={"edema": P if number % 2 else A},
+            )  # fmt: skip
+
+
+def test_rows_that_are_learnt_here_and_scored_are_refused(tmp_path: pathlib.Path, checkpoint: pathlib.Path) -> None:
+    """Test images of one set are training rows of another, and the pre-training knows neither."""
+    one = records.build(_Drawn("one", tmp_path, {"train": 1, "validation": 2, "test": 3}))
+    other = records.build(_Drawn("other", tmp_path, {"train": 3, "validation": 5, "test": 6}))
+    settings = transfer.Settings(steps=2, batch=8, seeds=(0,), fractions=(1.0,))
+
+    def run(data: list[pathlib.Path], **options: Any) -> Any:
+        return finetune.run(checkpoint, data, tmp_path / "out", settings, resamples=20, progress=False, **options)
+
+    with pytest.raises(LeakageError, match=r"pixels: 12 of 12 images of one:test in other:train, 100 % of training"):
+        run([one, other])
+    assert not (tmp_path / "out").exists()
+    told = run([one, other], allow_leakage="a drill")
+    assert "images are known from training; accepted because: a drill" in told
+    results = json.loads((tmp_path / "out" / "probe" / "results.json").read_text())
+    assert results["audit"]["parts"] == {
+        "pre-training": "clean", "100 % of training": "leaks", "validation": "clean",
+    }  # fmt: skip
+    assert [entry["audit"] for entry in results["fractions"]] == ["leaks"]
+    stops = records.build(_Drawn("stops", tmp_path, {"train": 7, "validation": 3, "test": 8}))
+    with pytest.raises(LeakageError, match="pixels: 12 of 12 images of one:test in stops:validation"):
+        run([one, stops])
 
 
 @pytest.mark.slow

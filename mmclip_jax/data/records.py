@@ -705,7 +705,7 @@ class Records:
     def __init__(self, directory: epath.Path, split_name: str):
         self.path = directory
         self.split_name = split_name
-        self._shards = _shards(directory, split_name)
+        self._shards = shards(directory, split_name)
         self._source: Any = None
 
     @property
@@ -721,6 +721,18 @@ class Records:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.split_name}")
         return schema.from_features(_decode(self._open()[index]))
+
+    def texts(self, index: int, names: Sequence[str]) -> tuple[str, ...]:
+        """Some of an example's fields that are texts (`schema.Example`), without decoding the rest."""
+        fields = _example_message().FromString(self._open()[int(index)]).features.feature
+        return tuple(fields[name].bytes_list.value[0].decode() for name in names)
+
+    def image(self, index: int) -> bytes:
+        """The stored image file of an example, without decoding the rest."""
+        data: bytes = (
+            _example_message().FromString(self._open()[int(index)]).features.feature["image"].bytes_list.value[0]
+        )
+        return data
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -763,7 +775,7 @@ def _split_names(directory: epath.Path) -> list[str]:
     return list(_split_infos(directory))
 
 
-def _shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
+def shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
     """(file, number of examples) of each shard of a split; [] if the data set does not have the split."""
     info = _split_infos(directory).get(split_name)
     if info is None:

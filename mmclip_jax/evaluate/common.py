@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +60,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     show_text: bool = False,
     allow_leakage: str = "",
+    told: audit.Told = audit.NOTHING_TOLD,
     resamples: int = 1000,
     progress: bool = True,
     phrase_file: str | os.PathLike[str] = "",
@@ -76,6 +77,7 @@ def run(
       out: where to write; None for WORKDIR/evaluation/STEP (for a single checkpoint it must be given).
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
+      told: which sources have ids of one numbering.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
       phrase_file: of MS-CXR, "" for none.
@@ -98,9 +100,7 @@ def run(
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
     split = split or chosen.split
-    audited = None
-    if split != "train":
-        audited = audit.check(tuple(model.manifest.get("data", ())), directories, split, allow_leakage)
+    audited = audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data))
     results = evaluate_checkpoint(
         model,
         data,
@@ -117,10 +117,31 @@ def run(
         labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return told(results, f"Step {model.step:,}", out_dir)
+    return summary(results, f"Step {model.step:,}", out_dir)
 
 
-def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
+def audit_scored(
+    manifest: Mapping[str, Any],
+    directories: Sequence[str | os.PathLike[str]],
+    split: str,
+    protocol: Protocol,
+    allowed: str = "",
+    told: audit.Told = audit.NOTHING_TOLD,
+) -> dict[str, Any]:
+    """The audit of a split against what the model learnt from, and against what thresholds are chosen on.
+
+    Raises:
+      LeakageError: as `audit.judge`.
+    """
+    if split == "train":
+        return audit.not_audited("the split that models learn from was asked for")
+    parts = {"training": audit.check(manifest.get("data", {}), directories, split, allowed, told)}
+    if protocol.validation != split:
+        parts["thresholds"] = audit.check(directories, directories, split, allowed, told, learnt=protocol.validation)
+    return audit.combine(parts)
+
+
+def summary(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
     """Results as a terminal should show them; what: was evaluated, in a few words."""
     return "\n".join(
         [
@@ -128,7 +149,7 @@ def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) ->
             report.headline_text(results),
             *report.protocol_lines(results),
             *report.referee_lines(results),
-            f"Audit: {report.audit_text(results['audit'])}",
+            f"Audit: {audit.text(results['audit'])}",
             f"Report: {files.locate(out_dir) / report.REPORT_FILE}",
         ]
     )

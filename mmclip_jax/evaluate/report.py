@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax import spreadsheet
+from mmclip_jax.data import audit, kinship
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import figures, metrics
 from mmclip_jax.evaluate.base import uncertain_text
@@ -148,6 +149,8 @@ def render(
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
         weak_labels=weak_labels_text(results),
+        audited=audit.text(results["audit"]),
+        trained_on=_trained_on(results),
         title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
@@ -166,11 +169,24 @@ def render(
     )
 
 
+def _trained_on(results: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """{scored source: {"paired", "unpaired"}}: training images of the source, or of one that holds images of it."""
+    counts = (results["exposure"] or {}).get("sources", {})
+    return {
+        source: {
+            part: sum(seen.get(part, 0) for name, seen in counts.items() if kinship.is_same_source(name, source))
+            for part in ("paired", "unpaired")
+        }
+        for source in results["data"]["sources"]
+    }
+
+
 def _exposures(results: Mapping[str, Any]) -> dict[str, str]:
     """The stamps that a reader has to know, with their meanings."""
     foreign = bool(results["checkpoint"]["referee"])
     there = {f["exposure"] for entry in results["zero_shot"]["sources"].values() for f in entry["findings"]}
     own = [REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE] + ([] if results["exposure"] else [UNKNOWN_EXPOSURE])
+    own += [name for name in there if name not in own]
     return {name: meaning for name, meaning in EXPOSURES.items() if (name in there if foreign else name in own)}
 
 
@@ -342,21 +358,8 @@ def policy_text(results: Mapping[str, Any]) -> str:
     protocol = results["zero_shot"]["protocol"]
     return (
         f"Protocol {protocol['name']}. Uncertain labels: {protocol['uncertain_text']}. "
-        f"Audit: {audit_text(results['audit'])}." + (f" {weak}." if (weak := weak_labels_text(results)) else "")
+        f"Audit: {audit.text(results['audit'])}." + (f" {weak}." if (weak := weak_labels_text(results)) else "")
     )
-
-
-def audit_text(audited: Mapping[str, Any] | None) -> str:
-    """What the audit for leakage found, in a line."""
-    if audited is None:
-        return "none, these rows were not compared with the training data"
-    if audited["status"] == "leaks":
-        return f"images are known from training; accepted because: {audited['allowed']}"
-    if audited["status"] == "impossible":
-        return str(audited["note"])
-    if audited["status"] == "not audited":
-        return f"none, training data are not here ({', '.join(audited['missing']) or 'no record of them'})"
-    return "no patient, study, image id or pixels in common with the training data"
 
 
 def primary_macro(results: Mapping[str, Any], score: str | None = None) -> dict[str, Any] | None:
@@ -495,8 +498,8 @@ def honesty(results: Mapping[str, Any]) -> list[str]:
     lines = [
         "“Zero-shot” is said only of findings whose labels were never turned into training texts. All other scores by "
         "prompts are prompt-supervised: their labels taught the model, if in other images.",
-        "Patients of this split were not trained on as far as the data set's split says so; nothing was chosen on it "
-        "here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
+        f"Audit of these images against what was learnt from: {audit.text(results['audit'])}. Nothing was chosen on "
+        "this split here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
         "An interval covers the choice of patients, not that of the training seed: two runs differ by more.",
     ]
     if facts := results["checkpoint"]["referee"]:

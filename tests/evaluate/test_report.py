@@ -100,7 +100,7 @@ def test_the_model_card_holds_data_audit_numbers_and_limits(evaluated: Evaluated
     for heading in ("Intended use", "Training data", "Evaluation", "Limits"):
         assert f"## {heading}" in card
     assert "here: 600 images with reports, 0 without; labels that became texts: none" in card
-    assert "Audit: none, these rows were not compared" in card
+    assert "Audit: not audited: these rows were not compared" in card
     for finding in evaluated.results["zero_shot"]["sources"]["here"]["findings"]:
         area = report.number(finding["difference"]["auroc"])
         assert f"| {finding['name']} | {finding['positives']} | {area} (" in card
