@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mmclip_jax import cli
+from mmclip_jax import config as config_lib
 from mmclip_jax.errors import LostProcessError, PreemptedError, TrainingError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -324,10 +325,10 @@ def test_overrides_are_told_from_other_arguments(words, rest, overrides):
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.py")))
 def test_every_config_takes_an_override_of_every_number(file):
     path = str(ROOT / "configs" / file)
-    keys = cli._flat(cli.read_config(path))
+    keys = config_lib.flat(cli.read_config(path))
     numbers = {key: value for key, value in keys.items() if type(value) in (int, float)}
     assert numbers
-    changed = cli._flat(cli.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()]))
+    changed = config_lib.flat(cli.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()]))
     assert {key: changed[key] for key in numbers} == {key: value + 1 for key, value in numbers.items()}
 
 
