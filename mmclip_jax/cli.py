@@ -146,7 +146,7 @@ def _train(args: argparse.Namespace) -> None:
     from mmclip_jax import train, writers
 
     writers.configure_logging()
-    train.train(config, str(args.workdir))
+    train.train(config, str(args.workdir), args.stretch)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -614,8 +614,8 @@ def _add_transfer_options(parser: _Parser) -> None:
 
     add("mode", "train a linear head alone, or all of the encoder", default=default["mode"], choices=MODES)
     add("task", "several findings an image, or one class", default=default["task"], choices=TASKS)
-    add("fraction", "shares of the training patients, nested", dest="fractions", type=_Numbers(ranges.positive(1), "0.01,0.1,1"), metavar="A,B,…",
-        default=default["fractions"])  # fmt: skip
+    add("fraction", "shares of the training patients, nested", dest="fractions", metavar="A,B,…",
+        type=_Numbers(ranges.positive(1), "0.01,0.1,1"), default=default["fractions"])  # fmt: skip
     add("seeds", "one run a fraction and seed", type=_SEEDS, metavar="0,1,2",
         default=default["seeds"])  # fmt: skip
     add("findings", "kinds, or classes; default: all of the labels", type=lambda text: tuple(_words(text)),
@@ -713,6 +713,11 @@ def _make_parser() -> _Parser:
     train.add_argument("--workdir", required=True, type=_place, help="directory of checkpoints, metrics and manifest")
     train.add_argument(
         "--profile", type=_whole(), metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
+    )
+    train.add_argument(
+        "--stretch",
+        action="store_true",
+        help="go on with another number of steps than the run began with: its schedules stretch",
     )
     _add_processes(train)
 

@@ -105,21 +105,21 @@ def bucket_problem(error: Exception) -> str:
     return (text or type(error).__name__) if foreign else ""
 
 
-def read_json(path: str | os.PathLike[str], remedy: str, keys: Sequence[str] = ()) -> Any:
-    """The content of a JSON file, an object with these keys at least.
+def read_json(path: str | os.PathLike[str], remedy: str, keys: Sequence[str] = (), kind: type = dict) -> Any:
+    """The content of a JSON file, of this kind, an object with these keys at least.
 
     remedy: what to do about a damaged one, as the end of a sentence.
 
     Raises:
-      UserError: it cannot be read, is cut off, is no JSON, or holds no such object.
+      UserError: it cannot be read, is cut off, is no JSON, or holds something else.
     """
     place = epath.Path(path)
     try:
         content = json.loads(place.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{place} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{place} is damaged (no JSON object, but {type(content).__name__}): {remedy}")
+    if not isinstance(content, kind):
+        raise UserError(f"{place} is damaged (a {type(content).__name__}, and no {kind.__name__}): {remedy}")
     if missing := [key for key in keys if key not in content]:
         raise UserError(f"{place} is damaged (it has no {missing[0]!r}): {remedy}")
     return content
@@ -182,8 +182,8 @@ def whole_folder(path: str | os.PathLike[str], last: str) -> Iterator[pathlib.Pa
     Args:
       path: the folder; files of other names that lie there stay.
       last: the file that says that all others are there: its old version goes first, its new one comes last. A reader
-        that finds it finds files of one and the same run. Of two processes that write into one folder, both do so whole,
-        and the files of the later one stay.
+        that finds it finds files of one and the same run. Of two processes that write into one folder, both do so
+        whole, and the files of the later one stay.
     """
     place = locate(path)
     if in_bucket(place):

@@ -1,9 +1,9 @@
 """One process at a time in a folder: a file that says who, and that outlives no killed process.
 
-The file is made whole by a hard link (or, where the file system has none, by an exclusive open), and its holder touches
-it every few seconds. Whether the holder of a file that is there still lives is read from the process table where it can
-be seen, and otherwise from whether the file is touched any more. Nothing rests on flock, which some network file systems
-lack and others forget. In a bucket nothing is locked.
+The file is made whole by a hard link (or, where the file system has none, by an exclusive open), and its holder
+touches it every few seconds. Whether the holder of a file that is there still lives is read from the process table
+where it can be seen, and otherwise from whether the file is touched any more. Nothing rests on flock, which some
+network file systems lack and others forget. In a bucket nothing is locked.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import pathlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmclip_jax import files, processes
 from mmclip_jax.errors import TrainingError, UserError
@@ -181,6 +181,36 @@ def _seen(path: pathlib.Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def held_by_run(folder: str | os.PathLike[str], what: str) -> Iterator[Callable[[], None]]:
+    """Holds a folder for all processes of a run, of which the first one takes it. All must call it.
+
+    Yields:
+      check(): raises TrainingError where the folder is no longer the run's own (see `Lock.check`); in the first process
+        alone.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    problem: Exception | None = None
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if jax.process_index() == 0:
+            try:
+                lock = stack.enter_context(held(folder, what))
+            except (UserError, OSError) as error:
+                problem = error
+        if jax.process_count() > 1 and not bool(multihost_utils.broadcast_one_to_all(np.int32(problem is None))):
+            problem = problem or UserError(f"{folder} is in use or cannot be written: the first process says by whom")
+        if problem is not None:
+            raise problem
+        yield (lambda: None) if lock is None else lock.check
 
 
 @contextlib.contextmanager

@@ -45,7 +45,11 @@ class Owner:
 
 def this_process() -> Owner:
     """The process that asks."""
-    pid = os.getpid()
+    return of(os.getpid())
+
+
+def of(pid: int) -> Owner:
+    """The process of this place with this number."""
     return Owner(platform.node() or "unknown", _place(), pid, _started(pid) or 0)
 
 

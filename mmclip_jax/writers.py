@@ -167,7 +167,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
       Its rows, ascending in step: {"step": n, name: number, or None where the number was not finite}.
 
     Raises:
-      UserError: a line is no JSON object of numbers with a step. An incomplete last line, as a killed run leaves, is dropped.
+      UserError: a line is no JSON object of numbers with a step. An incomplete last line, as a killed run leaves, is
+        dropped.
     """
     path = epath.Path(path)
     if not path.exists():

@@ -82,11 +82,11 @@ def test_settings_that_would_lose_or_spoil_a_run_are_refused(name: str, value: A
 def test_training_planning_and_studies_check_alike(tmp_path: Any) -> None:
     config = tiny.load_config("demo", "runlocal")
     config.train.keep = 0
-    with pytest.raises(UserError, match="train.keep=0 is not at least 1"):
+    with pytest.raises(UserError, match=r"train\.keep=0 is not at least 1"):
         train.train(config, str(tmp_path / "run"))
-    with pytest.raises(UserError, match="train.keep=0"):
+    with pytest.raises(UserError, match=r"train\.keep=0"):
         plan.make_plan(config, "h100:8x1")
-    with pytest.raises(UserError, match="train.keep=0"):
+    with pytest.raises(UserError, match=r"train\.keep=0"):
         ablate.run(config, "hint", [0], tmp_path / "study")
     assert not list(tmp_path.glob("run*"))
 
@@ -187,5 +187,5 @@ def test_a_range_is_what_it_says(value: float, low: float, width: float, above: 
 def test_argparse_calls_a_number_by_its_kind() -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--n", type=cli._Number(ranges.count()))
-    with pytest.raises(argparse.ArgumentError, match="invalid int value: '1.5'"):
+    with pytest.raises(argparse.ArgumentError, match=r"invalid int value: .1\.5."):
         parser.parse_args(["--n", "1.5"])
