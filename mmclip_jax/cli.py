@@ -2,7 +2,8 @@
 
 What a user got wrong (UserError, a mistyped option, a missing file, a wrong config key) is one line on stderr and exit
 status 2; training that cannot go on is one line and 1; a run that SIGTERM stopped is 75, an interrupt 130. Everything
-else is a bug and keeps its traceback. Whatever takes long to import is imported by the command that needs it.
+else is a fault of this software: one line and 1, with the traceback in a file (`--debug`, or MMCLIP_TRACEBACK=1, shows
+it). Whatever takes long to import is imported by the command that needs it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import mmclip_jax
-from mmclip_jax import ranges
+from mmclip_jax import ends, ranges
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
     DoesNotFitError,
@@ -41,6 +42,8 @@ _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
 )
+# What JAX's readers of cluster variables raise where only some are set, or hold something else.
+_NO_CLUSTER = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _NUMBER = re.compile(r"-\.?\d")
@@ -167,14 +170,27 @@ def _start_processes(args: argparse.Namespace) -> None:
     if any(value is None for value in told) and any(value is not None for value in told):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
     if args.pod or args.coordinator is not None:
+        _check_processes(*told)
         from mmclip_jax import sharding
 
         try:
             sharding.join_processes(*told)
-        except ValueError as error:  # an address or a number that cannot be, or nothing that names the other processes
+        except _NO_CLUSTER as error:  # a number that cannot be, or nothing (or half of it) that names the others
             problem = "--pod finds no cluster around it" if args.pod else "the processes cannot be joined"
             remedy = "; --coordinator, --processes and --process say where the others are" if args.pod else ""
-            raise UserError(f"{problem} ({str(error).rstrip('.')}){remedy}") from error
+            said = str(error).rstrip(".") if isinstance(error, ValueError) else f"it sets no {error}, or wrongly"
+            raise UserError(f"{problem} ({said}){remedy}") from error
+
+
+def _check_processes(coordinator: str | None, count: int | None, number: int | None) -> None:
+    """Raises UserError where --coordinator is no HOST:PORT, or --process none of --processes."""
+    if coordinator is None or count is None or number is None:
+        return
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", coordinator)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise UserError(f"--coordinator {coordinator}: give HOST:PORT, such as 10.0.0.1:8476 or [fd00::1]:8476")
+    if number >= count:
+        raise UserError(f"--process {number} is none of --processes {count}, which are counted from 0")
 
 
 def _finetune(args: argparse.Namespace) -> None:
@@ -868,8 +884,22 @@ def _one_line(message: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ[ends.TRACEBACK_VARIABLE] = "1"
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
+        with ends.interrupts_end_it():
+            return _main(words)
+    except KeyboardInterrupt:  # between the command's end and this one's
+        print("mmclip: interrupted", file=sys.stderr)
+        return ends.STATUS_INTERRUPTED
+
+
+def _main(words: Sequence[str]) -> int:
+    args: Any = None
+    try:
+        args = _parse(words)
     except _UsageError as error:
         print(_one_line(error), file=sys.stderr)
         return 2
@@ -892,20 +922,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("mmclip: interrupted", file=sys.stderr)
-        return 130
+        return ends.STATUS_INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _FULL_OR_FORBIDDEN:
-            raise
-        print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        if error.errno in _FULL_OR_FORBIDDEN:
+            print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        else:
+            print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
         return 1
     return 0
 
 
 def _set_up() -> None:
-    """Marks absl's flags as parsed, which Grain's worker processes ask for."""
+    """Marks absl's flags as parsed, which Grain's worker processes ask for; makes room for open files."""
+    if problem := ends.problem_of_open_files():
+        raise UserError(problem)
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
