@@ -21,9 +21,9 @@ TRACEBACK_VARIABLE = "MMCLIP_TRACEBACK"
 def interrupts_end_it() -> Iterator[None]:
     """Inside, Ctrl-C ends the process with 130 within `GRACE_SECONDS`.
 
-    Python raises KeyboardInterrupt only between two of its own instructions: a compilation of a minute has none, and where
-    a library calls back into Python what is raised there is swallowed. So the signal also wakes a thread, which ends the
-    process if it is still there after a while.
+    Python raises KeyboardInterrupt only between two of its own instructions: a compilation of a minute has none, and
+    where a library calls back into Python what is raised there is swallowed. So the signal also wakes a thread, which
+    ends the process if it is still there after a while.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
@@ -63,8 +63,8 @@ def interrupts_end_it() -> Iterator[None]:
 def told(error: BaseException, workdir: object = None) -> str:
     """Writes the traceback of an unexpected error into a file; returns the one line to tell about it.
 
-    workdir: a folder that is there, for the file; otherwise it goes where temporary files go. Only its owner may read the
-    file: a traceback may quote what the data hold.
+    workdir: a folder that is there, for the file; otherwise it goes where temporary files go. Only its owner may read
+    the file: a traceback may quote what the data hold.
     """
     said = " ".join(str(error).split())
     said = said if len(said) <= 160 else said[:160] + "…"
