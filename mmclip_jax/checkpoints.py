@@ -347,7 +347,7 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict, stretch: bo
         elif not differences:
             raise UserError(
                 f"{workdir} holds a run of {old_steps:,} steps, not {steps:,}: the schedule of the learning rate and "
-                "the share of random masks would stretch from here on, and the result be that of no run made in one go. "
+                "the share of random masks would stretch from here on, and the result be that of no run in one go. "
                 "Say --stretch if that is meant, or give another --workdir"
             )
     if old_steps != steps and stretch:
