@@ -174,8 +174,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _named_storage_errors(self) -> Iterator[None]:
-        with storage_errors_are_named(self._manager.directory, self.describe_last):
-            yield
+        try:
+            with storage_errors_are_named(self._manager.directory, self.describe_last):
+                yield
+        except StorageError:
+            raise
+        except Exception:
+            self.guard()  # where the workdir is gone, Orbax fails in many ways
+            raise
 
     def describe_last(self) -> str:
         """Which checkpoint a run can go on from, for a message."""

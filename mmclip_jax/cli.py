@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import io
 import json
 import math
 import os
@@ -885,6 +886,9 @@ def _one_line(message: object) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if "--debug" in words:
         words.remove("--debug")
         os.environ[ends.TRACEBACK_VARIABLE] = "1"

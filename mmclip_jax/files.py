@@ -24,8 +24,9 @@ _TENSORSTORE_PROBLEM = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAIL
 
 
 # Orbax and TFDS look for files with patterns into which they put the path as it is (etils.epath hands it to glob): a
-# checkpoint below "a[1]" could be written and never read, and "a*b" finds the data of "a-b".
-_PATTERN = re.compile(r"[\[\]*?\\\x00-\x1f\x7f]")
+# checkpoint below "a[1]" could be written and never read, and "a*b" finds the data of "a-b". Bytes that are no UTF-8 (Python's
+# surrogates) cannot be written into the files that name them.
+_PATTERN = re.compile(r"[\[\]*?\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
@@ -39,7 +40,8 @@ def check_name(path: str | os.PathLike[str]) -> None:
     if found := _PATTERN.search(whole):
         raise UserError(
             f"{whole!r} has {found[0]!r} in its name, which libraries that read checkpoints and data sets take for a "
-            "pattern or cannot show: rename the folder, or give another one (without [ ] * ? \\ and control characters)"
+            "pattern, or cannot show: rename the folder, or give another one (without [ ] * ? \\, control characters "
+            "and bytes that are no UTF-8)"
         )
 
 

@@ -17,6 +17,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
+from absl import logging
+
 from mmclip_jax import files, processes
 from mmclip_jax.errors import TrainingError, UserError
 
@@ -160,6 +162,7 @@ def _is_gone(path: pathlib.Path, holder: Holder) -> bool:
     """Whether a holder has ended. Of one that cannot be seen from here it takes a while to find out."""
     if holder.owner.is_here:
         return holder.owner.is_gone
+    logging.info("%s: is %s still at work? This takes %.0f s to find out", path.parent, holder, _STALE_SECONDS)
     return not _is_touched(path, _STALE_SECONDS)
 
 

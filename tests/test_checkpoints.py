@@ -27,7 +27,7 @@ from mmclip_jax.checkpoints import (
     find_checkpoint,
     run_record,
 )
-from mmclip_jax.errors import DamagedCheckpointError, UserError
+from mmclip_jax.errors import DamagedCheckpointError, TrainingError, UserError
 
 TOKENIZER = bytes(range(256))
 
@@ -361,6 +361,23 @@ def test_what_was_cut_off_before_the_first_checkpoint_does_not_block_a_run(tmp_p
     checkpoints.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
     assert find_checkpoint(tmp_path).step == 3
+
+
+def test_whatever_fails_where_the_workdir_is_gone_is_called_so(tmp_path: pathlib.Path) -> None:
+    gone = False
+
+    def guard() -> None:
+        if gone:
+            raise TrainingError("the workdir was moved or removed")
+
+    checkpoints = Checkpoints(tmp_path / "run", 5, guard)
+    checkpoints.save(make_state(3), iterator(3), run())
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "run", 5, guard)
+    gone = True
+    for call in (lambda: checkpoints.save(make_state(4), iterator(4), run()), checkpoints.close):
+        with pytest.raises(TrainingError, match="moved or removed"):
+            call()
 
 
 def test_a_missing_average_is_an_error_and_not_the_parameters(tmp_path: pathlib.Path) -> None:

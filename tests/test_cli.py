@@ -189,6 +189,19 @@ def test_bugs_are_one_line_and_keep_their_traceback_in_a_file(monkeypatch, bug, 
     assert "in run\n    raise error\n" in capsys.readouterr().err
 
 
+def test_a_terminal_without_the_characters_is_no_reason_to_fail():
+    code = """
+        import sys
+        from mmclip_jax import cli
+        cli._data_info = lambda args: print("\\u00b1 \\u65e5")
+        sys.exit(cli.main(["data", "info", "."]))
+    """
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "\\xb1 \\u65e5\n"), done.stderr
+
+
 def test_a_long_message_of_a_bug_is_cut(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     _run_as(monkeypatch, KeyError("report " * 1000))

@@ -170,7 +170,7 @@ def test_two_writers_of_one_folder_both_finish_and_nothing_is_mixed(tmp_path: pa
     assert names(tmp_path) == ["eval"]
 
 
-@pytest.mark.parametrize("character", ["[", "]", "*", "?", "\\", "\n", "\x7f"])
+@pytest.mark.parametrize("character", ["[", "]", "*", "?", "\\", "\n", "\x7f", "\udcff"])
 @pytest.mark.parametrize("where", ["last", "parent", "current directory"])
 def test_names_that_libraries_take_for_patterns_are_refused(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, character: str, where: str
