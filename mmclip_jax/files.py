@@ -24,8 +24,8 @@ _TENSORSTORE_PROBLEM = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAIL
 
 
 # Orbax and TFDS look for files with patterns into which they put the path as it is (etils.epath hands it to glob): a
-# checkpoint below "a[1]" could be written and never read, and "a*b" finds the data of "a-b". Bytes that are no UTF-8 (Python's
-# surrogates) cannot be written into the files that name them.
+# checkpoint below "a[1]" could be written and never read, and "a*b" finds the data of "a-b". Bytes that are no UTF-8
+# (Python's surrogates) cannot be written into the files that name them.
 _PATTERN = re.compile(r"[\[\]*?\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
