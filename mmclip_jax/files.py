@@ -117,7 +117,7 @@ def read_json(path: str | os.PathLike[str], remedy: str, keys: Sequence[str] = (
     """
     place = epath.Path(path)
     try:
-        content = json.loads(place.read_bytes())
+        content: Any = json.loads(place.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{place} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
     if not isinstance(content, kind):

@@ -170,10 +170,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
       UserError: a line is no JSON object of numbers with a step. An incomplete last line, as a killed run leaves, is
         dropped.
     """
-    path = epath.Path(path)
-    if not path.exists():
+    place = epath.Path(path)
+    if not place.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    lines = place.read_bytes().split(b"\n")
     rows: dict[int, dict[str, float | None]] = {}
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
         try:

@@ -98,7 +98,9 @@ def negation(
         for column, measure in enumerate(("present", "absent", "balanced", "auroc")):
             point = float(value[column])
             if people is None or measure == "auroc":
-                interval = metrics.logit_interval(point, drawn[:, column], level, people and people[column])
+                interval = metrics.logit_interval(
+                    point, drawn[:, column], level, None if people is None else people[column]
+                )
             else:
                 interval = intervals.rate_interval(point, drawn[:, column], level, people[column])
             result |= {measure: point, f"{measure}_interval": [interval.low, interval.high]}

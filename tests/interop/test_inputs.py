@@ -326,8 +326,8 @@ class Path:
     ("bad", "message"),
     [
         (None, "not None"),
-        (np.float32([[0, 255], [3, 4]]), "float32 must be 0 to 1"),
-        (np.float32([[0, np.nan], [1, 0]]), "float32 must be 0 to 1"),
+        (np.array([[0, 255], [3, 4]], np.float32), "float32 must be 0 to 1"),
+        (np.array([[0, np.nan], [1, 0]], np.float32), "float32 must be 0 to 1"),
         (np.array([[0, -1], [3, 4]]), "from -1 to 4"),
         (np.array([[0, 70000], [3, 4]]), "from 0 to 70000"),
         (np.array([[1j, 2], [3, 4]]), "complex128"),
@@ -378,6 +378,7 @@ def test_what_is_no_list_is_refused(one: Any) -> None:
 
 
 def test_texts_are_strings_and_lists_are_of_one_length() -> None:
+    bad: Any
     for bad in (None, 3, b"x", 1.5):
         with pytest.raises(UserError, match=r"texts\[1\] must be a string, not"):
             check_several("texts", ["a", bad])

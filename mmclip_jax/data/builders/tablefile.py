@@ -354,7 +354,7 @@ def _holds_pictures(source: Any, field: Any) -> bool:
         return False
     first = next(source.iter_batches(batch_size=1, columns=[field.name]), None)
     value = first.column(0)[0].as_py() if first is not None and first.num_rows else None
-    return bool(value) and (value.startswith(_PICTURES) or is_dicom(value))
+    return isinstance(value, bytes) and (value.startswith(_PICTURES) or is_dicom(value))
 
 
 def _embedded(source: Any, file: pathlib.Path, column: str) -> tuple[list[str], list[str]]:
