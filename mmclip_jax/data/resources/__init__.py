@@ -28,6 +28,17 @@ ENVIRONMENT = "MMCLIP_RESOURCES"
 NO_FINDING = "no_finding"
 LABELS = ("observation", "anatomy", "device", "modifier")
 CUES = ("before", "after", "normal", "pseudo", "terminator", "conjunction", "affirming", "verb")
+MORE_CUES = (
+    "disjunction",
+    "clause",
+    "participle",
+    "remains",
+    "asked",
+    "yes",
+    "unknown",
+    "past",
+    "past_verb",
+)  # a file may lack these
 
 _KIND_FIELDS = {"display", "category", "count", "is_a", "phrases", "terms", "labels"}
 _UNCOUNTED = re.compile(r"(?:ed|(?<!thicken)ing|al|[a-z]{3}ar|ic|ous|ary|ive|oid|nent|ae|mata|(?<![sui])s|[^a-z])$")
@@ -319,9 +330,12 @@ def _say(term: Term) -> str:
 
 def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ...]]:
     content = read_yaml(file)
-    if set(content) != set(CUES):
-        raise UserError(f"{file}: expected exactly the lists {', '.join(CUES)}")
-    cues = {role: tuple(map(normalise, _strings(file, role, content[role]))) for role in CUES}
+    if not set(CUES) <= set(content) <= {*CUES, *MORE_CUES}:
+        raise UserError(f"{file}: expected the lists {', '.join(CUES)}, and perhaps {', '.join(MORE_CUES)}")
+    cues = {}
+    for role in (*CUES, *MORE_CUES):
+        spelt = [word for cue in _strings(file, role, content.get(role, [])) for word in _expand(file, cue)]
+        cues[role] = tuple(dict.fromkeys(map(normalise, spelt)))
     for role, lists in cues.items():
         for cue in lists:
             words = cue.split()
@@ -332,6 +346,17 @@ def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ..
             if role != "affirming" and held:
                 raise UserError(f"{file}: the cue {cue!r} of {role} would hide the term {held[0]!r}; leave it out")
     return cues
+
+
+def _expand(file: Path, cue: str) -> list[str]:
+    """The cues that one with alternatives stands for: "{is,are,} not seen" is three."""
+    match = re.search(r"\{([^{}]*)\}", cue)
+    if match is None:
+        if set("{}") & set(cue):
+            raise UserError(f"{file}: the braces of the cue {cue!r} do not match")
+        return [cue]
+    choices = [cue[: match.start()] + choice.strip() + cue[match.end() :] for choice in match[1].split(",")]
+    return [expanded for choice in choices for expanded in _expand(file, choice)]
 
 
 def _read_prompts(file: Path) -> dict[str, Any]:
