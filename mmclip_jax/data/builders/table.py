@@ -46,6 +46,7 @@ from mmclip_jax.data.builders.collection import (
     Reject,
     check_storing,
     entities_option,
+    language_option,
     listed_labels,
     option,
 )
@@ -104,6 +105,7 @@ class TableOptions:
     encoding: str = option("jpeg", "how changed images are stored: jpeg (quality 95) or png", ("jpeg", "png"))
     max_reject_share: float = option(0.001, "the build stops if more than this share of rows cannot be used")
     entities: str = entities_option()
+    language: str = language_option()
     csv_encoding: str = option("utf-8", "character encoding of a CSV file")
     workers: int = option(0, "processes that read images; 0: one a core")
 
