@@ -49,7 +49,8 @@ class Sense(NamedTuple):
     affirming: bool = False
 
 
-BOX = r"[\[(][ \t]*[xX\u2713\u2714]?[ \t]*[\])]|[\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705]"
+_BOXES = r"\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705\u2713\u2714\u2717\u2718\u274c"
+BOX = rf"[\[(][ \t]*[xXvV\u2713\u2714]?[ \t]*[\])]|[{_BOXES}]"
 _ENDS = r"(?=[ \t]*(?:[.,;|)\]\n\r\t]|$))"
 
 
@@ -62,19 +63,20 @@ def marks_pattern(clause: str) -> str:
       clause: a pattern for words that belong to a comma before them, "" for none.
     """
     after = (
-        r"(?<=[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705])",
+        rf"(?<=[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2026{_BOXES}])",
         rf"(?<=,)(?:\s+(?:{clause})(?!\w))?" if clause else "(?<=,)",
         r"(?<=\.)(?!\d)\.*",
         rf"(?<=[:?|\t=\u2192])>?(?:[ \t]*(?:\+{{1,4}}|[-\u2013\u2014\u22120\u00d81yn]|n/a){_ENDS})?",
-        rf"(?<=-)(?:>(?:[ \t]*[-+01yn]{_ENDS})?|(?=\s))",
+        rf"(?<=-)(?:>(?:[ \t]*[-+01yn]{_ENDS})?|(?=[\s.,;|)]|$))",
         r"(?<=[\u2013\u2014])",
-        r"(?<=[(\[])[ \t]*(?:[-\u2013\u2014\u2212+]|[xX\u2713\u2714])?[ \t]*[)\]]",
+        r"(?<=[(\[])[ \t]*(?:[-\u2013\u2014\u2212+]|[xXvV\u2713\u2714])?[ \t]*[)\]]",
+        r"(?<=\+)(?=[ \t]*(?:[.,;|)\]/\n\r\t]|$))",
         r"(?<=\*)(?=\s)",
         r"(?<=\d)\d?\)(?=\s)",
     )
     first = (
-        r"[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705"
-        r",.:?|\t=\u2192\-\u2013\u2014(\[*\d]"
+        rf"[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2026{_BOXES}"
+        r",.:?|\t=\u2192\-\u2013\u2014(\[*\d+]"
     )
     return f"{first}(?:{'|'.join(after)})"
 
@@ -83,13 +85,15 @@ _SINGLE = {
     **dict.fromkeys(".;!\u2022\u25e6\u25aa\u25cf\u2023*", Role.END),
     **dict.fromkeys(":?|=\t\u2192\u2026", Role.ASK),
     **dict.fromkeys("\n\r\v\f\x85\u2028\u2029", Role.LINE),
-    **dict.fromkeys("\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705", Role.BOX),
+    **dict.fromkeys("\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705\u2713\u2714\u2717\u2718\u274c", Role.BOX),
     **dict.fromkeys("-\u2013\u2014", Role.DASH),
 }
 
 
 def sense_of_mark(mark: str) -> Sense:
     """What a match of `marks_pattern` means, a comma's words aside."""
+    if mark == "+":
+        return Sense(int(Role.SIGN), word="yes")
     if len(mark) == 1:
         return Sense(int(_SINGLE[mark]))
     if mark[-1] == ")" and mark[:-1].isdigit():

@@ -55,12 +55,12 @@ def judge(text: str, events: Iterable[tuple[int, int, Sense]]) -> Verdict:
 
 
 _OBSERVATION, _OTHER = int(Role.OBSERVATION), int(Role.OTHER)
-_TICKED = re.compile(r"[xX\u2713\u2714\u2611\u2612\u25a0\u25fc\u2705]")
+_TICKED = re.compile(r"[xXvV\u2713\u2714\u2611\u2612\u25a0\u25fc\u2705]")
 _NEXT_ITEM = re.compile(
     r"\s*(?:[\n\r\x85\u2028\u2029]|\(?(?:\d{1,2}|[a-z])[.)]\s|[-*\u2022\u25e6\u25aa\u25cf\u2023\[\u2610-\u2612]|$)"
 )
 _CAPITAL = re.compile(r"\s*[A-Z\u00c0-\u00de](?:[a-z\u00df-\u00ff]|\s)")
-_ANSWER_ENDS = re.compile(r"[ \t]*(?:[.,;|)\]!\n\r\t]|$)")
+_ANSWER_ENDS = re.compile(r"[ \t]*(?:[.,;|(/)\]!\n\r\t]|$)")
 _FOLLOWED_BY_BOX = re.compile(rf"[ \t]*(?:{BOX})")
 _GOES_ON = re.compile(r"[\s,\-\u2013\u2014]*(?:or|and|nor|oder|und|ou|et|o|y|ni)\b", re.IGNORECASE)
 _BOX_STARTS = frozenset("[(\u2610\u2611\u2612")
@@ -70,6 +70,7 @@ _SHORT_LINE = 40  # characters; shorter lines are not wrapped, they end where th
 _PAST = re.compile(
     r"\s+(?:(?:on|in|at|by|from)\s+)?(?:(?:the|a|any|his|her|most|recent|patient's)\s+)*(?:"
     r"prior|previous|previously|earlier|yesterday|last|old|older|comparison|outside|baseline|initial"
+    r"|\d{1,2}[./-]\d{1,2}"
     r"|(?:film|study|exam|examination|radiograph|image|x-ray|ct)s?\s+(?:of|from|dated|performed)"
     r"|(?:\d+|one|two|three|a few|several)\s+(?:day|week|month|year)s?\s+(?:ago|before|earlier))(?!\w)",
     re.IGNORECASE,
@@ -78,7 +79,7 @@ _PAST = re.compile(
 
 def _qualifies(sense: Sense) -> bool:
     """Whether an observation may be one of several adjectives of the next: "no displaced, acute fractures"."""
-    return not sense.kind and sense.word.endswith("ed")
+    return not sense.kind and sense.word.endswith(("ed", "tortuous"))
 
 
 class _State:
@@ -106,6 +107,7 @@ class _State:
         "past",
         "polarity",
         "predicate",
+        "said",
         "segment",
         "skip_to",
         "splice",
@@ -131,6 +133,7 @@ class _State:
         # A comma within a denial opens a segment: an item of a list, or a clause that was spliced on.
         self.fresh = False  # no term in the segment yet
         self.predicate = False  # its verb was the last event
+        self.said = False  # the denied terms have had their verb: "no effusion seen"
         self.segment = -1
         self.splice = -1  # the first term behind a comma that begins as what is there does ("small", "stable")
         self.commas = 0
@@ -158,12 +161,24 @@ class _State:
             self.fresh = False
             if sense.affirming and self.splice < 0 and self.denying:
                 self.splice = len(self.found)
+        elif self.segment >= 0 and not self.listed and self._is_predicate(sense):
+            self._affirm(self.segment)
+            self._release(self.first)
         if self.predicate:
             self.predicate = False
             if sense.affirming and self.denying and self.segment >= 0:
                 self._affirm(self.segment)
                 self._release(self.first)
-        self.watching = False
+        self.watching = self.segment >= 0
+
+    def _is_predicate(self, sense: Sense) -> bool:
+        """Whether a term says something of the one before, without a verb: "cardiomegaly stable", "heart enlarged"."""
+        if len(self.found) <= self.segment:
+            return False
+        before = self.found[-1][2]
+        if sense.affirming:
+            return before.role == _OBSERVATION
+        return before.label == "anatomy" and sense.role == _OBSERVATION and _qualifies(sense)
 
     def _release(self, first: int) -> None:
         """Ends the denial of what follows."""
@@ -173,7 +188,7 @@ class _State:
         self.first = first
         self.splice = self.segment = -1
         self.commas = 0
-        self.listed = self.closed = self.fresh = self.predicate = False
+        self.listed = self.closed = self.fresh = self.predicate = self.said = False
         self.watching = self.joined
 
     def _affirm(self, first: int) -> None:
@@ -228,7 +243,7 @@ class _State:
     def _forget(self) -> None:
         self.denying = STATED
         self.splice = self.segment = -1
-        self.fresh = self.predicate = False
+        self.fresh = self.predicate = self.said = False
 
     def line(self, event: tuple[int, int, Sense]) -> None:
         if not self._breaks(event[0], event[1]):
@@ -292,6 +307,10 @@ class _State:
         apart = start == 0 or text[start - 1].isspace()
         if text[start] == "-" and not apart:
             return
+        if apart and _ANSWER_ENDS.match(text, end) and self._targets() and not text[self.found[-1][1] : start].strip():
+            self._back(event, DENIED)  # "effusion -"
+            self.first = len(self.found)
+            return
         if _GOES_ON.match(text, end) or _RANGE.match(text, len(text[:start].rstrip()) - 1):
             return
         self.ask(event)
@@ -310,7 +329,9 @@ class _State:
     def comma(self, _: Any) -> None:
         number = len(self.found)
         self.first_normal = number
-        if self.denying and any(not _qualifies(self.found[i][2]) for i in self._observations(self.cue_first)):
+        if self.denying and self.said:
+            self._release(number)
+        elif self.denying and self._has_item():
             self.commas += 1
             self.closed = self.closed or self.listed
             self.listed = False
@@ -328,6 +349,14 @@ class _State:
             self.asked = None
         self.joined = False
 
+    def _has_item(self) -> bool:
+        """Whether the denial has named an observation yet; an adjective does not count."""
+        for i in range(len(self.found) - 1, self.cue_first - 1, -1):
+            sense = self.found[i][2]
+            if sense.role == _OBSERVATION and not _qualifies(sense):
+                return True
+        return False
+
     def clause(self, event: tuple[int, int, Sense]) -> None:
         """A comma with a word that begins a clause: ", the"."""
         self.comma(event)
@@ -337,6 +366,8 @@ class _State:
 
     def conjunction(self, _: Any) -> None:
         self.first_normal = len(self.found)
+        if self.denying and self.said:
+            self._release(self.first_normal)
         if self.verb:
             self.verb = False
             self.first = self.first_normal
@@ -344,6 +375,7 @@ class _State:
         self.fresh = self.either_or = False
 
     def disjunction(self, event: tuple[int, int, Sense]) -> None:
+        self.said = False
         self.conjunction(event)
         self.either_or = True
         self.splice = -1
@@ -359,9 +391,14 @@ class _State:
         else:
             self.predicate = self.watching = True
 
-    def participle(self, _: Any) -> None:
-        self.verb = True
+    def participle(self, event: tuple[int, int, Sense]) -> None:
+        finite, self.verb = self.verb, True
         self.joined = False
+        if self.denying and len(self.found) > self.cue_first:
+            self.said = True
+            if finite and _PAST.match(self.text, event[1]):  # "no effusion was present on the prior"
+                for i in self._observations(self.cue_first):
+                    self.polarity[i] = ASIDE
 
     def remains(self, event: tuple[int, int, Sense]) -> None:
         if self.denying and self.segment >= 0 and len(self.found) > self.segment:
@@ -380,11 +417,12 @@ class _State:
             if ticked:
                 self._answer(DENIED)
             return
-        if self._is_answer(start, end):
-            self._back(event, DENIED)
-            return
-        if text[end + 1 : end + 2] in _BOX_STARTS and self._box_behind(end, DENIED):
-            return
+        if not text[end + 1 : end + 2].isalpha():  # almost always a word follows
+            if self._is_answer(start, end):
+                self._back(event, DENIED)
+                return
+            if text[end + 1 : end + 2] in _BOX_STARTS and self._box_behind(end, DENIED):
+                return
         if self.splice >= 0:
             self._affirm(self.splice)
             self.splice = -1
@@ -394,7 +432,7 @@ class _State:
         self.denying = ASIDE if self.past == 2 else DENIED
         self.segment = -1
         self.commas = 0
-        self.listed = self.closed = self.fresh = self.predicate = self.watching = False
+        self.listed = self.closed = self.fresh = self.predicate = self.watching = self.said = False
 
     def _is_answer(self, start: int, end: int) -> bool:
         """Whether a word that denies ends its clause, and so speaks of the terms before it ("pneumothorax: no")."""

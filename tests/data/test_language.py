@@ -150,7 +150,7 @@ def test_a_folder_of_words_is_a_language(tmp_path):
     folder = tmp_path / "quenya"
     folder.mkdir()
     (folder / "lexicon.yaml").write_text("kinds: {pneumothorax: ['vil{ya,yar}']}")
-    cues = {cue: [] for cue in resources.CUES} | {"before": ["la"]}
+    cues: dict[str, list[str]] = {**{cue: [] for cue in resources.CUES}, "before": ["la"]}
     (folder / "negation.yaml").write_text("\n".join(f"{name}: {listed}" for name, listed in cues.items()))
     (folder / "words.yaml").write_text("name: Quenya\nwords: [ea, i, hroa]")
     path = build(tmp_path, ["La vilya.", "Ea vilyar i hroa."], language=str(folder))
