@@ -18,12 +18,14 @@ def find_entities(text: str, resources: Resources | None = None) -> list[Entity]
 
     At each place the longest term of the lexicon counts, bounded by non-word characters; case, line breaks and hyphens
     between words do not matter. `negated` is decided for observations and devices alone (anatomy and modifiers are
-    never denied). It is True where the sentence denies the term, or merely asks for it ("evaluate for pneumothorax");
-    hedged mentions ("pneumonia not excluded") are affirmed.
+    never denied). It is True where the report denies the term, before or behind it, by an answer or by an empty box; it
+    is True too, and the kind is "", where the term is only spoken of: asked for ("evaluate for pneumothorax"), not
+    assessed, or told of an earlier film. Hedged mentions ("pneumonia not excluded") are affirmed.
 
     Args:
-        text: any text; sentences end at . ; : ! ? and at line breaks that start a new one.
-        resources: the words to use; None for `resources.default()`.
+        text: any text; sentences end at . ; : ! ?, at bars, dashes, bullets and numbers of lists, and at line breaks
+            that start a new one.
+        resources: the words to use, such as those of `resources.for_language`; None for `resources.default()`.
 
     Returns:
         Entities sorted by start that do not overlap, with `text[e.start:e.end] == e.text`.
@@ -159,13 +161,18 @@ class _Finder:
     def _judged(self, text: str, events: Iterable[tuple[int, int, Sense]]) -> list[Entity]:
         """The entities among terms, cues and marks in the order of the text, each with its polarity and kind."""
         found, polarity, ends, composable = judge(text, events)
-        kinds = [sense.kind for _, _, sense in found]
-        for i in composable:
-            kinds[i] = self._composed(i, found, ends)
-        return [
-            _entity(start, end, text[start:end], sense.label, said != STATED, "" if said == ASIDE else kind)
-            for (start, end, sense), said, kind in zip(found, polarity, kinds, strict=True)
+        entities = [
+            _entity(start, end, text[start:end], sense.label, said != STATED, sense.kind)
+            for (start, end, sense), said in zip(found, polarity, strict=True)
         ]
+        for i in composable:
+            if kind := self._composed(i, found, ends):
+                entities[i] = _with_kind(entities[i], kind)
+        if ASIDE in polarity:
+            for i, said in enumerate(polarity):
+                if said == ASIDE:
+                    entities[i] = _with_kind(entities[i], "")
+        return entities
 
     def _composed(self, i: int, found: list[tuple[int, int, Sense]], ends: list[int]) -> str:
         """The kind of an observation that the anatomy named next to it in its clause decides."""
@@ -197,6 +204,10 @@ def _entity(start: int, end: int, text: str, label: str, negated: bool, kind: st
     fields["negated"] = negated
     fields["kind"] = kind
     return entity
+
+
+def _with_kind(entity: Entity, kind: str) -> Entity:
+    return _entity(entity.start, entity.end, entity.text, entity.label, entity.negated, kind)
 
 
 def lowercase(text: str) -> str:

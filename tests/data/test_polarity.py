@@ -77,7 +77,7 @@ def precision_recall(counts: collections.Counter, sign: str) -> tuple[float, flo
 # Figures seen: see docs/data.md. The bounds lie a little below them.
 
 
-@pytest.mark.parametrize("manner", ["template", "prose", "unseen template", "unseen prose"])
+@pytest.mark.parametrize("manner", ["template", "prose", "unseen template", "unseen prose", "late template"])
 def test_the_sample_is_large_and_has_all_signs(manner):
     texts = sample("polarity.txt")[manner]
     signs = {sign for _, marks in texts for _, _, sign in marks}
@@ -88,7 +88,7 @@ def test_the_sample_is_large_and_has_all_signs(manner):
 def test_polarity_of_judged_sentences():
     manners = sample("polarity.txt")
     texts = [text for each in manners.values() for text in each]
-    assert len(texts) >= 350
+    assert len(texts) >= 400
     counts, wrong = tally(texts)
     for sign in "+-":
         precision, recall = precision_recall(counts, sign)
@@ -160,6 +160,11 @@ def test_an_answer_behind_a_finding_decides_it_alone(mark, end):
         ("Effusion + / pneumothorax -", "+-"),
         ("Pneumothorax: No Effusion: Yes Edema: No", "-+-"),
         ("Pneumothorax: No (post tube removal)", "-"),
+        ("Absent: effusion, edema. Present: fracture.", "--+"),
+        ("The following are absent: effusion, edema", "--"),
+        ("No acute findings: no effusion, edema", "--"),
+        ("Pleura: effusion small left, pneumothorax none", "+-"),
+        ("Effusion [N] Edema [Y]", "-+"),
         ("Edema: No pulmonary edema.", "--"),
         ("Edema: The lungs show no edema.", "--"),
         ("Chest tube: no pneumothorax.", "+-"),
