@@ -227,9 +227,12 @@ def _trie_pattern(words: Iterable[str]) -> str:
             node = node.setdefault(character, {})
         node[""] = {}
 
+    def count(node: dict[str, dict]) -> int:
+        return sum(count(child) for child in node.values()) or 1
+
     def pattern(node: dict[str, dict]) -> str:
         branches = []
-        for character, child in sorted(node.items()):
+        for character, child in sorted(node.items(), key=lambda each: (-count(each[1]), each[0])):  # likeliest first
             if character:
                 branches.append((r"[\s\-]+" if character == " " else re.escape(character)) + pattern(child))
         if not branches:

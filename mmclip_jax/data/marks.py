@@ -63,9 +63,9 @@ def marks_pattern(clause: str) -> str:
       clause: a pattern for words that belong to a comma before them, "" for none.
     """
     after = (
-        rf"(?<=[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2026{_BOXES}])",
-        rf"(?<=,)(?:\s+(?:{clause})(?!\w))?" if clause else "(?<=,)",
         r"(?<=\.)(?!\d)\.*",
+        rf"(?<=,)(?:\s+(?:{clause})(?!\w))?" if clause else "(?<=,)",
+        rf"(?<=[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2026{_BOXES}])",
         rf"(?<=[:?|\t=\u2192])>?(?:[ \t]*(?:\+{{1,4}}|-{{2,3}}|[-\u2013\u2014\u22120\u00d81yn]|n/a){_ENDS})?",
         rf"(?<=-)(?:>(?:[ \t]*[-+01yn]{_ENDS})?|(?=[\s.,;|)]|$))",
         r"(?<=[\u2013\u2014])",

@@ -266,7 +266,7 @@ class _State:
     def _breaks(self, start: int, end: int) -> bool:
         """Whether a line break ends the sentence, rather than being where a longer line was wrapped."""
         text = self.text
-        if _NEXT_ITEM.match(text, end):
+        if text[start - 1] == "." or _NEXT_ITEM.match(text, end):
             return True
         if self.joined or self.text[:start].rstrip().endswith(",") or _GOES_ON.match(text, end):
             return False
