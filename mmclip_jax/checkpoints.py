@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import files
 from mmclip_jax.config import default_config
+from mmclip_jax.data import fingerprint
 from mmclip_jax.errors import DamagedCheckpointError, StorageError, UserError
 from mmclip_jax.step import TrainState
 
@@ -36,6 +37,7 @@ SCHEMA = 2  # of what a checkpoint holds; a change that an older reader would mi
 _MAY_CHANGE = {
     *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
     *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer", "data.max_damaged"),
+    *("data.allow_leakage", "data.same_ids", "data.other_ids"),
 }
 
 _STORAGE_ERRORS = {
@@ -284,6 +286,19 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
             f"{workdir} holds a run with other settings: {'; '.join(differences)}. Give these settings, or another "
             "--workdir for a new run"
         )
+
+
+def check_same_contents(workdir: epath.PathLike, manifest: dict[str, Any]) -> None:
+    """Refuses to continue a run on other data or with another tokenizer than those of the newest checkpoint.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    folder = absolute_path(workdir) / FOLDER
+    if not folder.exists() or not _steps(folder):
+        return
+    with contextlib.suppress(DamagedCheckpointError):  # restoring says more, and falls back
+        fingerprint.check_same(workdir, find_checkpoint(workdir).manifest, manifest)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

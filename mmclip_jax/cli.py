@@ -97,6 +97,17 @@ def _make_of(beam_options: str | None) -> Any:
     return functools.partial(beam.make, options=shlex.split(beam_options))
 
 
+def _data_inspect(args: argparse.Namespace) -> None:
+    from mmclip_jax.data.builders import inspect
+
+    found = inspect.inspect(
+        args.table, args.images, name=args.name, data_dir=str(args.data_dir), read_images=args.read_images
+    )
+    print(found)
+    if not found.command:
+        raise UserError(f"{args.table}: no command can be proposed before these problems are solved")
+
+
 def _data_info(args: argparse.Namespace) -> None:
     from mmclip_jax.data import info, page
 
@@ -112,12 +123,14 @@ def _data_audit(args: argparse.Namespace) -> None:
     train = [audit.read_set(s, ("train",), looks=looks, patient_pattern=args.patient_pattern) for s in args.train]
     held_out = ("validation", "test")
     test = [audit.read_set(s, held_out, looks=looks, patient_pattern=args.patient_pattern) for s in args.against]
-    found = audit.audit(train, test)
+    found = audit.audit(train, test, audit.Told.read(args.same_ids, args.other_ids))
     print(audit.describe(found, train, test, args.show_ids))
     if args.out is not None:
         audit.write_csv(found, train, test, args.out)
     if any(each.is_leak for each in found):
         raise LeakageError("the test sets share images, studies or patients with the training sets")
+    if any(each.is_open for each in found):
+        raise LeakageError("ids of test and training sets agree: say with --same-ids or --other-ids what they mean")
 
 
 def _tokenizer_train(args: argparse.Namespace) -> None:
@@ -139,6 +152,9 @@ def _train(args: argparse.Namespace) -> None:
     config = read_config(args.config, args.overrides)
     if args.profile is not None:
         config.train.profile = args.profile
+    for name in ("allow_leakage", "same_ids", "other_ids"):
+        if given := getattr(args, name):
+            config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
     _start_processes(args)
     from mmclip_jax import train, writers
 
@@ -190,6 +206,7 @@ def _finetune(args: argparse.Namespace) -> None:
             step=args.step,
             split=args.split,
             allow_leakage=args.allow_leakage,
+            told=_told(args),
         )
     )
 
@@ -215,9 +232,23 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
+            told=_told(args),
             phrase_file=args.ms_cxr or "",
+            labels_from_reports=args.labels_from_reports,
         )
     )
+
+
+def _told(args: argparse.Namespace) -> Any:
+    from mmclip_jax.data.audit import Told
+
+    return Told.read(args.same_ids, args.other_ids)
+
+
+def _add_told(parser: argparse.ArgumentParser) -> None:
+    for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
+        help = f"ids of these two sources are {what}; may be given several times"
+        parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
 
 
 def _referee(args: argparse.Namespace) -> None:
@@ -226,8 +257,10 @@ def _referee(args: argparse.Namespace) -> None:
         "--step": args.step,
         "--ms-cxr": args.ms_cxr,
         "--allow-leakage": args.allow_leakage,
+        "--same-ids": args.same_ids,
+        "--other-ids": args.other_ids,
     }
-    if given := [option for option, value in ours.items() if value not in (None, "")]:
+    if given := [option for option, value in ours.items() if value not in (None, "", [])]:
         raise UserError(f"{given[0]} is of runs of this software; leave it out with --referee")
     needed = {"--checkpoint": args.checkpoint, "--data": args.data, "--out": args.out}
     if missing := [option for option, value in needed.items() if not value]:
@@ -245,6 +278,7 @@ def _referee(args: argparse.Namespace) -> None:
             split=args.split,
             protocol=args.protocol,
             show_text=args.show_text,
+            labels_from_reports=args.labels_from_reports,
         )
     )
 
@@ -549,6 +583,11 @@ def _add_table_options(parser: _Parser) -> None:
     from mmclip_jax.data.builders.table import TableOptions
 
     _add_options(parser, TableOptions)
+    parser.epilog = (
+        "A column option takes the name of a column, or - to leave it unused: --labels-column - where a column named "
+        "like labels holds diagnoses or codes, --label-columns - where columns are only named like labels. "
+        "`mmclip data inspect TABLE --images DIR` proposes all options."
+    )
 
 
 def _add_collection_options(parser: _Parser) -> None:
@@ -643,6 +682,15 @@ def _make_parser() -> _Parser:
         _add_beam(collection)
         collection.set_defaults(collection=name)
         collection.more = _add_collection_options
+    look = _add(
+        data, "inspect", "say how a table and its images would be read, what is wrong, and the command", _data_inspect
+    )
+    look.add_argument("table", metavar="TABLE", help="CSV, TSV, Excel or Parquet file")
+    look.add_argument("--images", required=True, metavar="DIR", help="folder of its images")
+    look.add_argument("--name", default="", help="of the data set; default: made of the table's name")
+    look.add_argument("--data-dir", type=_path, default=Path("DATA"), help="where the data set's directory will go")
+    look.add_argument("--read-images", type=int, default=2000, metavar="N", help="images that are decoded; 0: none")
+
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing_place, help="directory of a built data set")
     info.add_argument("--html", metavar="FILE", type=_path, help="also write a page with examples as pictures")
@@ -657,6 +705,7 @@ def _make_parser() -> _Parser:
     )
     check.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in the ids of a list")
     check.add_argument("--no-pixels", action="store_true", help="do not decode images to find those that are alike")
+    _add_told(check)
     check.add_argument("--show-ids", action="store_true", help="name an example of each kind of leak")
     check.add_argument("--out", type=_path, metavar="FILE.csv", help="write every pair")
 
@@ -674,6 +723,10 @@ def _make_parser() -> _Parser:
     train.add_argument(
         "--profile", type=int, metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
     )
+    train.add_argument(
+        "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
+    )
+    _add_told(train)
     _add_processes(train)
 
     plan = _add(top, "plan", "say what a run needs of a TPU slice or of GPUs; exit 1 if it does not fit", _plan)
@@ -696,8 +749,9 @@ def _make_parser() -> _Parser:
         "--allow-leakage",
         default="",
         metavar="REASON",
-        help="why images known from pre-training may be scored",
+        help="why images known from pre-training, or from the rows that are learnt here, may be scored",
     )
+    _add_told(tune)
     tune.more = _add_transfer_options
     _add_processes(tune)
 
@@ -729,11 +783,17 @@ def _make_parser() -> _Parser:
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )
+    _add_told(evaluate)
     evaluate.add_argument(
         "--ms-cxr",
         type=_existing,
         metavar="FILE",
         help="MS_CXR_Local_Alignment_*.json or .csv",
+    )
+    evaluate.add_argument(
+        "--labels-from-reports",
+        action="store_true",
+        help="score images without labels against weak labels read from their own reports, and say so everywhere",
     )
     _add_processes(evaluate)
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")

@@ -33,7 +33,7 @@ from mmclip_jax.checkpoints import (
 from mmclip_jax.data import audit, pipeline, transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import supervised
-from mmclip_jax.evaluate.base import Progress, Split
+from mmclip_jax.evaluate.base import Progress, Split, uncertain_text
 from mmclip_jax.interop.api import open_checkpoint
 from mmclip_jax.models.mmclip import build_model
 from mmclip_jax.transfer import DEFAULTS, Settings, Task
@@ -51,6 +51,7 @@ def run(
     step: int | None = None,
     split: str = "test",
     allow_leakage: str = "",
+    told: audit.Told = audit.NOTHING_TOLD,
     resamples: int = 1000,
     progress: bool = True,
 ) -> str:
@@ -63,21 +64,26 @@ def run(
       settings: see `Settings`.
       step: of the checkpoint; None for the newest.
       split: "test" or "validation".
-      allow_leakage: why images that are known from pre-training may be scored; kept with the results.
+      allow_leakage: why images that are known from pre-training, or from the rows that are learnt here, may be scored;
+        kept with the results.
+      told: which sources have ids of one numbering.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
 
     Raises:
-      LeakageError: images of the split are known from pre-training, and `allow_leakage` is empty.
+      LeakageError: images of the split are known from pre-training, from training rows or from the rows that decide
+        when to stop, and `allow_leakage` is empty.
       UserError: data, settings and checkpoint do not fit.
       TrainingError, PreemptedError, LostProcessError: as in `train.train`.
     """
     saved, tokenizer = open_checkpoint(checkpoint, step)
-    audited = audit.check(tuple(saved.manifest.get("data", ())), list(data), split, allow_leakage)
+    told = told.joined(saved.config.data)
+    audits = {"pre-training": audit.check(saved.manifest.get("data", {}), data, split, allow_leakage, told)}
     mesh = sharding.make_mesh()
     if settings.batch % mesh.size:
         raise UserError(f"batch={settings.batch} is no multiple of the {mesh.size} devices")
     task = Task.load(data, split, settings)
+    audits |= _audit_learning(task, data, split, settings, allow_leakage, told)
     transfer = Transfer(saved, tokenizer.model_bytes, task, mesh, settings, files.locate(workdir), Progress(progress))
     results: dict[str, Any] = {
         "schema": 1,
@@ -90,7 +96,7 @@ def run(
             "pretraining": saved.manifest.get("data"),
         },
         "data": {"sets": task.scored.sets, "split": split},
-        "audit": audited,
+        "audit": audit.combine(audits),
         "findings": list(task.findings),
         "sources": sorted({example.source for example in task.scored.examples}),
         "policy": task.policy,
@@ -107,6 +113,7 @@ def run(
                 "images": len(rows),
                 "patients": len({task.train.patients[row] for row in rows}),
                 "chosen_by": "the builder's file" if was_saved else "the builders' rule, here",
+                "audit": audits[_percent(fraction)]["status"],
                 "runs": [one.summary for one in made],
                 "sources": supervised.summarize(
                     task.scored_labels,
@@ -145,11 +152,31 @@ def _notes(results: Mapping[str, Any], resamples: int) -> list[str]:
             f"{name}: {said['without_label']:,} of {said['rows']:,} images have no usable label and are left out."
             for name, said in left.items()
         ),
+        *(f"{name}: {said}." for name, entry in left.items() if (said := uncertain_text(entry))),
     ]
-    audited = results["audit"]
-    if audited is not None:
-        notes.append(f"Audit of the scored images against pre-training: {audited['status']}.")
+    audited = audit.text(results["audit"])
+    notes.append(f"Audit of the scored images against pre-training, training and validation rows: {audited}.")
     return notes
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g} % of training"
+
+
+def _audit_learning(
+    task: Task,
+    data: Sequence[str | os.PathLike[str]],
+    split: str,
+    settings: Settings,
+    allowed: str,
+    told: audit.Told,
+) -> dict[str, dict[str, Any]]:
+    """The audits of the scored rows against the training rows of each fraction, and against those that stop a run."""
+    chosen = {_percent(fraction): task.fraction(fraction)[0].tolist() for fraction in settings.fractions}
+    audits = audit.check_rows(data, chosen, split, allowed, told)
+    if split != "validation":
+        audits["validation"] = audit.check(data, data, split, allowed, told, learnt="validation")
+    return audits
 
 
 def _finite(value: Any) -> Any:

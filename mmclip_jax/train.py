@@ -30,12 +30,13 @@ from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import (
     Checkpoints,
     abstract_like,
+    check_same_contents,
     check_same_settings,
     run_record,
     storage_errors_are_named,
 )
 from mmclip_jax.config import compiler_options
-from mmclip_jax.data import audit, pipeline, prompts
+from mmclip_jax.data import audit, fingerprint, pipeline, prompts
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -84,7 +85,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     iterator = pipeline.make_train_iterator(
         config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    manifest = make_manifest(config)
+    manifest = make_manifest(config) | fingerprint.of_run(config.data.train, tokenizer.model_bytes)
     manifest["audit"] = audit_validation(config)
 
     # Model, optimizer, state: created sharded, no full copy on one device.
@@ -96,6 +97,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
     check_same_settings(workdir, config)
+    check_same_contents(workdir, manifest)
     with storage_errors_are_named(workdir, lambda: "nothing was changed"):
         checkpoints = Checkpoints(workdir, config.train.keep)
     state = checkpoints.restore_latest(built.abstract_state, iterator)
@@ -503,6 +505,7 @@ class Evaluation:
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, manifest: dict[str, Any]):
         self._config, self._tokenizer, self._manifest = config, tokenizer, manifest
         self._model: Any = None
+        self._told = False
 
     def __call__(self, state: step_lib.TrainState) -> dict[str, float]:
         """{"evaluation/...": value} of a state; {} where there is no such split.
@@ -521,7 +524,15 @@ class Evaluation:
         if self._model is None:
             self._model = Model(self._config, params, self._tokenizer, int(state.step), self._manifest)
         self._model.take(params, int(state.step))
-        return {f"evaluation/{name}": value for name, value in quick_metrics(self._model, examples).items()}
+        found = quick_metrics(self._model, examples)
+        if not found and not self._told:
+            logging.warning(
+                "the evaluations during training have nothing to measure: of the %d validation images none has labels "
+                "of both kinds for a finding, and no source has enough of them for retrieval",
+                len(examples),
+            )
+        self._told = True
+        return {f"evaluation/{name}": value for name, value in found.items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -535,16 +546,15 @@ def validation_examples(directories: tuple[str, ...]) -> tuple[Example, ...]:
     )
 
 
-def audit_validation(config: ConfigDict) -> dict[str, Any] | None:
-    """What `data.audit.check` says of the validation data; None for one data set, which is split by patient when built.
+def audit_validation(config: ConfigDict) -> dict[str, Any]:
+    """What `data.audit.check` says of the validation data, which quick evaluations score while training.
 
     Raises:
       LeakageError: validation images are known from training, and data.allow_leakage gives no reason.
     """
     evaluate = tuple(config.data.evaluate) or tuple(config.data.train)
-    if len({str(dataset_dir(directory)) for directory in (*config.data.train, *evaluate)}) == 1:
-        return None
-    return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage)
+    told = audit.Told.read(config.data.same_ids, config.data.other_ids)
+    return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage, told)
 
 
 def make_manifest(config: ConfigDict) -> dict[str, Any]:

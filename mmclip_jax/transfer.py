@@ -15,7 +15,7 @@ from mmclip_jax.data.records import dataset_dir, dataset_facts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import supervised
-from mmclip_jax.evaluate.base import Split, labels_of
+from mmclip_jax.evaluate.base import Split, labels_of, uncertain_only
 
 MODES = ("probe", "full")
 # What a setting of 0 (or a negative one) stands for.
@@ -140,6 +140,7 @@ class Task:
                     kind: _unknown([example.labels.get(kind, LabelState.UNKNOWN) for example in loaded[name].examples])
                     for kind in findings
                 },
+                "uncertain_only": uncertain_only(learnt if name == "train" else loaded[name].examples),
             }
             for name in loaded
         }

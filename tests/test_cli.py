@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> str:
     [
         ("", "which command? data, tokenizer, train"),
         ("trian", "there is no command 'trian'; did you mean train?"),
-        ("data", "which command? build, info"),
+        ("data", "which command? build, inspect, info"),
         ("data biuld", "there is no command 'biuld'; did you mean build?"),
         ("data build tabel", "there is no command 'tabel'; did you mean table?"),
         ("data build phantom --data-dri x", "there is no option --data-dri; did you mean --data-dir?"),

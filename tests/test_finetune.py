@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,15 +14,18 @@ import optax
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from scipy import special
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
 from mmclip_jax import classifier, finetune, sharding, step, transfer
 from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record
+from mmclip_jax.data import records
 from mmclip_jax.data.builders import fractions
+from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.data.tokenizer import load_tokenizer
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import LeakageError, UserError
 from mmclip_jax.evaluate import supervised
 from mmclip_jax.interop import api
 from mmclip_jax.models.mmclip import build_model
@@ -234,7 +239,12 @@ def test_summary_equals_scikit_learn_and_the_interval_a_direct_bootstrap() -> No
                 kept = rows[~np.isnan(labels[rows, k])]
                 areas.append(oracle.roc_auc_score(labels[kept, k], scores[s, kept, k]))
         replicates.append(np.mean(areas))
-    np.testing.assert_allclose(found["macro_auroc"]["interval"], np.percentile(replicates, [2.5, 97.5]), atol=1e-12)
+    center = special.logit(found["macro_auroc"]["mean"])
+    slope = 1 / (found["macro_auroc"]["mean"] * (1 - found["macro_auroc"]["mean"]))
+    reach = 1.959963984540054 * np.std(replicates, ddof=1) * slope
+    np.testing.assert_allclose(
+        found["macro_auroc"]["interval"], special.expit([center - reach, center + reach]), atol=1e-12
+    )
 
 
 def test_a_finding_with_one_class_is_named_and_left_out_of_the_macro() -> None:
@@ -336,6 +346,47 @@ def test_a_probe_from_end_to_end(tmp_path: pathlib.Path, checkpoint: pathlib.Pat
         _run(checkpoint, phantom_dir, tmp_path, transfer.Settings(steps=21, batch=16, seeds=(0,), fractions=(1.0,)))
 
 
+class _Drawn(records.RecordsBuilder):
+    """Twelve patients a split, an image of noise each, with a label that noise cannot tell."""
+
+    def __init__(self, name: str, data_dir: pathlib.Path, noise: dict[str, int]):
+        super().__init__(data_dir)
+        self.name, self._noise = name, noise
+
+    def examples(self, split: str) -> Iterator[Example]:
+        for number in range(12):
+            rng = np.random.default_rng((self._noise[split], number))
+            yield records.finish_example(
+                id=f"{self.name}-{split}-{number}-x", source=self.name, split=split,
+                patient=f"{self.name}-{split}-{number}", study=f"{self.name}-{split}-s{number}",
+                pixels=rng.integers(0, 256, (24, 24), dtype=np.uint8), labels={"edema": P if number % 2 else A},
+            )  # fmt: skip
+
+
+def test_rows_that_are_learnt_here_and_scored_are_refused(tmp_path: pathlib.Path, checkpoint: pathlib.Path) -> None:
+    """Test images of one set are training rows of another, and the pre-training knows neither."""
+    one = records.build(_Drawn("one", tmp_path, {"train": 1, "validation": 2, "test": 3}))
+    other = records.build(_Drawn("other", tmp_path, {"train": 3, "validation": 5, "test": 6}))
+    settings = transfer.Settings(steps=2, batch=8, seeds=(0,), fractions=(1.0,))
+
+    def run(data: list[pathlib.Path], **options: Any) -> Any:
+        return finetune.run(checkpoint, data, tmp_path / "out", settings, resamples=20, progress=False, **options)
+
+    with pytest.raises(LeakageError, match=r"pixels: 12 of 12 images of one:test in other:train, 100 % of training"):
+        run([one, other])
+    assert not (tmp_path / "out").exists()
+    told = run([one, other], allow_leakage="a drill")
+    assert "images are known from training; accepted because: a drill" in told
+    results = json.loads((tmp_path / "out" / "probe" / "results.json").read_text())
+    assert results["audit"]["parts"] == {
+        "pre-training": "clean", "100 % of training": "leaks", "validation": "clean",
+    }  # fmt: skip
+    assert [entry["audit"] for entry in results["fractions"]] == ["leaks"]
+    stops = records.build(_Drawn("stops", tmp_path, {"train": 7, "validation": 3, "test": 8}))
+    with pytest.raises(LeakageError, match="pixels: 12 of 12 images of one:test in stops:validation"):
+        run([one, stops])
+
+
 @pytest.mark.slow
 def test_full_fine_tuning_of_classes(
     tmp_path: pathlib.Path, checkpoint: pathlib.Path, phantom_dir: pathlib.Path
@@ -380,6 +431,55 @@ def test_the_best_parameters_are_scored_and_training_stops_early(
     scores = np.load(tmp_path / "probe" / "fraction_1" / "seed_0" / "scores.npz")["scores"]
     np.testing.assert_array_equal(scores, seen[2])
     assert np.abs(scores - seen[5]).max() > 1e-3
+
+
+def test_what_decides_when_to_stop_is_validation_and_not_what_is_scored(
+    tmp_path: pathlib.Path, checkpoint: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[np.ndarray, np.ndarray]] = []
+    macro_auroc = supervised.macro_auroc
+
+    def spy(labels: np.ndarray, scores: np.ndarray, sources: Any) -> float:
+        asked.append((labels, scores))
+        return macro_auroc(labels, scores, sources)
+
+    monkeypatch.setattr(supervised, "macro_auroc", spy)
+    settings = transfer.Settings(fractions=(1.0,), seeds=(0,), steps=8, evaluations=2, patience=9, batch=16)
+    results = _run(checkpoint, phantom_dir, tmp_path, settings)
+    saved = np.load(tmp_path / "probe" / "fraction_1" / "seed_0" / "scores.npz")
+    validation = [e for part in ("paired", "unpaired") for e in open_records(phantom_dir, "validation", part)]
+    want = transfer.targets_of(validation, results["findings"], "multi-label")
+    assert len(asked) == 3  # whether validation can be scored at all, then twice
+    for labels, scores in asked:
+        np.testing.assert_array_equal(labels, np.where(want < 0, np.nan, want))
+        both = min(len(scores), len(saved["scores"]))  # of other images, so other scores, at the best step too
+        assert np.abs(scores[:both] - saved["scores"][:both]).max() > 1e-3
+
+
+def test_features_are_standardised_by_the_rows_that_are_trained_on() -> None:
+    """With few labels nothing of the other training rows may be known: neither their mean nor their deviation."""
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(3, 2, (19, 5)).astype(np.float32) for name in ("train", "validation", "scored")}
+    features["train"][10:] += 100
+    made = transfer_of(features)
+    rows = np.array([1, 4, 7, 9])
+    source, _, inputs = made._inputs(ConfigDict(), rows)
+    chosen = features["train"][rows]
+    for name in ("validation", "scored"):
+        got = inputs[name](np.arange(3))["features"]
+        np.testing.assert_allclose(got, (features[name][:3] - chosen.mean(axis=0)) / chosen.std(axis=0), rtol=1e-4)
+    held = np.stack([source[n]["features"] for n in range(4)])
+    np.testing.assert_allclose(held.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(held.std(axis=0), 1, rtol=1e-4)
+
+
+def transfer_of(features: dict[str, np.ndarray]) -> finetune.Transfer:
+    """Runs of a probe whose features are known already."""
+    made = object.__new__(finetune.Transfer)
+    made._settings = transfer.Settings()
+    made._features = features
+    made._task = types.SimpleNamespace(targets=np.zeros((len(features["train"]), 2), np.int8))  # type: ignore[assignment]
+    return made
 
 
 @pytest.mark.slow

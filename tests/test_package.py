@@ -97,7 +97,17 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
     }
-    optional = {"torch", "safetensors", "tokenizers", "spacy", "medspacy", "radgraph", "apache_beam", "fsspec"}
+    optional = {
+        "python_calamine",
+        "torch",
+        "safetensors",
+        "tokenizers",
+        "spacy",
+        "medspacy",
+        "radgraph",
+        "apache_beam",
+        "fsspec",
+    }
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

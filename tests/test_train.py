@@ -243,6 +243,35 @@ def test_a_profile_of_two_steps_is_kept(full_run: pathlib.Path) -> None:
     assert len(ends) == 1 + 2
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_quick_evaluation_uses_the_average_where_there_is_one(
+    averaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full evaluation of a checkpoint takes the average; the curves while training must be of the same model."""
+    from mmclip_jax.evaluate import common
+    from mmclip_jax.interop import api
+
+    class Seen:
+        def __init__(self, config: Any, params: Any, *rest: Any):
+            self.params = params
+
+        def take(self, params: Any, step: int) -> None:
+            self.params = params
+
+    monkeypatch.setattr(api, "Model", Seen)
+    monkeypatch.setattr(train, "validation_examples", lambda directories: (object(),))
+    monkeypatch.setattr(train.sharding, "on_host", lambda tree: tree)
+    monkeypatch.setattr(common, "quick_metrics", lambda model, examples: {"seen": float(model.params["w"][0])})
+    config = tiny.config()
+    config.data.evaluate, config.data.train = ("there",), ()
+    state = types.SimpleNamespace(
+        params={"w": np.full(3, 2.0)}, ema={"w": np.full(3, 5.0)} if averaged else None, step=np.int32(7)
+    )
+    tokenizer: Any = None
+    found = train.Evaluation(config, tokenizer, {})(state)  # type: ignore[arg-type]
+    assert found == {"evaluation/seen": 5.0 if averaged else 2.0}
+
+
 @pytest.mark.slow
 def test_every_term_is_logged_each_logging_step(full_run: pathlib.Path) -> None:
     rows = {row["step"]: row for row in metrics(full_run)}

@@ -13,13 +13,13 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
 import json
 import os
 import pathlib
-import pickle
 import shutil
 import sys
 import tempfile
@@ -30,11 +30,13 @@ import numpy as np
 from etils import epath
 
 from mmclip_jax import files
-from mmclip_jax.data import schema
+from mmclip_jax.data import schema, spool
 from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState, Mask
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
 FACTS_FILE = "facts.json"
+_LOCK_FILE = "lock"
 _INFO_FILE = "dataset_info.json"
 
 _In = TypeVar("_In")
@@ -114,8 +116,7 @@ def build(
             return path
         raise UserError(f"{path} exists already: choose another name or directory, or replace it with --overwrite")
     builder.data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".building-{builder.name}-", dir=builder.data_dir) as scratch_name:
-        scratch = pathlib.Path(scratch_name)
+    with _scratch_folder(builder) as scratch:
         extra = scratch / "extra"
         extra.mkdir()
         written, facts = (make or _make)(builder, scratch, extra, progress)
@@ -129,6 +130,26 @@ def build(
         os.replace(written, path)
     builder.done()
     return path
+
+
+@contextlib.contextmanager
+def _scratch_folder(builder: RecordsBuilder) -> Iterator[pathlib.Path]:
+    """A folder for this build alone, which only its owner may read; those that killed builds left are removed.
+
+    A living build holds a lock in its folder, which ends with its process.
+    """
+    prefix = f".building-{builder.name}-"
+    for left in builder.data_dir.iterdir():
+        if left.name.startswith(prefix) and not left.is_symlink():
+            with contextlib.suppress(OSError), open(left / _LOCK_FILE, "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=builder.data_dir) as name:
+        folder = pathlib.Path(name)
+        with open(folder / _LOCK_FILE, "ab") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody can tell, nothing is removed
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
 
 
 def _recipe_of(directory: pathlib.Path) -> Any:
@@ -172,9 +193,9 @@ def _spool(
                     raise ValueError(f"{example.id}: examples({split!r}) gave an example of split {example.split!r}")
                 name = f"{split}_{example.part}"
                 if name not in streams:
-                    files[name] = directory / f"{name}.pickle"
+                    files[name] = directory / f"{name}.spool"
                     streams[name] = stack.enter_context(open(files[name], "wb"))
-                pickle.dump(example, streams[name], protocol=pickle.HIGHEST_PROTOCOL)
+                spool.write(streams[name], *spool.example_parts(example))
                 advance()
     return files, census
 
@@ -217,11 +238,8 @@ class Census:
 
 def _read_spool(file: pathlib.Path) -> Iterator[Example]:
     with open(file, "rb") as stream:
-        while True:
-            try:
-                yield pickle.load(stream)
-            except EOFError:
-                return
+        for values, pictures in spool.read(stream):
+            yield spool.example_of(values, pictures)
 
 
 @contextlib.contextmanager
@@ -389,12 +407,10 @@ def finish_example(
     if pixels is None:
         if image is None:
             raise ValueError(f"example {id!r}: neither image nor pixels given")
-        with Image.open(io.BytesIO(image)) as opened:
-            if opened.mode != "L" or opened.format not in ("PNG", "JPEG"):
-                raise ValueError(
-                    f"example {id!r}: stored images are 8-bit grey PNG or JPEG, not {opened.format} {opened.mode}"
-                )
-            pixels = np.asarray(opened)
+        with open_stored(image) as opened:
+            mode, pixels = f"{opened.format} {opened.mode}", np.asarray(opened)
+        if not mode.endswith(" L"):
+            raise ValueError(f"example {id!r}: stored images are 8-bit grey PNG or JPEG, not {mode}")
     if pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise ValueError(f"example {id!r}: pixels are uint8 [H, W], not {pixels.dtype} {pixels.shape}")
     if image is None:
@@ -689,7 +705,7 @@ class Records:
     def __init__(self, directory: epath.Path, split_name: str):
         self.path = directory
         self.split_name = split_name
-        self._shards = _shards(directory, split_name)
+        self._shards = shards(directory, split_name)
         self._source: Any = None
 
     @property
@@ -705,6 +721,18 @@ class Records:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.split_name}")
         return schema.from_features(_decode(self._open()[index]))
+
+    def texts(self, index: int, names: Sequence[str]) -> tuple[str, ...]:
+        """Some of an example's fields that are texts (`schema.Example`), without decoding the rest."""
+        fields = _example_message().FromString(self._open()[int(index)]).features.feature
+        return tuple(fields[name].bytes_list.value[0].decode() for name in names)
+
+    def image(self, index: int) -> bytes:
+        """The stored image file of an example, without decoding the rest."""
+        data: bytes = (
+            _example_message().FromString(self._open()[int(index)]).features.feature["image"].bytes_list.value[0]
+        )
+        return data
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -747,7 +775,7 @@ def _split_names(directory: epath.Path) -> list[str]:
     return list(_split_infos(directory))
 
 
-def _shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
+def shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
     """(file, number of examples) of each shard of a split; [] if the data set does not have the split."""
     info = _split_infos(directory).get(split_name)
     if info is None:

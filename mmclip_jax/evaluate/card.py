@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmclip_jax.evaluate.report import audit_text, headline_cards, interval, number, protocol_lines, referee_facts
+from mmclip_jax.data import audit
+from mmclip_jax.evaluate.report import headline_cards, interval, number, protocol_lines, referee_facts
 
 CARD_FILE = "model_card.md"
 
@@ -50,7 +51,7 @@ def render(results: Mapping[str, Any], limits: list[str]) -> str:
         f"{data['rows']:,} images of {data['patients']:,} patients, {data['split']} split of {sets or 'memory'}.",
         "",
         *(f"- {line}" for line in protocol_lines(results)),
-        f"- Audit: {audit_text(results['audit'])}",
+        f"- Audit: {audit.text(results['audit'])}",
         "",
         f"| measure | value ({100 * scored['level']:g} % interval) | |",
         "|---|---|---|",

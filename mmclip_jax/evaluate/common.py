@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,9 +60,11 @@ def run(
     out: str | os.PathLike[str] | None = None,
     show_text: bool = False,
     allow_leakage: str = "",
+    told: audit.Told = audit.NOTHING_TOLD,
     resamples: int = 1000,
     progress: bool = True,
     phrase_file: str | os.PathLike[str] = "",
+    labels_from_reports: bool = False,
 ) -> str:
     """Loads a checkpoint, evaluates it and writes the report; returns what a terminal should show.
 
@@ -75,9 +77,11 @@ def run(
       out: where to write; None for WORKDIR/evaluation/STEP (for a single checkpoint it must be given).
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
+      told: which sources have ids of one numbering.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
       phrase_file: of MS-CXR, "" for none.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
@@ -96,9 +100,7 @@ def run(
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
     split = split or chosen.split
-    audited = None
-    if split != "train":
-        audited = audit.check(tuple(model.manifest.get("data", ())), directories, split, allow_leakage)
+    audited = audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data))
     results = evaluate_checkpoint(
         model,
         data,
@@ -112,12 +114,34 @@ def run(
         progress=progress,
         audited=audited,
         phrase_file=phrase_file,
+        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return told(results, f"Step {model.step:,}", out_dir)
+    return summary(results, f"Step {model.step:,}", out_dir)
 
 
-def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
+def audit_scored(
+    manifest: Mapping[str, Any],
+    directories: Sequence[str | os.PathLike[str]],
+    split: str,
+    protocol: Protocol,
+    allowed: str = "",
+    told: audit.Told = audit.NOTHING_TOLD,
+) -> dict[str, Any]:
+    """The audit of a split against what the model learnt from, and against what thresholds are chosen on.
+
+    Raises:
+      LeakageError: as `audit.judge`.
+    """
+    if split == "train":
+        return audit.not_audited("the split that models learn from was asked for")
+    parts = {"training": audit.check(manifest.get("data", {}), directories, split, allowed, told)}
+    if protocol.validation != split:
+        parts["thresholds"] = audit.check(directories, directories, split, allowed, told, learnt=protocol.validation)
+    return audit.combine(parts)
+
+
+def summary(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
     """Results as a terminal should show them; what: was evaluated, in a few words."""
     return "\n".join(
         [
@@ -125,7 +149,7 @@ def told(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) ->
             report.headline_text(results),
             *report.protocol_lines(results),
             *report.referee_lines(results),
-            f"Audit: {report.audit_text(results['audit'])}",
+            f"Audit: {audit.text(results['audit'])}",
             f"Report: {files.locate(out_dir) / report.REPORT_FILE}",
         ]
     )
@@ -176,6 +200,7 @@ def evaluate_checkpoint(
     phrase_file: str | os.PathLike[str] = "",
     referee: dict[str, Any] | None = None,
     loaded: Split | None = None,
+    labels_from_reports: bool = False,
     primary: bool = True,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
@@ -200,6 +225,7 @@ def evaluate_checkpoint(
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
       referee: what is to be said of a model of somebody else's (`referee.Opened`).
       loaded: the rows of the split, where they have been read already.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       primary: whether this process writes.
 
     Returns:
@@ -225,6 +251,13 @@ def evaluate_checkpoint(
     with timed("total"):
         with timed("reading"):
             rows = loaded if loaded is not None else Split.load(directories, split)
+            if labels_from_reports:
+                rows = rows.with_labels_from_reports()
+                if not rows.weak_labels:
+                    raise UserError(
+                        f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
+                        "and no label; leave it out"
+                    )
         with timed("embedding"):
             embedded = embed_images(model, rows, bars)
             validation = _validation(model, directories, rows, protocol, bars)
@@ -234,7 +267,7 @@ def evaluate_checkpoint(
             )
         by_study: dict[str, Any] = {}
         if scored.findings:
-            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores["difference"], **draws)
+            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores[scored.score], **draws)
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("trust"):
@@ -268,6 +301,8 @@ def evaluate_checkpoint(
                 "validation_rows": len(validation[0]) if validation else 0,
                 "rows": len(rows),
                 "patients": len(set(rows.patients)),
+                "labelled_rows": rows.labelled_rows,
+                "weak_labels": rows.weak_labels,
                 "sources": rows.source_counts,
             },
             "exposure": inside and inside.manifest.get("exposure"),
@@ -315,6 +350,8 @@ def _validation(
     if name == rows.name or not any(data["splits"].get(name) for data in rows.sets):
         return None
     split = Split.load(directories, name)
+    if rows.weak_labels:
+        split = split.with_labels_from_reports()
     return split, embed_images(model, split, progress)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import mmclip_jax
+from mmclip_jax.data import audit
 from mmclip_jax.evaluate import figures
-from mmclip_jax.evaluate.report import audit_text, interval, number, page_environment
+from mmclip_jax.evaluate.comparison import FEWEST_PATIENTS
+from mmclip_jax.evaluate.report import interval, number, page_environment
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -27,8 +29,9 @@ def render(result: Mapping[str, Any]) -> str:
     return environment.get_template("compare.html.j2").render(
         c=result,
         letters=string.ascii_uppercase,
-        audits=[audit_text(each["audit"]) for each in result["runs"]],
+        audits=[audit.text(each["audit"]) for each in result["runs"]],
         span=[number(end, 2) for end in span],
+        fewest=FEWEST_PATIENTS,
         version=mmclip_jax.__version__,
     )
 
@@ -58,7 +61,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     for letter, each in zip(string.ascii_uppercase, runs, strict=False):
         if each["prompts"]:
             lines.append(f"Prompts of {letter}: {each['prompts']}, in place of the protocol's")
-        lines.append(f"Audit of {letter}: {audit_text(each['audit'])}")
+        lines.append(f"Audit of {letter}: {audit.text(each['audit'])}")
     return "\n".join(lines)
 
 

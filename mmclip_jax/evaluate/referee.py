@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from mmclip_jax.data import prompts, resources
+from mmclip_jax.data import audit, kinship, prompts, resources
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import common, protocols
 from mmclip_jax.evaluate.base import Split
@@ -159,6 +159,7 @@ def run(
     show_text: bool = False,
     resamples: int = 1000,
     progress: bool = True,
+    labels_from_reports: bool = False,
 ) -> str:
     """Scores somebody else's checkpoint and writes the report; returns what a terminal should show.
 
@@ -174,6 +175,7 @@ def run(
       show_text: shows record ids in the HTML of other data than the phantom, too.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
 
     Raises:
       UserError: as for `load_spec` and `open_model`; no data set, no rows in the split, or `out` is a file.
@@ -201,15 +203,20 @@ def run(
         audited=audited(wanted, rows),
         referee=opened.facts,
         loaded=rows,
+        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return common.told(results, wanted.title, out)
+    return common.summary(results, wanted.title, out)
 
 
 def audited(spec: Spec, rows: Split) -> dict[str, Any]:
     """What stands in the place of the audit, in its form: that there can be none, and which sources are stated."""
-    shared = sorted(set(spec.stated["sources"]) & set(rows.source_counts))
-    note = "impossible, the training data of this model are not here"
+    shared = [
+        source
+        for source in sorted(spec.stated["sources"])
+        if any(kinship.is_same_source(source, scored) for scored in rows.source_counts)
+    ]
+    note = "the training data of this model are not here"
     if shared:
         note += (
             f"; the spec's author states that it was trained on {', '.join(shared)}, which is scored here: images or "
@@ -217,7 +224,7 @@ def audited(spec: Spec, rows: Split) -> dict[str, Any]:
         )
     elif spec.stated["sources"]:
         note += f"; as the spec's author states, it was trained on {', '.join(spec.stated['sources'])}"
-    return {"status": "impossible", "missing": [], "allowed": "", "overlaps": [], "note": note}
+    return audit.not_audited(note)
 
 
 def _folder_rules(spec: Spec, folder: pathlib.Path, encoder: layouts.DualEncoder) -> preprocess.Preprocess:

@@ -1,6 +1,5 @@
 """Writes what an evaluation found: report.html (one file, pictures inline), results.json and scores.csv."""
 
-import csv
 import json
 import math
 import os
@@ -10,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax import spreadsheet
+from mmclip_jax.data import audit, kinship
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import figures, metrics
+from mmclip_jax.evaluate.base import uncertain_text
 from mmclip_jax.evaluate.cases import Case
 from mmclip_jax.evaluate.grounding import inside_boxes, points_inside
 from mmclip_jax.evaluate.zeroshot import (
@@ -94,7 +96,7 @@ def write_scores(path: pathlib.Path, examples: Sequence[Example], scored: ZeroSh
     header = ["id", "source", "part", "patient"]
     header += [f"{finding}/{column}" for finding in scored.findings for column in ("label", *scored.scores)]
     with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = spreadsheet.Writer(stream)
         writer.writerow(header)
         for row, example in enumerate(examples):
             line = [example.id, example.source, example.part, str(patients[row])]
@@ -146,6 +148,9 @@ def render(
     ]
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
+        weak_labels=weak_labels_text(results),
+        audited=audit.text(results["audit"]),
+        trained_on=_trained_on(results),
         title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
         r=results,
         sections=[(name, title) for name, title, there in sections if there],
@@ -164,11 +169,24 @@ def render(
     )
 
 
+def _trained_on(results: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """{scored source: {"paired", "unpaired"}}: training images of the source, or of one that holds images of it."""
+    counts = (results["exposure"] or {}).get("sources", {})
+    return {
+        source: {
+            part: sum(seen.get(part, 0) for name, seen in counts.items() if kinship.is_same_source(name, source))
+            for part in ("paired", "unpaired")
+        }
+        for source in results["data"]["sources"]
+    }
+
+
 def _exposures(results: Mapping[str, Any]) -> dict[str, str]:
     """The stamps that a reader has to know, with their meanings."""
     foreign = bool(results["checkpoint"]["referee"])
     there = {f["exposure"] for entry in results["zero_shot"]["sources"].values() for f in entry["findings"]}
     own = [REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE] + ([] if results["exposure"] else [UNKNOWN_EXPOSURE])
+    own += [name for name in there if name not in own]
     return {name: meaning for name, meaning in EXPOSURES.items() if (name in there if foreign else name in own)}
 
 
@@ -209,6 +227,7 @@ def page_environment() -> Any:
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "resources")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
+        "uncertain_text": uncertain_text,
         "number": number,
         "interval": interval,
         "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
@@ -222,12 +241,13 @@ def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     cards = []
     macro = primary_macro(results)
     if macro is None:
-        cards.append(_card("Macro AUROC", "–", "", ["No finding has both classes in this split."]))
+        cards.append(_card("Macro AUROC", "–", "", [why_no_scores(results)]))
     else:
         every = macro["all"]
         listed = every["findings"] + len(every["undefined"])
         counted = f"{every['findings']}" + (f" of {listed}" if every["undefined"] else "")
-        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}"]
+        weak = ", weak labels" if results["data"].get("weak_labels") else ""
+        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}{weak}"]
         strict = macro.get(REPORT_ONLY)
         if strict and strict["findings"] != every["findings"]:
             lines.append(
@@ -302,10 +322,35 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"Prompts: {protocol['prompts']}, in place of the protocol's")
     if protocol["note"]:
         lines.append(f"Note: {protocol['note']}")
+    if weak := weak_labels_text(results):
+        lines.append(weak)
     for source, entry in results["zero_shot"]["sources"].items():
         if undefined := [f"{f['name']} ({f['note']})" for f in entry["findings"] if f["note"]]:
             lines.append(f"Undefined in {source}, and not in its means: {', '.join(undefined)}")
+        if uncertain := uncertain_text(entry):
+            lines.append(f"In {source} {uncertain}")
     return lines
+
+
+def why_no_scores(results: Mapping[str, Any]) -> str:
+    """Why no finding could be scored, and what would change that."""
+    if results["data"].get("labelled_rows", 1):
+        return "No finding has both classes in this split."
+    return (
+        "No image of this split has a label, and scores by prompts need some: name label columns when you build the "
+        "data, or take weak labels made from the reports with --labels-from-reports."
+    )
+
+
+def weak_labels_text(results: Mapping[str, Any]) -> str:
+    """What must be said of labels that were made from reports; "" where there are none."""
+    made = results["data"].get("weak_labels", 0)
+    if not made:
+        return ""
+    return (
+        f"Weak labels: those of {made:,} of {results['data']['rows']:,} images were read from their own reports by the "
+        "entity recogniser. Nobody looked at the images for them, and a finding that a report leaves out is unknown"
+    )
 
 
 def policy_text(results: Mapping[str, Any]) -> str:
@@ -313,21 +358,8 @@ def policy_text(results: Mapping[str, Any]) -> str:
     protocol = results["zero_shot"]["protocol"]
     return (
         f"Protocol {protocol['name']}. Uncertain labels: {protocol['uncertain_text']}. "
-        f"Audit: {audit_text(results['audit'])}."
+        f"Audit: {audit.text(results['audit'])}." + (f" {weak}." if (weak := weak_labels_text(results)) else "")
     )
-
-
-def audit_text(audited: Mapping[str, Any] | None) -> str:
-    """What the audit for leakage found, in a line."""
-    if audited is None:
-        return "none, these rows were not compared with the training data"
-    if audited["status"] == "leaks":
-        return f"images are known from training; accepted because: {audited['allowed']}"
-    if audited["status"] == "impossible":
-        return str(audited["note"])
-    if audited["status"] == "not audited":
-        return f"none, training data are not here ({', '.join(audited['missing']) or 'no record of them'})"
-    return "no patient, study, image id or pixels in common with the training data"
 
 
 def primary_macro(results: Mapping[str, Any], score: str | None = None) -> dict[str, Any] | None:
@@ -466,8 +498,8 @@ def honesty(results: Mapping[str, Any]) -> list[str]:
     lines = [
         "“Zero-shot” is said only of findings whose labels were never turned into training texts. All other scores by "
         "prompts are prompt-supervised: their labels taught the model, if in other images.",
-        "Patients of this split were not trained on as far as the data set's split says so; nothing was chosen on it "
-        "here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
+        f"Audit of these images against what was learnt from: {audit.text(results['audit'])}. Nothing was chosen on "
+        "this split here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
         "An interval covers the choice of patients, not that of the training seed: two runs differ by more.",
     ]
     if facts := results["checkpoint"]["referee"]:
@@ -488,6 +520,8 @@ def honesty(results: Mapping[str, Any]) -> list[str]:
                 f"An ensemble ({facts['ensemble']}) is to be compared with ensembles. Retrieval, negation and "
                 "counterfactual reports use the mean of its members' similarities."
             )
+    if weak := weak_labels_text(results):
+        lines.append(f"{weak}. Such scores say how well images and reports agree, not how well a finding is seen.")
     primary = results["zero_shot"]["primary"]
     if primary is not None:
         few = [

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.data import prompts
+from mmclip_jax.data import kinship, prompts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import metrics, protocols, thresholds
-from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split, with_ancestors
+from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split, uncertain_only, with_ancestors
 from mmclip_jax.evaluate.protocols import Protocol
 
 SCORES = ("difference", "positive")
@@ -31,14 +31,17 @@ OTHER_SOURCE = "kind seen through another source's labels"
 SAME_SOURCE = "same source's labels"
 UNKNOWN_EXPOSURE = "exposure not recorded"
 NOT_OURS = "unknown: not trained by this software"
+STARTED_ELSEWHERE = "unknown: started from weights of others"
 AS_STATED = ", as the spec's author states"
 EXPOSURES = {
     REPORT_ONLY: "No label of this finding was ever a training text; the model met it in reports, if at all. Only this "
     "is called zero-shot.",
     OTHER_SOURCE: "Training prompts were made from this finding's labels, in images of another source.",
-    SAME_SOURCE: "Training prompts were made from this finding's labels, in other images of the very same source.",
+    SAME_SOURCE: "Training prompts were made from this finding's labels, in other images of the very same source, or "
+    "of one that holds images of it.",
     UNKNOWN_EXPOSURE: "The checkpoint does not say what it was trained on.",
     NOT_OURS: "Another program trained this model. What it learnt from is not recorded here, and cannot be audited.",
+    STARTED_ELSEWHERE: "The training began with weights of others, who do not state what these had learnt from.",
 }
 EXPOSURES |= {
     stamp + AS_STATED: f"{EXPOSURES[stamp]} So states the author of the spec; nothing here can check it."
@@ -113,24 +116,35 @@ class ZeroShot:
 def exposure(kind: str, source: str, manifest: Mapping[str, Any]) -> str:
     """How the training knew of `kind` as seen from an image of `source`: one of `EXPOSURES`.
 
-    A label of a narrower kind counts too: a prompt "viral pneumonia" teaches "pneumonia".
+    A label of a narrower kind counts too: a prompt "viral pneumonia" teaches "pneumonia". Sources that hold images of
+    each other are one (`kinship.is_same_source`). A run that began with weights of others says so in
+    `manifest["start"]`: {"exposure": what their authors state, as in `manifest["exposure"]`, or None}.
     """
     recorded = manifest.get("exposure")
     foreign = bool(manifest.get("foreign"))
     if recorded is None or "label_kinds" not in recorded:
         return NOT_OURS if foreign else UNKNOWN_EXPOSURE
-    by_source = {name: with_ancestors(kinds) for name, kinds in recorded["label_kinds"].items()}
-    suffix = AS_STATED if foreign else ""
-    if kind in by_source.get(source, ()):
-        return SAME_SOURCE + suffix
-    if any(kind in kinds for kinds in by_source.values()):
-        return OTHER_SOURCE + suffix
-    return REPORT_ONLY + suffix
+    own = _stamp(kind, source, recorded["label_kinds"])
+    start = manifest.get("start")
+    if not start or own == SAME_SOURCE:
+        return own + (AS_STATED if foreign else "")
+    stated = (start.get("exposure") or {}).get("label_kinds")
+    if stated is None:
+        return STARTED_ELSEWHERE if own == REPORT_ONLY else own
+    return max(own, _stamp(kind, source, stated), key=(REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE).index) + AS_STATED
+
+
+def _stamp(kind: str, source: str, label_kinds: Mapping[str, Sequence[str]]) -> str:
+    """The stamp by a record of source -> kinds whose labels were texts."""
+    taught = [name for name, kinds in label_kinds.items() if kind in with_ancestors(kinds)]
+    if any(kinship.is_same_source(name, source) for name in taught):
+        return SAME_SOURCE
+    return OTHER_SOURCE if taught else REPORT_ONLY
 
 
 def called(stamps: Sequence[str]) -> str:
     """What a score with these exposures may be called."""
-    if UNKNOWN_EXPOSURE in stamps or NOT_OURS in stamps:
+    if {UNKNOWN_EXPOSURE, NOT_OURS, STARTED_ELSEWHERE} & set(stamps):
         return "by prompts, exposure unknown"
     suffix = AS_STATED if any(stamp.endswith(AS_STATED) for stamp in stamps) else ""
     unseen = [stamp.removesuffix(AS_STATED) == REPORT_ONLY for stamp in stamps]
@@ -330,7 +344,8 @@ def evaluate(
     "f1", "accuracy", "sensitivity", "specificity", each with "..._interval", "max_f1_test", "note"}}], "macro":
     {"difference", "positive": {"all", "min_positives", groups of the protocol, one entry for each exposure: {"auroc",
     "auroc_interval", "auprc", "auprc_interval", "findings" (how many are defined), "undefined" (names of the others),
-    "exposures", "called", "label"; of the protocol's score also the decisions' means}}}}}; of an ensemble also
+    "exposures", "called", "label"; of the protocol's score also the decisions' means}}, "uncertain_only": {finding:
+    how many labels it has in the source, all uncertain}}}; of an ensemble also
     "members": the macro AUROC of each of them alone in the primary source.
 
     A finding that lacks a class in a source is there with NaN and a note. All findings of a source share the resamples
@@ -431,7 +446,12 @@ class _Source:
                     row[score] |= {f"{metric}_interval": numbers[1:], "unusable_resamples": interval.unusable}
                 self._add_macros(macro[score], metric, np.array(points), replicates, groups)
         self._decide(table, macro[self._score], groups)
-        return {"findings": table, "macro": macro}
+        return {"findings": table, "macro": macro, "uncertain_only": self._uncertain_only()}
+
+    def _uncertain_only(self) -> dict[str, int]:
+        asked = self._protocol.findings
+        found = uncertain_only(self._examples)
+        return {kind: count for kind, count in found.items() if asked is None or kind in asked}
 
     def _row(self, k: int) -> dict[str, Any]:
         finding, counted = self._findings[k], self._counts[k]
@@ -514,7 +534,9 @@ class _Source:
                 )
             row["decision"] = {"threshold": threshold, "max_f1_test": float(highest[k]), "note": row["note"] or note}
             for m, measure in enumerate(thresholds.MEASURES):
-                interval = metrics.logit_interval(points[k, m], replicates[:, k, m], self._level)
+                interval = thresholds.interval(
+                    measure, points[k, m], replicates[:, k, m], labels, self._groups, self._level
+                )
                 row["decision"] |= {
                     measure: float(points[k, m]),
                     f"{measure}_interval": [interval.low, interval.high],

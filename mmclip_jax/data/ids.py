@@ -1,0 +1,89 @@
+"""One spelling of an id, however a program wrote it: every builder stores ids as `clean_id` gives them.
+
+Patients are kept within a split by their ids, and audits compare ids: two spellings of one id would leak unseen. What
+is surely the same is stored the same way (`clean_id`). What is only likely the same (other padding with zeros, other
+case, full-width digits) is found by `alike`, and whoever reads a table says what it means.
+
+The rule for case: it is kept, and ids that differ in case alone count as alike, not as equal.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+SHOWN = 40  # characters of a cell that a message shows: cells may hold what a report says
+
+_INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00]")
+_SPACE = re.compile(r"\s+")
+_TEXT_FORMULA = re.compile(r'="([^"]*)"')  # how a CSV file keeps a spreadsheet from turning text into a number
+_TEXT_MARK = re.compile(r"'(?=[\d=+@-])")  # likewise
+_WHOLE = re.compile(r"([+-]?\d+)[.,]0+")
+_SCIENTIFIC = re.compile(r"([+-]?)(\d)(?:[.,](\d+))?[eE]\+?(\d{1,4})")
+_GROUPED = re.compile(r"\d{1,3}(?:([.,' ])\d{3})(?:\1\d{3})*")
+_EXACT = 2**53  # beyond it floating point numbers leave out integers
+_PADDING = re.compile(r"(?<!\d)0+(?=\d)")
+
+
+class BadId(ValueError):
+    """Why a cell is no id that can be trusted; for a person."""
+
+
+def shown(cell: object) -> str:
+    """A cell as messages show it: quoted, and at most `SHOWN` characters of it."""
+    text = str(cell)
+    return repr(text) if len(text) <= SHOWN else f"{text[: SHOWN - 1]!r}…"
+
+
+def clean_id(cell: str) -> str:
+    """The id that a cell holds, in the one spelling that is stored; "" for a blank.
+
+    The result is in Unicode's NFC, without white space at its ends, invisible characters or line breaks. What a program
+    made of a whole number is undone: "10000032.0", '="10000032"', "1.0000032E7" are 10000032. Zeros in front and case
+    are kept.
+
+    Raises:
+      BadId: digits were lost ("1.0E+07", numbers of more than 15 digits as floats), or it is unclear whether a point
+        parts thousands or a fraction ("10.000").
+    """
+    text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", cell))).strip()
+    if formula := _TEXT_FORMULA.fullmatch(text):
+        return clean_id(formula[1])
+    text = _TEXT_MARK.sub("", text, count=1) if text.startswith("'") else text
+    if not text or not (text[0].isdigit() or text[0] in "+-"):
+        return text
+    if whole := _WHOLE.fullmatch(text):
+        if _GROUPED.fullmatch(text):
+            raise BadId(f"id {shown(text)}: does its point part thousands, or a fraction? Write it as text")
+        if len(whole[1]) > 17 or abs(int(whole[1])) >= _EXACT:
+            raise BadId(f"id {shown(text)} was a floating point number, which cannot hold all its digits")
+        return whole[1]
+    scientific = _SCIENTIFIC.fullmatch(text)
+    if scientific and (scientific[3] is not None or "+" in text[1:]):
+        sign, first, rest, places = scientific[1], scientific[2], scientific[3] or "", int(scientific[4])
+        digits = first + rest.ljust(places, "0")
+        if len(rest) < places or rest[places:].strip("0") or int(digits[: places + 1]) >= _EXACT:
+            raise BadId(f"id {shown(text)} is in scientific notation and has lost digits; write ids as text")
+        return sign + digits[: places + 1]
+    return text
+
+
+def alike_key(id: str) -> str:
+    """The same for ids that may be one: without case, compatibility forms, padding with zeros, groups of thousands."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", id).casefold())
+    text = _SPACE.sub("", text)
+    if _GROUPED.fullmatch(text):
+        text = re.sub(r"\D", "", text)
+    return _PADDING.sub("", text)
+
+
+def alike(ids: Iterable[str]) -> list[tuple[str, ...]]:
+    """The groups of two or more different ids that may be one, each sorted with the fullest spelling first.
+
+    The fullest is the longest (zeros get lost, they do not come), the first in the alphabet among these: it depends on
+    the ids alone, not on their order.
+    """
+    groups: dict[str, set[str]] = {}
+    for id in ids:
+        groups.setdefault(alike_key(id), set()).add(id)
+    found = [tuple(sorted(group, key=lambda id: (-len(id), id))) for group in groups.values() if len(group) > 1]
+    return sorted(found)
