@@ -428,6 +428,7 @@ class _State:
             self._affirm(self.segment)
             self.splice = -1
         self.terminator(event)
+        self.ends.pop()  # no border between an observation and its anatomy: "the aorta remains tortuous"
 
     # Cues
 
