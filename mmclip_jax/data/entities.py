@@ -1,6 +1,7 @@
 """Finds medical terms in reports: a lexicon matched as a trie, and sentence-scoped negation."""
 
 import bisect
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
@@ -161,17 +162,25 @@ class _Finder:
     def _judged(self, text: str, events: Iterable[tuple[int, int, Sense]]) -> list[Entity]:
         """The entities among terms, cues and marks in the order of the text, each with its polarity and kind."""
         found, polarity, ends, composable = judge(text, events)
-        entities = [
-            _entity(start, end, text[start:end], sense.label, said != STATED, sense.kind)
-            for (start, end, sense), said in zip(found, polarity, strict=True)
-        ]
+        new = Entity.__new__
+        entities = []
+        for (start, end, sense), said in zip(found, polarity, strict=True):
+            entity = new(Entity)
+            fields = entity.__dict__  # three times as fast as the initialiser of a frozen dataclass
+            fields["start"] = start
+            fields["end"] = end
+            fields["text"] = text[start:end]
+            fields["label"] = sense[1]
+            fields["negated"] = said != STATED
+            fields["kind"] = sense[2]
+            entities.append(entity)
         for i in composable:
             if kind := self._composed(i, found, ends):
-                entities[i] = _with_kind(entities[i], kind)
+                entities[i] = dataclasses.replace(entities[i], kind=kind)
         if ASIDE in polarity:
             for i, said in enumerate(polarity):
                 if said == ASIDE:
-                    entities[i] = _with_kind(entities[i], "")
+                    entities[i] = dataclasses.replace(entities[i], kind="")
         return entities
 
     def _composed(self, i: int, found: list[tuple[int, int, Sense]], ends: list[int]) -> str:
@@ -191,23 +200,6 @@ class _Finder:
             if kind := self.compose.get((sense.word, anatomy)):
                 return kind
         return sense.kind
-
-
-def _entity(start: int, end: int, text: str, label: str, negated: bool, kind: str) -> Entity:
-    """An Entity, three times as fast as by the initialiser of a frozen dataclass."""
-    entity = Entity.__new__(Entity)
-    fields = entity.__dict__
-    fields["start"] = start
-    fields["end"] = end
-    fields["text"] = text
-    fields["label"] = label
-    fields["negated"] = negated
-    fields["kind"] = kind
-    return entity
-
-
-def _with_kind(entity: Entity, kind: str) -> Entity:
-    return _entity(entity.start, entity.end, entity.text, entity.label, entity.negated, kind)
 
 
 def lowercase(text: str) -> str:
