@@ -104,11 +104,13 @@ class _Finder:
     def __init__(self, resources: Resources):
         self.compose = resources.compose
         composable = {observation for observation, _ in resources.compose}
-        affirming = set(resources.cues["affirming"])
+        affirming, sided = set(resources.cues["affirming"]), set(resources.cues["side"])
         senses: dict[str, Sense] = _ByWord()
         for word, term in resources.terms.items():
             role = Role.OBSERVATION if term.label in ("observation", "device") else Role.OTHER
-            senses[word] = Sense(int(role), term.label, term.kind, word, word in composable, word in affirming)
+            senses[word] = Sense(
+                int(role), term.label, term.kind, word, word in composable, word in affirming, word in sided
+            )
         for cue_role, role in _CUE_ROLES.items():
             for word in resources.cues[cue_role]:
                 known = senses[word].role if word in senses else role

@@ -47,6 +47,7 @@ class Sense(NamedTuple):
     word: str = ""
     composable: bool = False
     affirming: bool = False
+    sided: bool = False
 
 
 _BOXES = r"\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705\u2713\u2714\u2717\u2718\u274c"

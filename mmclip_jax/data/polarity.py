@@ -168,7 +168,7 @@ class _State:
                 self._release(len(self.found))
         if self.fresh:
             self.fresh = False
-            if sense.affirming and self.splice < 0 and self.denying:
+            if self.splice < 0 and self.denying and (sense.affirming or (sense.sided and self._is_unsided())):
                 self.splice = len(self.found)
         elif self.segment >= 0 and not self.listed and self._is_predicate(sense):
             self._affirm(self.segment)
@@ -179,6 +179,10 @@ class _State:
                 self._affirm(self.segment)
                 self._release(self.first)
         self.watching = self.segment >= 0
+
+    def _is_unsided(self) -> bool:
+        """Whether the denied list names no side: one behind its comma is then of something that is there."""
+        return not any(self.found[i][2].sided for i in range(self.cue_first, self.segment))
 
     def _is_predicate(self, sense: Sense) -> bool:
         """Whether a term says something of the one before, without a verb: "cardiomegaly stable", "heart enlarged"."""

@@ -36,6 +36,7 @@ CUES = ("before", "after", "normal", "pseudo", "terminator", "conjunction", "aff
 MORE_CUES = (
     "disjunction",
     "clause",
+    "side",
     "participle",
     "remains",
     "asked",
@@ -470,9 +471,9 @@ def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ..
             words = cue.split()
             runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
             held = sorted(runs & set(terms))
-            if role == "affirming" and cue not in terms:
-                raise UserError(f"{file}: {cue!r} of affirming must be a term of the lexicon")
-            if role != "affirming" and held:
+            if role in ("affirming", "side") and cue not in terms:
+                raise UserError(f"{file}: {cue!r} of {role} must be a term of the lexicon")
+            if role not in ("affirming", "side") and held:
                 raise UserError(f"{file}: the cue {cue!r} of {role} would hide the term {held[0]!r}; leave it out")
     return cues
 
