@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos plan test-tpu test-gcs wheel-data clean
+.PHONY: demo test test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -79,6 +79,10 @@ bench: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	$(BIN)/mmclip data build phantom --data-dir runs/chaos-data --scale 0.03
 	$(BIN)/python benchmarks/chaos.py --workdir runs/chaos --data runs/chaos-data/phantom
+
+# Damages files, settings and names on purpose; some minutes, and writes the table of docs/reliability.md.
+attacks: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/attacks.py
 
 # What the paper-scale recipe needs of slices and GPUs; 8 to 30 minutes a slice.
 plan: .tpu/.installed $(VENV)/.installed

@@ -56,5 +56,9 @@ class PreemptedError(RuntimeError):
     """SIGTERM asked the run to stop; a checkpoint holds every step that was done. The CLI exits with 75."""
 
 
+class LostWorkerError(PreemptedError):
+    """A process that prepares batches was killed. The CLI exits with 75: the same command goes on."""
+
+
 class LostProcessError(PreemptedError):
     """Another process of the run is gone, so this one cannot go on. The CLI exits with 75, without waiting for it."""

@@ -123,7 +123,8 @@ def build(
         facts |= {"name": builder.name, "version": builder.VERSION, "recipe": recipe_json}
         for file in extra.iterdir():
             shutil.move(file, written / file.name)
-        (written / FACTS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+        (written / FACTS_FILE).write_text(text, encoding="utf-8")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             os.replace(path, scratch / "replaced")
@@ -154,8 +155,11 @@ def _scratch_folder(builder: RecordsBuilder) -> Iterator[pathlib.Path]:
 
 def _recipe_of(directory: pathlib.Path) -> Any:
     file = directory / FACTS_FILE
-    return json.loads(file.read_text()).get("recipe") if file.exists() else None
+    return files.read_json(file, "replace the data set with --overwrite").get("recipe") if file.exists() else None
 
+
+_COPY_AGAIN = "copy the data set again, or build it again"
+_FACTS = ("name", "version", "examples", "fingerprint", "splits", "sources")
 
 Make = Callable[[RecordsBuilder, pathlib.Path, pathlib.Path, bool], tuple[pathlib.Path, dict[str, Any]]]
 """Takes a builder, a scratch folder, one for the builder's own files, and whether to show bars; gives the version
@@ -644,7 +648,7 @@ def dataset_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     directory = dataset_dir(path)
     file = directory / FACTS_FILE
     if file.exists():
-        facts: dict[str, Any] = json.loads(file.read_text())
+        facts: dict[str, Any] = files.read_json(file, _COPY_AGAIN, _FACTS)
         return facts
     counter = FactsCounter()
     for name in _split_names(directory):
@@ -765,7 +769,7 @@ class _Shard:
 
 
 def _split_infos(directory: epath.Path) -> dict[str, Any]:
-    info = json.loads((directory / _INFO_FILE).read_text())
+    info = files.read_json(directory / _INFO_FILE, _COPY_AGAIN, ("name",))
     if info.get("fileFormat") != "array_record":
         raise UserError(f"{directory} is stored as {info.get('fileFormat')!r}; only array_record can be read")
     return {split["name"]: split | {"dataset": info["name"]} for split in info.get("splits", [])}

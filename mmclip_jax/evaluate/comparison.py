@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax import files
 from mmclip_jax.data import prompts
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import intervals, metrics
@@ -56,10 +57,19 @@ class Evaluation:
         for name in (RESULTS_FILE, SCORES_FILE):
             if not (path / name).is_file():
                 raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
-        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
-        if "protocol" not in results.get("zero_shot", {}):
+        results = files.read_json(path / RESULTS_FILE, "evaluate again", ("zero_shot", "data"))
+        if "protocol" not in results["zero_shot"]:
             raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
-        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False)  # NumPy reads back every digit
+        try:
+            # NumPy reads back every digit.
+            table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path / SCORES_FILE} is damaged ({error}): evaluate again") from error
+        if len(table) != results["data"]["rows"]:
+            raise UserError(
+                f"{path / SCORES_FILE} is damaged ({len(table)} rows, and {RESULTS_FILE} says "
+                f"{results['data']['rows']}): evaluate again"
+            )
 
         def numbers(columns: Sequence[str]) -> np.ndarray:
             return table[list(columns)].replace("", "nan").to_numpy(np.float64).reshape(len(table), len(columns))
@@ -275,7 +285,7 @@ def run(
     result = compare([Evaluation.read(directory) for directory in directories], resamples=resamples)
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / COMPARISON_JSON).write_text(json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
+    files.write_whole(folder / COMPARISON_JSON, json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
     (folder / COMPARISON_FILE).write_text(comparison_page.render(result), encoding="utf-8")
     return f"{comparison_page.as_text(result)}\nReport: {folder / COMPARISON_FILE}"
 

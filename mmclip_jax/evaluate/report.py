@@ -78,7 +78,8 @@ def write_report(
     """
     out = pathlib.Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(finite(results), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(finite(results), indent=1, ensure_ascii=False) + "\n"
+    (out / RESULTS_FILE).write_text(text, encoding="utf-8")
     write_scores(out / SCORES_FILE, examples, scored)
     page = render(results, scored=scored, examples=examples, cases=cases, curves=curves, show_text=show_text)
     (out / REPORT_FILE).write_text(page, encoding="utf-8")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mmclip_jax import ranges
 from mmclip_jax.data import dicom_headers, prompts, records
 from mmclip_jax.data.builders.cells import (
     BadRow,
@@ -145,7 +146,8 @@ class TableOptions:
             raise UserError(f"name {self.name!r}: use small letters, digits and _ only, a letter first")
         if self.name == "phantom":
             raise UserError("name 'phantom' is that of the built-in data set, whose texts are shown: choose another")
-        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        bad = ranges.Several(ranges.SHARE).problem(self.shares)
+        if bad or len(self.shares) != 3 or abs(sum(self.shares) - 1) > 1e-6:
             raise UserError(f"shares {self.shares}: three numbers, for train, validation, test, that sum to 1")
         if self.split and self.split not in SPLITS:
             raise UserError(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
