@@ -272,12 +272,14 @@ class _State:
         text = self.text
         if text[start - 1] == "." or _NEXT_ITEM.match(text, end):
             return True
-        if self.joined or self.text[:start].rstrip().endswith(",") or _GOES_ON.match(text, end):
+        if self.joined or _GOES_ON.match(text, end):
             return False
         if self.denying and len(self.found) == self.cue_first and not text[self.cue_end : start].strip():
             return False  # "no" at the end of the line
         if _CAPITAL.match(text, end):
             return True
+        if text[:start].rstrip().endswith(","):
+            return False
         before = text.rfind("\n", 0, start) + 1
         word = _WORD.search(text, end)
         written = len(text[:start].rstrip())
