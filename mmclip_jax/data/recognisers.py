@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mmclip_jax.data.entities import describe_spans, find_entities
-from mmclip_jax.data.resources import Resources, default
+from mmclip_jax.data.resources import ENGLISH, Resources, for_language
 from mmclip_jax.data.schema import Entity
 from mmclip_jax.errors import UserError
 
@@ -26,34 +26,46 @@ class Recogniser(Protocol):
 
 
 @functools.cache
-def load(name: str) -> Recogniser:
+def load(name: str, language: str = ENGLISH) -> Recogniser:
     """The recogniser of a name, loaded once a process.
 
     Args:
       name: "lexicon"; "spacy:MODEL", an installed pipeline of spaCy (scispaCy's, for instance) or the folder of one;
         "medspacy", the lexicon's terms with the ConText algorithm; "radgraph" or "radgraph:MODEL".
+      language: of the reports, see `resources.for_language`.
 
     Raises:
-      UserError: another name, or the package or its model is not installed; the message says how to get it.
+      UserError: another name, or the package or its model is not installed; the message says how to get it. Or a
+        language that the recogniser does not read.
     """
     family, _, model = name.partition(":")
+    words = for_language(language)
     if name == LEXICON:
-        return Lexicon()
+        return Lexicon(words)
     if family == "spacy" and model:
-        return SpacyPipeline(_spacy_model(model))
+        return SpacyPipeline(_spacy_model(model), words)
+    if family in ("medspacy", "radgraph") and language != ENGLISH:
+        raise UserError(f"--entities {name} reads English reports alone, not --language {language}; use {LEXICON}")
     if name == "medspacy":
-        return SpacyPipeline(_medspacy_model(default()))
+        return SpacyPipeline(_medspacy_model(words), words)
     if family == "radgraph":
         return RadGraph(_radgraph_model(model or "modern-radgraph-xl"))
     raise UserError(f"there is no recogniser of entities called {name!r}, only {', '.join(NAMES)}")
 
 
 class Lexicon:
-    """`find_entities`."""
+    """`find_entities`.
+
+    Args:
+      resources: the words to use; None for `resources.default()`.
+    """
+
+    def __init__(self, resources: Resources | None = None):
+        self._resources = resources
 
     def recognise(self, texts: Sequence[str]) -> list[list[Entity]]:
         """See `Recogniser`."""
-        return [find_entities(text) for text in texts]
+        return [find_entities(text, self._resources) for text in texts]
 
 
 class SpacyPipeline:
@@ -65,10 +77,12 @@ class SpacyPipeline:
 
     Args:
       pipeline: a `spacy.language.Language`.
+      resources: the words whose kinds and cues are used; None for `resources.default()`.
     """
 
-    def __init__(self, pipeline: Any):
+    def __init__(self, pipeline: Any, resources: Resources | None = None):
         self._pipeline = pipeline
+        self._resources = resources
 
     def recognise(self, texts: Sequence[str]) -> list[list[Entity]]:
         """See `Recogniser`."""
@@ -76,7 +90,7 @@ class SpacyPipeline:
         for text, document in zip(texts, self._pipeline.pipe(texts), strict=True):
             spans = [(e.start_char, e.end_char, _label(e.label_)) for e in document.ents if e.start_char < e.end_char]
             denied = {(e.start_char, e.end_char): _is_denied(e) for e in document.ents}
-            found.append(_with_polarity(describe_spans(text, spans), denied))
+            found.append(_with_polarity(describe_spans(text, spans, self._resources), denied))
         return found
 
 

@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 
 import mmclip_jax
 from mmclip_jax import spreadsheet
-from mmclip_jax.data import ids, prompts, recognisers, records, spool
+from mmclip_jax.data import ids, prompts, recognisers, records, resources, spool
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
+from mmclip_jax.data.builders.report_language import without_other_languages
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.images import store_image
 from mmclip_jax.data.resources import NO_FINDING
@@ -119,6 +120,15 @@ def entities_option() -> Any:
     return option(recognisers.LEXICON, f"who finds the entities of reports: {', '.join(recognisers.NAMES)}")
 
 
+def language_option() -> Any:
+    """The language of the reports; a field of the options of collections that have reports."""
+    return option(
+        resources.ENGLISH,
+        f"language of the reports: {', '.join(resources.languages())}, or a folder with the words of another one "
+        f"({resources.LEXICON}, {resources.NEGATION}, {resources.WORDS})",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class CollectionOptions:
     """What the build of a published data set can be told."""
@@ -155,6 +165,7 @@ class ReportOptions(CollectionOptions):
     """What the build of a published data set with reports can be told."""
 
     entities: str = entities_option()
+    language: str = language_option()
 
 
 def check_storing(shorter_side: int, max_reject_share: float, workers: int) -> None:
@@ -189,6 +200,7 @@ class Collection(records.RecordsBuilder):
         self.rejects: list[Reject] = []
         self.rows = 0
         self._train_rows: list[fractions.Row] = []
+        self._language: Mapping[str, Any] = {}
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields an item for each image of the tables, or why a row gives none; adds to `rows`."""
@@ -317,6 +329,7 @@ class Collection(records.RecordsBuilder):
             "ids_joined": joined,
             "fractions": fractions.write(self._train_rows, directory) if self._train_rows else {},
             "options": self.described_options(),
+            **({"language": self._language} if self._language else {}),
             **self.facts(),
         }
 
@@ -324,6 +337,8 @@ class Collection(records.RecordsBuilder):
         """The options as the facts keep them: a record of what was asked, not of this machine."""
         options = dataclasses.asdict(self.options)
         options.pop("manual_dir", None)
+        if "language" in options:
+            options["language"] = pathlib.Path(options["language"]).name  # of a folder its name
         del options["workers"]
         return options
 
@@ -359,6 +374,9 @@ class Collection(records.RecordsBuilder):
             items[n] = dataclasses.replace(item, split=split, labels=labels)
         self.check_patients(items)
         self._check_rejects()
+        if hasattr(self.options, "language"):
+            items, rejects, self._language = without_other_languages(items, self.options.language)
+            self.rejects += rejects
         return items
 
     def settled_ids(self, items: list[Item]) -> list[Item]:
@@ -424,9 +442,18 @@ class Collection(records.RecordsBuilder):
     def maker(self) -> Callable[[Sequence[Item]], list[Example | Reject]]:
         """What makes the examples of a chunk, in whatever process."""
         recogniser = getattr(self.options, "entities", recognisers.LEXICON)
-        recognisers.load(recogniser)  # before the work: it may not be there
+        language = getattr(self.options, "language", resources.ENGLISH)
+        recognisers.load(recogniser, language)  # before the work: it may not be there
         _private_folder(self._chunks_dir)
-        storing = Storing(self.name, self.VERSION, self.options.shorter_side, self.options.encoding, recogniser)
+        storing = Storing(
+            self.name,
+            self.VERSION,
+            self.options.shorter_side,
+            self.options.encoding,
+            recogniser,
+            language,
+            resources.digest(resources.for_language(language)),
+        )
         return functools.partial(_make_chunk, storing, self._chunks_dir)
 
     def _make_all(self, items: Sequence[Item]) -> Iterator[Example | Reject]:
@@ -564,6 +591,8 @@ class Storing:
     shorter_side: int
     encoding: str
     entities: str = recognisers.LEXICON
+    language: str = resources.ENGLISH
+    words: str = ""
     package: str = mmclip_jax.__version__
 
 
@@ -579,7 +608,7 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
         return kept
     made = [each for item in items for each in make_example(item, storing)]
     examples = [(n, each) for n, each in enumerate(made) if isinstance(each, Example) and each.text]
-    recognised = recognisers.load(storing.entities).recognise([example.text for _, example in examples])
+    recognised = recognisers.load(storing.entities, storing.language).recognise([each.text for _, each in examples])
     for (n, example), entities in zip(examples, recognised, strict=True):
         made[n] = dataclasses.replace(example, entities=tuple(entities))
     if not any(isinstance(each, Reject) and each.consequence == LEFT_OUT for each in made):

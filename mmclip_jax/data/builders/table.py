@@ -42,6 +42,7 @@ from mmclip_jax.data.builders.collection import (
     alike_option,
     check_storing,
     entities_option,
+    language_option,
     option,
 )
 from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
@@ -120,6 +121,7 @@ class TableOptions:
     encoding: str = option("jpeg", "how changed images are stored: jpeg (quality 95) or png", ("jpeg", "png"))
     max_reject_share: float = option(0.001, "the build stops if more than this share of rows cannot be used")
     entities: str = entities_option()
+    language: str = language_option()
     csv_encoding: str = option("utf-8", "character encoding of a CSV file")
     csv_separator: str = option("", "what parts the columns of a CSV file; default: found by itself")
     sheet: str = option("", "sheet of an Excel file; default: the first that is not empty")

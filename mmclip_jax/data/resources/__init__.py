@@ -7,8 +7,10 @@ A file that the directory lacks is read from the package.
 
 import dataclasses
 import functools
+import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,33 @@ from typing import Any
 from mmclip_jax.errors import UserError
 
 PACKAGED = Path(__file__).parent
-VOCABULARY, UNMAPPED, LEXICON, NEGATION, PROMPTS, TOKENIZER = (
+VOCABULARY, UNMAPPED, LEXICON, NEGATION, WORDS, PROMPTS, TOKENIZER = (
     "vocabulary.yaml",
     "unmapped.yaml",
     "lexicon.yaml",
     "negation.yaml",
+    "words.yaml",
     "prompts.yaml",
     "tokenizer.model",
 )
+LANGUAGES = PACKAGED / "languages"
+ENGLISH = "en"
 ENVIRONMENT = "MMCLIP_RESOURCES"
 NO_FINDING = "no_finding"
 LABELS = ("observation", "anatomy", "device", "modifier")
 CUES = ("before", "after", "normal", "pseudo", "terminator", "conjunction", "affirming", "verb")
+MORE_CUES = (
+    "disjunction",
+    "clause",
+    "side",
+    "participle",
+    "remains",
+    "asked",
+    "yes",
+    "unknown",
+    "past",
+    "past_verb",
+)  # a file may lack these
 
 EVERYTHING = "everything"  # in place of kinds that a label string leaves open
 
@@ -70,6 +87,7 @@ class Resources:
     label string to the kinds of which a list that has it says nothing, beside those that its own kind leaves open.
     terms: normalised term (see `normalise`) to what it means. cues: the negation cues by role. compose: (observation,
     anatomy) to kind. prompts: the grammar; tokenizer: a file.
+    language: "en", or the name of the folder of another one; language_name: for people; words: its common words.
     """
 
     kinds: Mapping[str, Kind]
@@ -82,6 +100,9 @@ class Resources:
     compose: Mapping[tuple[str, str], str]
     prompts: Mapping[str, Any]
     tokenizer: Path
+    language: str = ENGLISH
+    language_name: str = "English"
+    words: frozenset[str] = frozenset()
 
     def __hash__(self) -> int:
         return id(self)
@@ -128,33 +149,95 @@ def load(directory: str | os.PathLike[str] | None = None) -> Resources:
     return _load(Path(directory).resolve() if directory is not None else PACKAGED)
 
 
+def languages() -> tuple[str, ...]:
+    """The languages that the package has words for: "en" first."""
+    return (ENGLISH, *sorted(folder.name for folder in LANGUAGES.iterdir() if (folder / LEXICON).is_file()))
+
+
+def for_language(language: str) -> Resources:
+    """The words to read reports of a language with.
+
+    Args:
+        language: one of `languages()`, or a folder with lexicon.yaml, negation.yaml and words.yaml of another one. What
+            it lacks (vocabulary, prompts) comes from where `default` reads it.
+
+    Raises:
+        UserError: no such language or folder, a file is missing, or a mistake in one.
+    """
+    if language == ENGLISH:
+        return default()
+    folder = LANGUAGES / language if re.fullmatch(r"\w+", language) else Path(language).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no language {language!r}; known are {', '.join(languages())}, or give a folder with "
+            f"{LEXICON}, {NEGATION} and {WORDS}"
+        )
+    for name in (LEXICON, NEGATION, WORDS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder}: a language needs the files {LEXICON}, {NEGATION} and {WORDS}; {name} is missing"
+            )
+    own = os.environ.get(ENVIRONMENT)
+    return _load(folder.resolve(), *([Path(own).resolve()] if own else []))
+
+
+@functools.lru_cache(maxsize=16)
+def digest(resources: Resources) -> str:
+    """A hash of the terms, the cues and the rules: what decides which entities are found."""
+    content = (sorted(resources.terms.items()), sorted(resources.cues.items()), sorted(resources.compose.items()))
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
 @functools.lru_cache(maxsize=16)
 def _default(directory: str | None) -> Resources:
     return load(directory)
 
 
 @functools.lru_cache(maxsize=16)
-def _load(directory: Path) -> Resources:
-    files = {name: directory / name for name in (VOCABULARY, UNMAPPED, LEXICON, NEGATION, PROMPTS, TOKENIZER)}
-    if not any(file.is_file() for file in files.values()):
-        raise UserError(f"{directory}: no resource file here; it may hold copies of {', '.join(files)}")
-    files = {name: file if file.is_file() else PACKAGED / name for name, file in files.items()}
+def _load(directory: Path, *others: Path) -> Resources:
+    names = (VOCABULARY, UNMAPPED, LEXICON, NEGATION, WORDS, PROMPTS, TOKENIZER)
+    if not any((directory / name).is_file() for name in names):
+        raise UserError(f"{directory}: no resource file here; it may hold copies of {', '.join(names)}")
+    places = (directory, *others, PACKAGED)
+    files = {name: next((p / name for p in places if (p / name).is_file()), PACKAGED / name) for name in names}
     left_open: dict[str, frozenset[str]] = {}
     kinds = _read_kinds(files[VOCABULARY], left_open)
     terms, compose = _read_lexicon(files[LEXICON], files[VOCABULARY], kinds)
-    names = _read_names(files[VOCABULARY], kinds)
+    names_of_kinds = _read_names(files[VOCABULARY], kinds)
+    language_name, words = _read_words(files[WORDS])
     return Resources(
         kinds=kinds,
-        names=names,
-        unmapped=_read_unmapped(files[UNMAPPED], names, kinds, left_open),
-        narrow=_read_narrow(files[VOCABULARY], kinds, names),
+        names=names_of_kinds,
+        unmapped=_read_unmapped(files[UNMAPPED], names_of_kinds, kinds, left_open),
+        narrow=_read_narrow(files[VOCABULARY], kinds, names_of_kinds),
         left_open=left_open,
         terms=terms,
         cues=_read_cues(files[NEGATION], terms),
         compose=compose,
         prompts=_read_prompts(files[PROMPTS]),
         tokenizer=files[TOKENIZER],
+        language=ENGLISH if files[WORDS].parent == PACKAGED else files[WORDS].parent.name,
+        language_name=language_name,
+        words=words,
     )
+
+
+def _read_words(file: Path) -> tuple[str, frozenset[str]]:
+    content = read_yaml(file)
+    if set(content) != {"name", "words"} or not isinstance(content["name"], str):
+        raise UserError(f"{file}: expected the name of the language and its words")
+    spelt = (spelling for word in _strings(file, "words", content["words"]) for spelling in _spellings(word.lower()))
+    return content["name"], frozenset(spelt)
+
+
+def _spellings(word: str) -> list[str]:
+    """A word, and how it is typed without its accents: "Ergüsse", "Erguesse", "Ergusse"."""
+    plain = unicodedata.normalize("NFKD", word.translate({0xDF: "ss", 0x153: "oe"}))
+    plain = "".join(character for character in plain if not unicodedata.combining(character))
+    digraphs = word.translate({0xE4: "ae", 0xF6: "oe", 0xFC: "ue", 0xDF: "ss", 0x153: "oe"})
+    half = word.translate({0xDF: "ss"}), word.translate({0x153: "oe"})  # capitals, keyboards
+    spelt = (word, plain, digraphs, *half)
+    return list(dict.fromkeys((*spelt, *(each.replace("'", "\u2019") for each in spelt))))
 
 
 def _read_unmapped(
@@ -323,24 +406,35 @@ def _read_lexicon(
     file: Path, vocabulary: Path, kinds: Mapping[str, Kind]
 ) -> tuple[dict[str, Term], dict[tuple[str, str], str]]:
     content = read_yaml(file)
-    if unknown := set(content) - {*LABELS, "compose"}:
-        raise UserError(f"{file}: unknown parts {sorted(map(str, unknown))}; known are {', '.join(LABELS)}, compose")
+    if unknown := set(content) - {*LABELS, "kinds", "compose"}:
+        raise UserError(
+            f"{file}: unknown parts {sorted(map(str, unknown))}; known are {', '.join(LABELS)}, kinds, compose"
+        )
+    # A lexicon that names the kinds' own words is of another language: English words and plurals are not added.
+    own = content.get("kinds")
     terms: dict[str, Term] = {}
 
     def add(words: Sequence[str], meaning: Term, where: Path) -> None:
         for word in words:
             if not re.fullmatch(r"\w+(\W\w+)*", normalise(word)):
                 raise UserError(f"{where}: the term {word!r} must be words separated by single characters")
-            known = terms.setdefault(normalise(word), meaning)
+            for spelling in _spellings(normalise(word)) if own else (normalise(word),):
+                known = terms.setdefault(spelling, meaning)
             if known != meaning:
                 raise UserError(f"{where}: the term {word!r} is both {_say(known)} and {_say(meaning)}")
 
-    for kind in kinds.values():
-        add(kind.terms, Term(kind.category, kind.name), vocabulary)
+    if own is None:
+        for kind in kinds.values():
+            add(kind.terms, Term(kind.category, kind.name), vocabulary)
+    elif not isinstance(own, dict) or (unknown := set(own) - set(kinds)):
+        raise UserError(f"{file}: kinds must give words for kinds of the vocabulary; {own and unknown} are none")
+    else:
+        for name, words in own.items():
+            add(_expanded(file, name, words), Term(kinds[name].category, name), file)
     for label in LABELS:
-        add(_strings(file, label, content.get(label, [])), Term(label, ""), file)
+        add(_expanded(file, label, content.get(label, [])), Term(label, ""), file)
     for word, meaning in list(terms.items()):
-        if meaning.label != "modifier":
+        if meaning.label != "modifier" and own is None:
             terms.setdefault(plural(word), meaning)
 
     compose: dict[tuple[str, str], str] = {}
@@ -349,8 +443,8 @@ def _read_lexicon(
             raise UserError(f"{file}: a rule of compose needs kind, observation and anatomy")
         if rule["kind"] not in kinds:
             raise UserError(f"{file}: compose names {rule['kind']}, which is no kind of the vocabulary")
-        for observation in _strings(file, "observation of compose", rule["observation"]):
-            for anatomy in _strings(file, "anatomy of compose", rule["anatomy"]):
+        for observation in _expanded(file, "observation of compose", rule["observation"]):
+            for anatomy in _expanded(file, "anatomy of compose", rule["anatomy"]):
                 for word in (observation, anatomy):
                     if normalise(word) not in terms:
                         raise UserError(f"{file}: compose uses {word!r}, which is no term of the lexicon")
@@ -366,19 +460,38 @@ def _say(term: Term) -> str:
 
 def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ...]]:
     content = read_yaml(file)
-    if set(content) != set(CUES):
-        raise UserError(f"{file}: expected exactly the lists {', '.join(CUES)}")
-    cues = {role: tuple(map(normalise, _strings(file, role, content[role]))) for role in CUES}
+    if not set(CUES) <= set(content) <= {*CUES, *MORE_CUES}:
+        raise UserError(f"{file}: expected the lists {', '.join(CUES)}, and perhaps {', '.join(MORE_CUES)}")
+    cues = {}
+    for role in (*CUES, *MORE_CUES):
+        listed = map(normalise, _expanded(file, role, content.get(role, [])))
+        cues[role] = tuple(dict.fromkeys(spelling for cue in listed for spelling in _spellings(cue)))
     for role, lists in cues.items():
         for cue in lists:
             words = cue.split()
             runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
             held = sorted(runs & set(terms))
-            if role == "affirming" and cue not in terms:
-                raise UserError(f"{file}: {cue!r} of affirming must be a term of the lexicon")
-            if role != "affirming" and held:
+            if role in ("affirming", "side") and cue not in terms:
+                raise UserError(f"{file}: {cue!r} of {role} must be a term of the lexicon")
+            if role not in ("affirming", "side") and held:
                 raise UserError(f"{file}: the cue {cue!r} of {role} would hide the term {held[0]!r}; leave it out")
     return cues
+
+
+def _expanded(file: Path, where: str, value: Any) -> list[str]:
+    """The words of a list, each with its alternatives written out."""
+    return [word for item in _strings(file, where, value) for word in _expand(file, item)]
+
+
+def _expand(file: Path, cue: str) -> list[str]:
+    """The cues that one with alternatives stands for: "{is,are,} not seen" is three."""
+    match = re.search(r"\{([^{}]*)\}", cue)
+    if match is None:
+        if set("{}") & set(cue):
+            raise UserError(f"{file}: the braces of the cue {cue!r} do not match")
+        return [cue]
+    choices = [cue[: match.start()] + choice.strip() + cue[match.end() :] for choice in match[1].split(",")]
+    return [expanded for choice in choices for expanded in _expand(file, choice)]
 
 
 def _read_prompts(file: Path) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""Reports in another language than the build was told are found before any image is read."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mmclip_jax.data import language
+from mmclip_jax.data.resources import for_language
+from mmclip_jax.data.schema import report_text
+
+if TYPE_CHECKING:
+    from mmclip_jax.data.builders.collection import Item, Reject
+
+REPORT_LEFT_OUT = "report left out"
+
+
+def without_other_languages(
+    items: Sequence["Item"], named: str
+) -> tuple[list["Item"], list["Reject"], dict[str, object]]:
+    """Takes the reports in another language from their images.
+
+    Args:
+      items: with their reports.
+      named: the language, as `resources.for_language` takes it.
+
+    Returns:
+      The items; of each report that was left out, why; what the facts say.
+
+    Raises:
+      UserError: hardly any report is in the language, or there are no words for it.
+    """
+    from mmclip_jax.data.builders.collection import Reject
+
+    words = for_language(named)
+    census = language.Census()
+    covered: dict[tuple[str, str], bool] = {}
+    kept, rejects = [], []
+    for item in items:
+        text = report_text(item.findings, item.impression)
+        if text:
+            key = (item.study or item.id, text)  # a report of several images counts once
+            if key not in covered:
+                covered[key] = language.is_covered(text, words, census)
+            if not covered[key]:
+                reason = f"the report is not in {words.language_name}, as far as its words tell"
+                rejects.append(Reject(item.table, item.row, item.id, reason, REPORT_LEFT_OUT))
+                item = dataclasses.replace(item, findings="", impression="")
+        kept.append(item)
+    language.check(census, words)
+    return kept, rejects, census.facts(words) if covered else {}
