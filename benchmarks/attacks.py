@@ -9,6 +9,7 @@ here or in a module that is named in MODULES. The exit status is 1 if anything w
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -106,7 +107,7 @@ def settings(attacker: Attacker) -> Outcomes:
             bad += [allowed.low if allowed.above else allowed.low - 1] if allowed.low > -math.inf else []
             bad += [allowed.high if allowed.below else allowed.high + 1] if allowed.high < math.inf else []
         for value in bad:
-            yield f"{name}={value!r}", refused(lambda n=name, v=value: ranges.check(values | {n: v}, RANGES), name)
+            yield f"{name}={value!r}", refused(functools.partial(ranges.check, values | {name: value}, RANGES), name)
 
 
 @kind("names of folders", "work, or are refused at the start")
@@ -119,7 +120,7 @@ def names(attacker: Attacker) -> Outcomes:
     for character in attacker.some(characters, 30):
         path = f"{attacker.folder}/a{character}b/run"
         if character in special:
-            yield repr(character), refused(lambda p=path: files.locate(p), "in its name")
+            yield repr(character), refused(functools.partial(files.locate, path), "in its name")
         else:
             files.write_whole(f"{path}/x", "x")
             yield (
@@ -171,10 +172,10 @@ def json_files(attacker: Attacker) -> Outcomes:
                 file.write_bytes(content)
                 change(file, how, attacker.chance)
                 # What JSON still reads may be another value: of these files no sum is kept.
-                yield f"{name} {how} {number}", refused(lambda f=file, r=read: r(f), also=lambda _: True)
+                yield f"{name} {how} {number}", refused(functools.partial(read, file), also=lambda _: True)
         for text in ("[" * 100_000, "null", "7", '"x"', "[]", "{}", "\ufeff{}", '{"step": ' + "9" * 400 + "}", "\0"):
             file.write_text(text + "\n", encoding="utf-8")
-            yield f"{name}: {text[:12]!r}…", refused(lambda f=file, r=read: r(f))
+            yield f"{name}: {text[:12]!r}…", refused(functools.partial(read, file))
 
 
 def _tests() -> Any:
