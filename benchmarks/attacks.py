@@ -194,9 +194,9 @@ def checkpoints(attacker: Attacker) -> Outcomes:
     made.save(whole, 3, 7)
     step = whole / "checkpoints" / "7"
     every = [path for path in sorted(step.rglob("*")) if path.is_file()]
-    tried = [(path, how) for path in every for how in ("flipped", "cut off", "removed")]
+    tried = [(path, how) for path in every for how in ("flipped", attacker.chance.choice(("cut off", "removed")))]
     words = [path for path in every if path.name == "metadata"]  # settings, tokenizer, manifest, position, sums
-    tried += [(path, how) for path in words for how in ("flipped", "emptied") * 5]
+    tried += [(path, how) for path in words for how in ("flipped", "flipped", "emptied")]
     tried += [(path, "removed") for path in sorted(step.rglob("*")) if path.is_dir()]
     for number, (path, how) in enumerate(attacker.some(tried, 12)):
         copy = attacker.folder / str(number)
