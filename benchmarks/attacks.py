@@ -137,10 +137,31 @@ def names(attacker: Attacker) -> Outcomes:
 def json_files(attacker: Attacker) -> Outcomes:
     """Results, facts and metrics, each damaged in every way."""
     from mmclip_jax import files, writers
+    from mmclip_jax.evaluate import comparison
 
     rows = b"".join(json.dumps({"step": n, "loss": n / 7, "x": None}).encode() + b"\n" for n in range(1, 30))
     facts = json.dumps({"name": "a", "version": "1", "examples": 3, "splits": {"train": [1, 2, {"x": "é"}]}}, indent=1)
+    results = {
+        "zero_shot": {"protocol": {"name": "a"}, "score": "cosine"}, "data": {"rows": 3, "split": "test", "sets": []},
+        "checkpoint": {"run": "r", "step": 3},
+    }  # fmt: skip
+    header = "id,source,part,patient,edema/label,edema/cosine\n"
+    table = header + "".join(f"i{n},a,paired,{n},{n % 2},0.{n}5\n" for n in range(3))
+
+    def compared(name: str) -> Callable[[pathlib.Path], Any]:
+        def read(file: pathlib.Path) -> Any:
+            folder = attacker.folder / "evaluation"
+            folder.mkdir(exist_ok=True)
+            (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+            (folder / "scores.csv").write_text(table, encoding="utf-8")
+            shutil.copy(file, folder / name)
+            return comparison.Evaluation.read(folder)
+
+        return read
+
     readers: dict[str, tuple[bytes, Callable[[pathlib.Path], Any]]] = {
+        "results.json": (json.dumps(results).encode(), compared("results.json")),
+        "scores.csv": (table.encode(), compared("scores.csv")),
         "metrics.jsonl": (rows, writers.read_rows),
         "facts.json": (facts.encode(), lambda path: files.read_json(path, "build it again", ("name", "splits"))),
     }
@@ -172,8 +193,10 @@ def checkpoints(attacker: Attacker) -> Outcomes:
     whole = attacker.folder / "whole"
     made.save(whole, 3, 7)
     step = whole / "checkpoints" / "7"
-    tried = [(path, how) for path in sorted(step.rglob("*")) if path.is_file()
-             for how in ("flipped", "flipped", "flipped", "cut off", "emptied", "removed")]  # fmt: skip
+    every = [path for path in sorted(step.rglob("*")) if path.is_file()]
+    tried = [(path, how) for path in every for how in ("flipped", attacker.chance.choice(("cut off", "removed")))]
+    words = [path for path in every if path.name == "metadata"]  # settings, tokenizer, manifest, position, sums
+    tried += [(path, how) for path in words for how in ("flipped", "flipped", "emptied")]
     tried += [(path, "removed") for path in sorted(step.rglob("*")) if path.is_dir()]
     for number, (path, how) in enumerate(attacker.some(tried, 12)):
         copy = attacker.folder / str(number)
@@ -185,7 +208,8 @@ def checkpoints(attacker: Attacker) -> Outcomes:
             change(victim, how, attacker.chance)
         place = path.relative_to(step)
         yield f"{place} {how}, going on", _resumed(made, copy)
-        yield f"{place} {how}, evaluating", _evaluated(made, copy)
+        if place.parts[0] not in ("params", "optimizer", "data"):  # which an evaluation does not read
+            yield f"{place} {how}, evaluating", _evaluated(made, copy)
         shutil.rmtree(copy)
 
 

@@ -31,8 +31,11 @@ class Number:
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.low:,.10g}" if self.low > -math.inf else ""
         high = f"{'below' if self.below else 'at most'} {self.high:,.10g}" if self.high < math.inf else ""
-        if low and high and not (self.above or self.below):
-            return f"in {self.low:,.10g} to {self.high:,.10g}"
+        if low and high:
+            without = [f"{bound:,.10g}" for bound, out in ((self.low, self.above), (self.high, self.below)) if out]
+            return f"in {self.low:,.10g} to {self.high:,.10g}" + (
+                f" without {' and '.join(without)}" if without else ""
+            )
         return " and ".join(part for part in (low, high) if part)
 
 

@@ -170,24 +170,35 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
       UserError: a line is no JSON object of numbers with a step. An incomplete last line, as a killed run leaves, is
         dropped.
     """
+<<<<<<< HEAD
     place = epath.Path(path)
     if not place.exists():
         return []
     lines = place.read_bytes().split(b"\n")
+=======
+    file = epath.Path(path)
+    if not file.exists():
+        return []
+    lines = file.read_bytes().split(b"\n")
+>>>>>>> lost
     rows: dict[int, dict[str, float | None]] = {}
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
         try:
             row = json.loads(line)
             step = row["step"]
-            numbers = all(value is None or type(value) in (int, float) for value in row.values())
-            if type(step) is not int or not 0 <= step < 2**53 or not numbers:
+            if type(step) is not int or not 0 <= step < 2**53 or not all(map(_is_metric, row.values())):
                 raise ValueError("a value is no number")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{path}, line {number}: not a JSON object of numbers with a step; delete that line to go on"
+                f"{file}, line {number}: not a JSON object of numbers with a step; delete that line to go on"
             ) from error
         rows.setdefault(step, {}).update(row)
     return [rows[step] for step in sorted(rows)]
+
+
+def _is_metric(value: Any) -> bool:
+    """A finite number, or None for one that was not."""
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def _line(row: Mapping[str, float | None]) -> bytes:

@@ -18,7 +18,7 @@ from scipy import special
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
-from mmclip_jax import classifier, finetune, sharding, step, transfer
+from mmclip_jax import classifier, finetune, locks, sharding, step, transfer
 from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import fractions
@@ -344,6 +344,14 @@ def test_a_probe_from_end_to_end(tmp_path: pathlib.Path, checkpoint: pathlib.Pat
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     with pytest.raises(UserError, match="other settings"):
         _run(checkpoint, phantom_dir, tmp_path, transfer.Settings(steps=21, batch=16, seeds=(0,), fractions=(1.0,)))
+    # What was cut off is named with the remedy, and so is a second process at work.
+    folder = tmp_path / "probe" / "fraction_1" / "seed_0"
+    for name in ("scores.npz", "result.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+        with pytest.raises(UserError, match=rf"{name} is damaged .*delete"):
+            _run(checkpoint, phantom_dir, tmp_path, QUICK)
+    with locks.held(tmp_path / "probe", "mmclip finetune"), pytest.raises(UserError, match="in use: mmclip finetune"):
+        _run(checkpoint, phantom_dir, tmp_path, QUICK)
 
 
 class _Drawn(records.RecordsBuilder):

@@ -145,7 +145,7 @@ def test_no_command_takes_a_number_without_a_range() -> None:
     [
         ("data build phantom --data-dir d --seed -1", "--seed: -1 is not in 0"),
         ("data build phantom --data-dir d --scale nan", "--scale: nan is not a finite number"),
-        ("data build phantom --data-dir d --scale 0", "--scale: 0 is not above 0"),
+        ("data build phantom --data-dir d --scale 0", "--scale: 0 is not in 0 to 1,000 without 0"),
         ("data build phantom --data-dir d --seed 1_0", "invalid int value"),
         (f"data build phantom --data-dir d --seed {'9' * 5000}", "invalid int value"),
         ("compare a b --resamples 0", "--resamples: 0 is not in 20"),

@@ -49,22 +49,35 @@ class Evaluation:
         """Reads results.json and scores.csv of a directory (or of the newest evaluation of a training run).
 
         Raises:
-          UserError: one of the files is missing, or was written by another version.
+          UserError: one of the files is missing, damaged, or was written by another version.
         """
+        path = newest_evaluation(pathlib.Path(directory))
+        try:
+            return cls._read(path)
+        except UserError:
+            raise
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ) as error:  # something is not what it should be
+            said = " ".join(str(error).split())[:100]
+            raise UserError(f"{path}: {RESULTS_FILE} or {SCORES_FILE} is damaged ({said}): evaluate again") from error
+
+    @classmethod
+    def _read(cls, path: pathlib.Path) -> "Evaluation":
         import pandas as pd
 
-        path = newest_evaluation(pathlib.Path(directory))
         for name in (RESULTS_FILE, SCORES_FILE):
             if not (path / name).is_file():
                 raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
         results = files.read_json(path / RESULTS_FILE, "evaluate again", ("zero_shot", "data"))
         if "protocol" not in results["zero_shot"]:
             raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
-        try:
-            # NumPy reads back every digit.
-            table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path / SCORES_FILE} is damaged ({error}): evaluate again") from error
+        # NumPy reads back every digit.
+        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
         if len(table) != results["data"]["rows"]:
             raise UserError(
                 f"{path / SCORES_FILE} is damaged ({len(table)} rows, and {RESULTS_FILE} says "
