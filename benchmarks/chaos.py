@@ -2,12 +2,13 @@
 
     python benchmarks/chaos.py --workdir runs/chaos --data runs/demo/data/phantom/1.0.0
 
-A run of one process is killed with SIGKILL at random steps, while a checkpoint is being written, and at random moments
-of its start; twice its newest checkpoint is truncated, once some bits of it are flipped. Then a run of two processes
-gets SIGTERM in one of them, and SIGKILL in one of them with that one's part of the newest checkpoint damaged. After
-each, the newest checkpoint is compared with the undisturbed run's of the same step, and in the end all arrays of the
-last step are. Compiled code is kept between starts, as on a machine that restarts. Prints a table in Markdown; the exit
-status is 1 if any bit differs or a step was lost that a checkpoint held.
+A run of one process is killed with SIGKILL while it writes its first checkpoint, evaluates, resumes, or writes metrics
+(of which half a line is left), at random steps, while a checkpoint is being written, and at random moments of its
+start; twice its newest checkpoint is truncated, once some bits of it are flipped. Then a run of two processes gets
+SIGTERM in one of them, and SIGKILL in one of them with that one's part of the newest checkpoint damaged. After each,
+the newest checkpoint is compared with the undisturbed run's of the same step, and in the end all arrays of the last
+step are. Compiled code is kept between starts, as on a machine that restarts. Prints a table in Markdown; the exit
+status is 1 if any bit differs, a step was lost that a checkpoint held, or an evaluation was not made up.
 """
 
 import argparse
@@ -30,6 +31,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = 10  # steps between checkpoints
 STEPS_A_KILL = 25
+FIRST = "in the first checkpoint"
+MOMENTS = ("in an evaluation", "at resume", "in metrics", "at a step", "in a write", "at the start")
 PATIENCE = 600.0
 SETTINGS = {
     "train.checkpoint_every": EVERY, "train.log_every": 1, "train.evaluate_every": 0, "train.gradient_norms_every": 0,
@@ -124,11 +127,25 @@ class Trainer:
         self.start()
         return self.end()
 
-    def logged(self) -> int:
-        """The last step whose metrics are on disk; 0 if there is none."""
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows that are whole on disk."""
         file = self.workdir / "metrics.jsonl"
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-        return int(json.loads(lines[-1])["step"]) if lines else 0
+        return [json.loads(line) for line in lines]
+
+    def logged(self) -> int:
+        """The last step whose metrics are on disk; 0 if there is none."""
+        rows = self.metrics()
+        return int(rows[-1]["step"]) if rows else 0
+
+    def evaluated(self) -> set[int]:
+        """The steps whose evaluation is on disk."""
+        return {int(row["step"]) for row in self.metrics() if any(name.startswith("evaluation/") for name in row)}
+
+    def evaluating(self) -> bool:
+        """Whether the evaluation of the last step is under way, or was when the process was killed."""
+        last = self.logged()
+        return last > 0 and last % EVERY == 0 and last not in self.evaluated()
 
     def checkpoints(self) -> list[int]:
         """The steps of finished checkpoints."""
@@ -195,7 +212,7 @@ def kill_one_process(
     whole = Trainer(workdir / "whole", data, steps, **{"train.keep": steps})
     if whole.run() != [0]:
         raise RuntimeError(whole.said())
-    run = Trainer(workdir / "killed", data, steps)
+    run = Trainer(workdir / "killed", data, steps, **{"train.evaluate_every": EVERY})
     rows: list[Row] = []
     damages = {2 * kills // 3: "truncated", kills // 3: "truncated", kills // 2: "flipped"} if kills > 2 else {}
     start_up = 1.0  # seconds that a start takes, measured
@@ -203,9 +220,15 @@ def kill_one_process(
         begun = time.monotonic()
         run.start()
         target = min(STEPS_A_KILL * (number + 1) + chance.randrange(STEPS_A_KILL), steps - 2)
-        kind = ("at a step", "in a write", "at a step", "at the start")[number % 4]
+        kind = MOMENTS[(number - 1) % len(MOMENTS)] if number else FIRST
         if kind == "at the start":
             time.sleep(chance.uniform(0, start_up))
+        elif kind == FIRST:
+            run.wait(run.writing)
+        elif kind == "at resume":
+            run.wait(lambda: run.resumed_at() >= 0)
+            rows[-1].resumed = run.resumed_at()
+            time.sleep(chance.uniform(0, 0.5))
         else:
             run.wait(lambda: run.resumed_at() >= 0)
             start_up = time.monotonic() - begun
@@ -215,14 +238,25 @@ def kill_one_process(
             if kind == "in a write":
                 run.wait(run.writing)
                 time.sleep(chance.uniform(0, 0.03))
+            elif kind == "in an evaluation":
+                run.wait(run.evaluating)
+                time.sleep(chance.uniform(0, 0.05))
+            elif kind == "in metrics":
+                size = (run.workdir / "metrics.jsonl").stat().st_size
+                run.wait(lambda size=size: (run.workdir / "metrics.jsonl").stat().st_size != size)  # type: ignore[misc]
             else:
                 time.sleep(chance.uniform(0, 0.2))
         if run.end(signal.SIGKILL) != [-signal.SIGKILL]:
             raise RuntimeError(f"it ended before it was killed:\n{run.said()[-3000:]}")
         if kind == "at the start" and rows and run.resumed_at() >= 0:
             rows[-1].resumed = run.resumed_at()
-        if kind != "at the start":  # where an unfinished checkpoint may still be that of the kill before
+        if kind in ("at a step", "in a write"):  # elsewhere an unfinished checkpoint may be that of the kill before
             kind = "in a write" if run.writing() else "at a step"
+        if kind == "in an evaluation" and not run.evaluating():
+            kind = "after an evaluation"
+        if kind == "in metrics":  # as a file system may leave a line
+            with open(run.workdir / "metrics.jsonl", "ab") as file:
+                file.write(b'{"step": 7, "lo')
         newest = max(run.checkpoints(), default=0)
         row = Row(f"SIGKILL {kind}", run.logged(), newest, not newest or same_bits(whole.workdir, run.workdir, newest))
         if kind == "at the start" and rows and rows[-1].resumed < 0 and newest == rows[-1].checkpoint:
@@ -244,6 +278,9 @@ def kill_one_process(
         raise RuntimeError(run.said()[-3000:])
     rows[-1].resumed = run.resumed_at()
     rows.append(Row("the end", run.logged(), steps, same_bits(whole.workdir, run.workdir, steps), steps))
+    due = set(range(EVERY, steps + 1, EVERY)) | {steps}
+    made_up = run.evaluated() == due
+    rows.append(Row(f"evaluations of {len(due)} steps", run.logged(), steps, made_up, steps))
     return rows
 
 

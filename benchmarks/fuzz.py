@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pydicom
 from PIL import Image, PngImagePlugin
 
 from mmclip_jax.data import records
@@ -107,8 +108,14 @@ def tiff_seeds() -> list[bytes]:
     return [_encoded(image, "TIFF", compression=compression) for image, compression in images]
 
 
+def bmp_seeds() -> list[bytes]:
+    """Grey, colour, bits."""
+    grey = Image.fromarray((_grey() >> 4).astype(np.uint8))
+    return [_encoded(image, "BMP") for image in (grey, grey.convert("RGB"), grey.convert("1"))]
+
+
 def dicom_seeds() -> list[bytes]:
-    """Each transfer syntax family, with a window, a VOI LUT, padding, colour."""
+    """Each transfer syntax family, with a window, tables of all kinds, padding, colour."""
     window = dicoms.dicom_file(_grey(), WindowCenter=2000, WindowWidth=3000, RescaleSlope=2, RescaleIntercept=-9)
     grey8 = (_grey() >> 4).astype(np.uint8)
     files = [
@@ -119,7 +126,31 @@ def dicom_seeds() -> list[bytes]:
     files.append(dicoms.dicom_file(np.stack([grey8] * 3, -1), 8))
     files.append(dicoms.jpeg_file(grey8))
     kinds = ("JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless")
-    return files + [dicoms.compressed(window, kind) for kind in kinds]
+    files += [dicoms.compressed(window, kind) for kind in kinds]
+    return [*files, *_dicoms_of_rarer_kinds(grey8)]
+
+
+def _dicoms_of_rarer_kinds(grey8: np.ndarray) -> list[bytes]:
+    """Deflated, big-endian, a packed modality LUT, a palette, bits that are not the lowest, YBR 4:2:2."""
+    deflated = dicoms.dataset(_grey())
+    deflated.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    big = dicoms.dataset(_grey())
+    big.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.2"
+    big.PixelData = _grey().astype(">u2").tobytes()
+    table = dicoms.dataset(_grey())
+    table.ModalityLUTSequence = [dicoms.lut(np.arange(4096) // 16, 0, 8)]
+    palette = dicoms.dataset(grey8, 8, PhotometricInterpretation="PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        setattr(palette, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        palette[f"{name}PaletteColorLookupTableDescriptor"].VR = "US"
+        setattr(palette, f"{name}PaletteColorLookupTableData", (np.arange(256) * 257).astype("<u2").tobytes())
+    shifted = dicoms.dataset(_grey() << 4, HighBit=15)
+    shared = dicoms.dataset(np.stack([grey8[:, :60]] * 3, -1), 8, PhotometricInterpretation="YBR_FULL_422")
+    shared.PixelData = np.repeat(grey8[:, :60], 2, axis=1).tobytes()
+    streams = [io.BytesIO() for _ in range(6)]
+    for stream, ds in zip(streams, (deflated, big, table, palette, shifted, shared), strict=True):
+        pydicom.dcmwrite(stream, ds, enforce_file_format=True)
+    return [stream.getvalue() for stream in streams]
 
 
 _CSV = (
@@ -170,6 +201,7 @@ TARGETS = {
     "PNG": Target(png_seeds, _store),
     "JPEG": Target(jpeg_seeds, _store),
     "TIFF": Target(tiff_seeds, _store),
+    "BMP": Target(bmp_seeds, _store),
     "DICOM": Target(dicom_seeds, _store),
     "CSV": Target(lambda: [_CSV], _build_table),
     "XML": Target(lambda: [_XML], _build_openi),

@@ -72,7 +72,8 @@ for option in namespace image accelerator topology claim mount; do
   [[ ${!option} =~ ^[A-Za-z0-9./:@_-]*$ ]] || fail "--$option '${!option}' has a character that does not belong there"
 done
 for option in hosts chips restarts worker; do
-  [[ ${!option} =~ ^[0-9]*$ ]] || fail "--$option ${!option} is not a whole number"
+  [[ ${!option} =~ ^[0-9]{0,9}$ ]] || fail "--$option ${!option} is not a whole number of at most nine digits"
+  [[ -z ${!option} ]] || declare "$option=$((10#${!option}))" # bash and YAML read 08 as octal
 done
 if [[ $action == up ]]; then
   (($#)) || fail "nothing to train: give the arguments of mmclip train after --"

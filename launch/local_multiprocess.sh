@@ -44,8 +44,8 @@ while (($#)); do
     *) fail "there is no option $1" ;;
   esac
 done
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "N is $processes, which is not a whole number above 0"
-[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices $devices is not a whole number above 0"
+[[ $processes =~ ^[1-9][0-9]{0,8}$ ]] || fail "N is $processes, which is not a whole number above 0"
+[[ $devices =~ ^[1-9][0-9]{0,8}$ ]] || fail "--devices $devices is not a whole number above 0"
 (($#)) || fail "nothing to train: give the arguments of mmclip train after --"
 if [[ -z $mmclip ]]; then
   mmclip=mmclip

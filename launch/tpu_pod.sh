@@ -76,7 +76,8 @@ done
 [[ -n $name ]] || fail "--name is missing (see --help)"
 [[ -n $zone ]] || fail "--zone is missing (see --help)"
 for number in worker attempts backoff poll; do
-  [[ ${!number} =~ ^[0-9]+$ ]] || fail "--$number ${!number} is not a whole number (see --help)"
+  [[ ${!number} =~ ^[0-9]{1,9}$ ]] || fail "--$number ${!number} is not a whole number of at most nine digits (see --help)"
+  declare "$number=$((10#${!number}))" # bash reads 08 as octal
 done
 if [[ $action == up || $action == run ]]; then
   [[ -n $type ]] || fail "--type is missing (see --help)"

@@ -9,7 +9,6 @@ All runs share this process, one after another: a process each would pay for imp
 nothing, since a run leaves no state behind but compiled programs, which are dropped before the next one.
 """
 
-import csv
 import dataclasses
 import gc
 import hashlib
@@ -27,6 +26,8 @@ import scipy.stats
 from absl import logging
 from ml_collections import ConfigDict
 
+from mmclip_jax import files, spreadsheet
+from mmclip_jax.config import check_ranges
 from mmclip_jax.errors import TrainingError, UserError
 
 Setting = Any  # a value, or a function of the base config that gives one
@@ -168,13 +169,14 @@ def run(
     """
     if study != ALL and study not in STUDIES:
         raise UserError(f"there is no study {study!r}; there are: {', '.join((*STUDIES, ALL))}")
+    check_ranges(config)
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds {seeds}: give one or more, each once")
     data = tuple(data or config.data.evaluate or config.data.train)
     if not data:
         raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(files.locate(workdir))
     names = list(STUDIES) if study == ALL else [study]
     plans = {name: plan(config, STUDIES[name], seeds, steps) for name in names}
     for runs in plans.values():
@@ -313,7 +315,7 @@ def _finished(folder: pathlib.Path, key: Mapping[str, Any]) -> dict[str, Any] | 
     path = folder / RUN_FILE
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    content = files.read_json(path, "delete it, and the run is made again")
     if content.get("fingerprint") != key["fingerprint"]:
         raise UserError(f"{folder} holds a run with other settings: remove it or choose another --workdir")
     same = all(content.get(name) == value for name, value in key.items())
@@ -326,7 +328,7 @@ def _taken_over(workdir: pathlib.Path, folder: pathlib.Path, key: Mapping[str, A
     if folder.exists():
         return None
     for path in sorted(workdir.glob(f"*/*/*/{RUN_FILE}")):
-        content = json.loads(path.read_text())
+        content = files.read_json(path, "delete it, and the run is made again")
         if "measures" in content and all(content.get(name) == value for name, value in key.items()):
             source = os.path.relpath(path.parent, folder)
             folder.mkdir(parents=True)
@@ -336,9 +338,7 @@ def _taken_over(workdir: pathlib.Path, folder: pathlib.Path, key: Mapping[str, A
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)  # whole or not at all
+    files.write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _train(config: ConfigDict, workdir: str) -> Any:
@@ -541,7 +541,7 @@ def as_markdown(table: Mapping[str, Any]) -> str:
 def as_csv(table: Mapping[str, Any]) -> str:
     """One line a row and measure: means, sds, differences; numbers in full."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = spreadsheet.Writer(out)
     writer.writerow(["study", "row", "measure", "runs", "mean", "sd", "difference", "low", "high"])
     for line in table["rows"]:
         for measure in table["measures"]:

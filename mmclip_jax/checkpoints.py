@@ -8,6 +8,7 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import logging as std_logging
 import os
@@ -32,7 +33,9 @@ from mmclip_jax.errors import DamagedCheckpointError, StorageError, UserError
 from mmclip_jax.step import TrainState
 
 FOLDER = "checkpoints"
-SCHEMA = 2  # of what a checkpoint holds; a change that an older reader would misread counts it up
+SCHEMA = 3  # of what a checkpoint holds; a change that an older reader would misread counts it up
+_WITHOUT_DIGESTS = 2  # the schema before, which had sums of arrays alone; it is read
+_ALL = "all"  # the key of the digest of all sums and digests
 # Settings that may differ when a run goes on: they change how it is computed or where its data lies, not what it is.
 _MAY_CHANGE = {
     *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
@@ -51,9 +54,14 @@ def _without_none(items: dict[str, Any]) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one training run. Saving is asynchronous and atomic; `close` waits for it."""
+    """The checkpoints of one training run. Saving is asynchronous and atomic; `close` waits for it.
 
-    def __init__(self, workdir: epath.PathLike, keep: int):
+    guard: called before anything is written; raises where the workdir is no longer the run's own (`locks.Lock.check`).
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int, guard: Callable[[], None] = lambda: None):
+        self.guard = guard
+        self._closed = False
         _mute_abandoned_io()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(absolute_path(workdir) / FOLDER, options=options)
@@ -66,12 +74,12 @@ class Checkpoints:
         """
         trees = _trees(state)
         sums = {name: int(value) for name, value in jax.device_get(bit_sums(trees)).items()}
+        words = {"data": iterator.get_state(), "run": run}  # the same in every process
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()} | {
-            "data": ocp.args.JsonSave(iterator.get_state()),  # the same in every process
-            "sums": ocp.args.JsonSave(sums),
-            "run": ocp.args.JsonSave(run),
+            name: ocp.args.JsonSave(content) for name, content in (words | {"sums": with_digests(sums, words)}).items()
         }
         step = int(state.step)
+        self.guard()
         with self._named_storage_errors():
             if step in self._manager.all_steps():  # one that could not be read, and was passed over
                 self._manager.wait_until_finished()
@@ -103,7 +111,7 @@ class Checkpoints:
             state, position, sums = found
             bits = {name: int(value) for name, value in jax.device_get(bit_sums(_trees(state))).items()}
             if bits != sums:
-                damaged = ", ".join(name for name in bits if bits[name] != sums.get(name))
+                damaged = ", ".join(name for name in bits | sums if bits.get(name) != sums.get(name))
                 logging.error(
                     "checkpoint %d cannot be read (the bits of its %s are not those that were saved); trying the one "
                     "before", step, damaged,
@@ -122,7 +130,7 @@ class Checkpoints:
         """(state, position of the data iterator, sums of its bits), read without waiting for any other process."""
         directory = self._manager.directory / str(step)
         trees = {name: ocp.args.StandardRestore(tree) for name, tree in _trees(abstract).items()}
-        items = trees | {"data": ocp.args.JsonRestore(), "sums": ocp.args.JsonRestore()}
+        items = trees | {name: ocp.args.JsonRestore() for name in ("data", "run", "sums")}
         # Orbax would have all processes meet at the end, where one that failed never comes.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="read"
@@ -130,11 +138,12 @@ class Checkpoints:
         handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             saved = checkpointer.restore(directory, args=ocp.args.Composite(**items))
+        sums = check_digests(saved["sums"], {name: saved[name] for name in ("data", "run")})
         optimizer = saved["optimizer"]
         state = TrainState(
             optimizer["step"], saved["params"], optimizer["opt_state"], saved.get("ema"), optimizer["guard"]
         )
-        return state, saved["data"], saved["sums"]
+        return state, saved["data"], sums
 
     def check(self) -> None:
         """Raises StorageError if a checkpoint that was begun could not be written."""
@@ -150,11 +159,31 @@ class Checkpoints:
         with self._named_storage_errors():
             self._manager.wait_until_finished()
         self._manager.close()
+        self._closed = True
+        self.guard()  # what was written went to the workdir, and not where it had been
+
+    def close_after_an_error(self, cause: BaseException) -> None:
+        """Waits until what was begun is on disk, whatever comes of it: another error is on its way."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:
+            if not isinstance(cause, StorageError):  # which says so already
+                logging.error("the checkpoint that was being written is lost (%s)", _first_words(error))
 
     @contextlib.contextmanager
     def _named_storage_errors(self) -> Iterator[None]:
-        with storage_errors_are_named(self._manager.directory, self.describe_last):
-            yield
+        try:
+            with storage_errors_are_named(self._manager.directory, self.describe_last):
+                yield
+        except StorageError:
+            raise
+        except Exception:
+            self.guard()  # where the workdir is gone, Orbax fails in many ways
+            raise
 
     def describe_last(self) -> str:
         """Which checkpoint a run can go on from, for a message."""
@@ -221,6 +250,40 @@ def bit_sums(trees: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: whole(tree) for name, tree in trees.items()}
 
 
+def _digest(content: Any) -> str:
+    """SHA-256 of what JSON gives back, whatever its spaces and the order of its keys."""
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_digests(sums: dict[str, int], words: dict[str, Any]) -> dict[str, Any]:
+    """The item "sums" of a checkpoint: sums of its arrays' bits, digests of its other items, and one of all these."""
+    said: dict[str, Any] = sums | {"digests": {name: _digest(content) for name, content in words.items()}}
+    return said | {_ALL: _digest(said)}
+
+
+def check_digests(said: Any, words: dict[str, Any]) -> dict[str, int]:
+    """The sums of arrays that the item "sums" names, after a look at the digests.
+
+    words: those of the other items that were read, "run" among them.
+
+    Raises:
+      ValueError: something is not what was saved.
+    """
+    if not isinstance(said, dict) or not isinstance(words["run"], dict):
+        raise ValueError("its sums or its run are no JSON objects")
+    said = dict(said)
+    if words["run"].get("schema") == _WITHOUT_DIGESTS and not {"digests", _ALL} & said.keys():
+        return said
+    if said.pop(_ALL, None) != _digest(said):
+        raise ValueError("its sums are not those that were saved")
+    digests = said.pop("digests")
+    for name, content in words.items():
+        if digests.get(name) != _digest(content):
+            raise ValueError(f"its item {name!r} is not what was saved")
+    return said
+
+
 def _of_first_process(steps: Sequence[int]) -> list[int]:
     """What process 0 sees: a shared directory may be listed otherwise elsewhere, for a while."""
     if jax.process_count() == 1:
@@ -260,13 +323,17 @@ def _first_words(error: Exception, length: int = 200) -> str:
     return words if len(words) <= length else words[:length] + "…"
 
 
-def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
+def check_same_settings(workdir: epath.PathLike, config: ConfigDict, stretch: bool = False) -> None:
     """Refuses to continue a run with settings that would make it another experiment; `train` settings may change.
+
+    stretch: whether the number of steps may change, too. The learning rate and the random share of masks are functions
+    of the share of the steps that are done: they stretch or shrink with it, and what is done by then is not done anew.
 
     Raises:
       UserError: naming the settings that differ from those of the newest checkpoint.
     """
-    if not any((absolute_path(workdir) / FOLDER).glob("[0-9]*")):
+    folder = absolute_path(workdir) / FOLDER
+    if not folder.exists() or not _steps(folder):  # what was cut off before it was whole is no checkpoint
         return
     try:
         saved = find_checkpoint(workdir).config
@@ -281,6 +348,21 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict) -> None:
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name) and name not in _MAY_CHANGE
         ]
+    old_steps, steps = saved.train.steps, config.train.steps
+    if old_steps != steps and not stretch:
+        if "finetune" in config:
+            differences.append(f"train.steps={steps} (was {old_steps})")
+        elif not differences:
+            raise UserError(
+                f"{workdir} holds a run of {old_steps:,} steps, not {steps:,}: the schedule of the learning rate and "
+                "the share of random masks would stretch from here on, and the result be that of no run in one go. "
+                "Say --stretch if that is meant, or give another --workdir"
+            )
+    if old_steps != steps and stretch:
+        logging.warning(
+            "%s steps instead of %s: the learning rate's schedule and the share of random masks stretch from here on",
+            f"{steps:,}", f"{old_steps:,}",
+        )  # fmt: skip
     if differences:
         raise UserError(
             f"{workdir} holds a run with other settings: {'; '.join(differences)}. Give these settings, or another "
@@ -339,6 +421,7 @@ class Saved:
     config: ConfigDict
     tokenizer_model: bytes
     manifest: dict[str, Any]
+    sums: dict[str, int]  # of the bits of its arrays, by item
 
     def restore_params(self, abstract: Any) -> Any:
         """The averaged parameters where the run kept them, else the parameters.
@@ -350,15 +433,13 @@ class Saved:
           DamagedCheckpointError: files that cannot be read, or bits that are not those that were saved. Nothing falls
             back here: an evaluation of another step must be asked for.
         """
-        name = "ema" if (self.directory / "ema").exists() else "params"
+        name = "ema" if "ema" in self.sums else "params"
         with damage_is_named(self.directory):
             stored = ocp.PyTreeCheckpointHandler().metadata(self.directory / name)
             self._check_shapes(stored, abstract)
             with ocp.StandardCheckpointer() as checkpointer:
                 params = checkpointer.restore(self.directory / name, abstract)
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-                expected = checkpointer.restore(self.directory / "sums")[name]
-            if int(bit_sums({name: params})[name]) != expected:
+            if int(bit_sums({name: params})[name]) != self.sums[name]:
                 raise ValueError("its bits are not those that were saved")
         return params
 
@@ -420,20 +501,23 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         if not steps or (step is not None and step not in steps):
             raise UserError(f"{folder} has no checkpoint {'' if step is None else step} (steps there: {steps})")
         directory = folder / str(steps[-1] if step is None else step)
-    with damage_is_named(directory), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        run = checkpointer.restore(directory / "run")
-    if run.get("schema") != SCHEMA:
-        raise UserError(
-            f"{directory} was saved in checkpoint schema {run.get('schema')}, and this version of mmclip-jax reads "
-            f"{SCHEMA}: use the version that is named in the run's manifest.json"
+    with damage_is_named(directory):
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            run, said = (checkpointer.restore(directory / name) for name in ("run", "sums"))
+        sums = check_digests(said, {"run": run})
+        if run.get("schema") not in (SCHEMA, _WITHOUT_DIGESTS):
+            raise UserError(
+                f"{directory} was saved in checkpoint schema {run.get('schema')}, and this version of mmclip-jax reads "
+                f"{SCHEMA}: use the version that is named in the run's manifest.json"
+            )
+        return Saved(
+            directory,
+            int(directory.name) if directory.name.isdigit() else 0,
+            with_defaults(run["config"]),
+            base64.b64decode(run["tokenizer"]),
+            run["manifest"],
+            sums,
         )
-    return Saved(
-        directory,
-        int(directory.name) if directory.name.isdigit() else 0,
-        with_defaults(run["config"]),
-        base64.b64decode(run["tokenizer"]),
-        run["manifest"],
-    )
 
 
 def _steps(folder: epath.Path) -> list[int]:

@@ -2,14 +2,17 @@
 
 What a user got wrong (UserError, a mistyped option, a missing file, a wrong config key) is one line on stderr and exit
 status 2; training that cannot go on is one line and 1; a run that SIGTERM stopped is 75, an interrupt 130. Everything
-else is a bug and keeps its traceback. Whatever takes long to import is imported by the command that needs it.
+else is a fault of this software: one line and 1, with the traceback in a file (`--debug`, or MMCLIP_TRACEBACK=1, shows
+it). Whatever takes long to import is imported by the command that needs it.
 """
 
 import argparse
 import dataclasses
 import difflib
 import errno
+import io
 import json
+import math
 import os
 import re
 import sys
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import mmclip_jax
+from mmclip_jax import ends, ranges
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
     DoesNotFitError,
@@ -39,9 +43,12 @@ _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
 )
+# What JAX's readers of cluster variables raise where only some are set, or hold something else.
+_NO_CLUSTER = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _NUMBER = re.compile(r"-\.?\d")
+_DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,6 +104,17 @@ def _make_of(beam_options: str | None) -> Any:
     return functools.partial(beam.make, options=shlex.split(beam_options))
 
 
+def _data_inspect(args: argparse.Namespace) -> None:
+    from mmclip_jax.data.builders import inspect
+
+    found = inspect.inspect(
+        args.table, args.images, name=args.name, data_dir=str(args.data_dir), read_images=args.read_images
+    )
+    print(found)
+    if not found.command:
+        raise UserError(f"{args.table}: no command can be proposed before these problems are solved")
+
+
 def _data_info(args: argparse.Namespace) -> None:
     from mmclip_jax.data import info, page
 
@@ -148,7 +166,7 @@ def _train(args: argparse.Namespace) -> None:
     from mmclip_jax import train, writers
 
     writers.configure_logging()
-    train.train(config, str(args.workdir))
+    train.train(config, str(args.workdir), args.stretch)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -169,14 +187,27 @@ def _start_processes(args: argparse.Namespace) -> None:
     if any(value is None for value in told) and any(value is not None for value in told):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
     if args.pod or args.coordinator is not None:
+        _check_processes(*told)
         from mmclip_jax import sharding
 
         try:
             sharding.join_processes(*told)
-        except ValueError as error:  # an address or a number that cannot be, or nothing that names the other processes
+        except _NO_CLUSTER as error:  # a number that cannot be, or nothing (or half of it) that names the others
             problem = "--pod finds no cluster around it" if args.pod else "the processes cannot be joined"
             remedy = "; --coordinator, --processes and --process say where the others are" if args.pod else ""
-            raise UserError(f"{problem} ({str(error).rstrip('.')}){remedy}") from error
+            said = str(error).rstrip(".") if isinstance(error, ValueError) else f"it sets no {error}, or wrongly"
+            raise UserError(f"{problem} ({said}){remedy}") from error
+
+
+def _check_processes(coordinator: str | None, count: int | None, number: int | None) -> None:
+    """Raises UserError where --coordinator is no HOST:PORT, or --process none of --processes."""
+    if coordinator is None or count is None or number is None:
+        return
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", coordinator)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise UserError(f"--coordinator {coordinator}: give HOST:PORT, such as 10.0.0.1:8476 or [fd00::1]:8476")
+    if number >= count:
+        raise UserError(f"--process {number} is none of --processes {count}, which are counted from 0")
 
 
 def _finetune(args: argparse.Namespace) -> None:
@@ -223,6 +254,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             allow_leakage=args.allow_leakage,
             told=_told(args),
             phrase_file=args.ms_cxr or "",
+            labels_from_reports=args.labels_from_reports,
         )
     )
 
@@ -266,6 +298,7 @@ def _referee(args: argparse.Namespace) -> None:
             split=args.split,
             protocol=args.protocol,
             show_text=args.show_text,
+            labels_from_reports=args.labels_from_reports,
         )
     )
 
@@ -370,7 +403,9 @@ def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
         key = re.match(r"flag --config\.([\w.]+)=", str(error))
         if key is None:
             raise
-        default = _flat(config)[key[1]]
+        from mmclip_jax.config import flat
+
+        default = flat(config)[key[1]]
         given = next(o for o in reversed(overrides) if _key_of(o) == key[1])
         expected = _EXPECTED.get(type(default), type(default).__name__)
         raise UserError(f"{given}: expected {expected}, such as {default!r}") from error
@@ -391,23 +426,16 @@ def _get_config_of(file: str) -> Callable[..., Any]:
     return module["get_config"]
 
 
-def _flat(config: "ConfigDict", prefix: str = "") -> dict[str, Any]:
-    from ml_collections import ConfigDict
-
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
-    return flat
-
-
 def _key_of(override: str) -> str:
     return override.partition("=")[0].partition("config.")[2]
 
 
 def _check_key(config: "ConfigDict", override: str) -> None:
     """Refuses keys that the config does not have, naming the nearest."""
+    from mmclip_jax.config import flat
+
     key = _key_of(override)
-    keys = _flat(config)
+    keys = flat(config)
     if key in keys:
         if keys[key] is None:
             raise UserError(f"{override}: {key} is None, which tells no type; set it in the config file")
@@ -477,6 +505,13 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _folder(text: str) -> Path:
+    """A path on disk that data sets, runs or results are written to."""
+    path = _path(text)
+    _place(text)
+    return path
+
+
 def _place(text: str) -> Any:
     """A path on disk or in a bucket."""
     from mmclip_jax import files
@@ -505,18 +540,45 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(word) for word in _words(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0,1,2") from None
+class _Number:
+    """The argparse type of every number: an int or a float in a range (`ranges.Number`)."""
+
+    def __init__(self, allowed: ranges.Number):
+        self._allowed = allowed
+        self.__name__ = "int" if allowed.whole else "float"  # for argparse's message
+
+    def __call__(self, text: str) -> int | float:
+        if not _DECIMAL.fullmatch(text.strip()):
+            raise ValueError(text)
+        value: int | float = int(text) if self._allowed.whole else float(text)
+        if problem := self._allowed.problem(value):
+            raise argparse.ArgumentTypeError(f"{text} {problem}")
+        return value
 
 
-def _fractions(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in _words(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.01,0.1,1") from None
+class _Numbers:
+    """The argparse type of several numbers: "A,B,…", each in the range, none twice."""
+
+    def __init__(self, allowed: ranges.Number, example: str):
+        self._allowed, self._example = allowed, example
+
+    def __call__(self, text: str) -> tuple[Any, ...]:
+        one = _Number(self._allowed)
+        try:
+            values = tuple(one(word) for word in _words(text))
+        except ValueError:
+            what = "whole numbers" if self._allowed.whole else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of {what} such as {self._example}") from None
+        if problem := ranges.Several(self._allowed, least=1, distinct=True).problem(values):
+            raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+        return values
+
+
+def _whole(low: float = 0, high: float = math.inf) -> _Number:
+    return _Number(ranges.count(low, high))  # type: ignore[arg-type]
+
+
+_SEEDS = _Numbers(ranges.SEED, "0,1,2")
 
 
 def _add(commands: Any, name: str, help: str, run: Command | None = None) -> _Parser:
@@ -542,18 +604,18 @@ def _add_config(parser: _Parser, default: Path | None = None) -> None:
 
 def _add_run(parser: _Parser, required: bool = True) -> None:
     parser.add_argument("--workdir", required=required, type=_existing_place, help="directory of a training run")
-    parser.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
+    parser.add_argument("--step", type=_whole(), help="the checkpoint to take; default: the newest")
 
 
 def _add_processes(parser: _Parser) -> None:
     parser.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
-    parser.add_argument("--processes", type=int, metavar="N", help="how many processes the run has")
-    parser.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
+    parser.add_argument("--processes", type=_whole(1), metavar="N", help="how many processes the run has")
+    parser.add_argument("--process", type=_whole(), metavar="I", help="which of them this one is, from 0")
 
 
 def _add_build(parser: _Parser) -> None:
-    parser.add_argument("--data-dir", required=True, type=_path, help="where the data set's directory goes")
+    parser.add_argument("--data-dir", required=True, type=_folder, help="where the data set's directory goes")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of the same name")
 
 
@@ -570,6 +632,11 @@ def _add_table_options(parser: _Parser) -> None:
     from mmclip_jax.data.builders.table import TableOptions
 
     _add_options(parser, TableOptions)
+    parser.epilog = (
+        "A column option takes the name of a column, or - to leave it unused: --labels-column - where a column named "
+        "like labels holds diagnoses or codes, --label-columns - where columns are only named like labels. "
+        "`mmclip data inspect TABLE --images DIR` proposes all options."
+    )
 
 
 def _add_collection_options(parser: _Parser) -> None:
@@ -586,7 +653,7 @@ def _add_collection_options(parser: _Parser) -> None:
 def _add_transfer_options(parser: _Parser) -> None:
     from mmclip_jax.data.builders.collection import UNCERTAIN_POLICIES
     from mmclip_jax.evaluate.supervised import TASKS
-    from mmclip_jax.transfer import DEFAULTS, MODES, Settings
+    from mmclip_jax.transfer import DEFAULTS, MODES, RANGES, Settings
 
     default = {field.name: field.default for field in dataclasses.fields(Settings)}
 
@@ -596,28 +663,31 @@ def _add_transfer_options(parser: _Parser) -> None:
     def add(name: str, help: str, **more: Any) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", dest=more.pop("dest", name), help=help, **more)
 
+    def number(name: str, help: str, **more: Any) -> None:
+        allowed = RANGES[name]
+        assert isinstance(allowed, ranges.Number)
+        add(name, help, type=_Number(allowed), default=default[name], **more)
+
     add("mode", "train a linear head alone, or all of the encoder", default=default["mode"], choices=MODES)
     add("task", "several findings an image, or one class", default=default["task"], choices=TASKS)
-    add("fraction", "shares of the training patients, nested", dest="fractions", type=_fractions, metavar="A,B,…",
-        default=default["fractions"])  # fmt: skip
-    add("seeds", "one run a fraction and seed", type=lambda text: tuple(_seeds(text)), metavar="0,1,2",
+    add("fraction", "shares of the training patients, nested", dest="fractions", metavar="A,B,…",
+        type=_Numbers(ranges.positive(1), "0.01,0.1,1"), default=default["fractions"])  # fmt: skip
+    add("seeds", "one run a fraction and seed", type=_SEEDS, metavar="0,1,2",
         default=default["seeds"])  # fmt: skip
     add("findings", "kinds, or classes; default: all of the labels", type=lambda text: tuple(_words(text)),
         metavar="A,B,…", default=())  # fmt: skip
     add("uncertain", "uncertain labels in training", default=default["uncertain"], choices=UNCERTAIN_POLICIES)
-    add("batch", "rows a step", type=int, default=default["batch"])
-    add("peak_lr", f"learning rate; default: {by_mode('peak_lr')}", type=float, default=0.0)
-    add("weight_decay", f"of AdamW; default: {by_mode('weight_decay')}", type=float, default=-1.0)
-    add("epochs", f"of the fraction; default: {by_mode('epochs')}", type=float, default=0.0)
-    add("steps", "in place of epochs", type=int, default=0)
-    add("least_steps", "at least so many steps, however small the fraction", type=int, default=default["least_steps"])
-    add("layer_decay", "factor on the learning rate from a layer to the one below", type=float,
-        default=default["layer_decay"])  # fmt: skip
-    add("head_rate", "factor on the learning rate of the head in full fine-tuning", type=float,
-        default=default["head_rate"])  # fmt: skip
-    add("evaluations", "looks at the validation split", type=int, default=default["evaluations"])
-    add("patience", "looks without a better score that end a run", type=int, default=default["patience"])
-    add("workers", "processes that prepare images; 0: this one", type=int, default=0)
+    number("batch", "rows a step")
+    number("peak_lr", f"learning rate; default: {by_mode('peak_lr')}")
+    number("weight_decay", f"of AdamW; default: {by_mode('weight_decay')}")
+    number("epochs", f"of the fraction; default: {by_mode('epochs')}")
+    number("steps", "in place of epochs")
+    number("least_steps", "at least so many steps, however small the fraction")
+    number("layer_decay", "factor on the learning rate from a layer to the one below")
+    number("head_rate", "factor on the learning rate of the head in full fine-tuning")
+    number("evaluations", "looks at the validation split")
+    number("patience", "looks without a better score that end a run")
+    number("workers", "processes that prepare images; 0: this one")
     add("keep_checkpoints", "keep the newest checkpoint of a finished run", action="store_true")
 
 
@@ -636,7 +706,10 @@ def _add_options(parser: _Parser, options: type) -> None:
             parser.add_argument(flag, default=text, metavar="A,B,…", help=help)
         else:
             choices = field.metadata.get("choices") or None
-            parser.add_argument(flag, type=kinds[field.name], default=field.default, choices=choices, help=help)
+            kind: Any = kinds[field.name]
+            if kind in (int, float):
+                kind = _Number(field.metadata.get("range") or ranges.Number(0, whole=kind is int))
+            parser.add_argument(flag, type=kind, default=field.default, choices=choices, help=help)
 
 
 def _make_parser() -> _Parser:
@@ -650,10 +723,12 @@ def _make_parser() -> _Parser:
     build = _add_commands(_add(data, "build", "write a data set"))
     phantom = _add(build, "phantom", "write procedural chest X-rays with reports", _data_build_phantom)
     _add_build(phantom)
-    phantom.add_argument("--seed", type=int, default=0, help="another seed, other patients")
-    phantom.add_argument("--image-size", type=int, default=64, help="pixels a side")
-    phantom.add_argument("--scale", type=float, default=1.0, help="factor on the number of patients")
-    phantom.add_argument("--workers", type=int, help="processes that draw; default: one a core")
+    phantom.add_argument("--seed", type=_Number(ranges.SEED), default=0, help="another seed, other patients")
+    phantom.add_argument("--image-size", type=_whole(8, 4096), default=64, help="pixels a side")
+    phantom.add_argument(
+        "--scale", type=_Number(ranges.positive(1000)), default=1.0, help="factor on the number of patients"
+    )
+    phantom.add_argument("--workers", type=_whole(1, 1024), help="processes that draw; default: one a core")
     table = _add(build, "table", "read your own table and images", _data_build_table)
     _add_build(table)
     _add_beam(table)
@@ -664,6 +739,15 @@ def _make_parser() -> _Parser:
         _add_beam(collection)
         collection.set_defaults(collection=name)
         collection.more = _add_collection_options
+    look = _add(
+        data, "inspect", "say how a table and its images would be read, what is wrong, and the command", _data_inspect
+    )
+    look.add_argument("table", metavar="TABLE", help="CSV, TSV, Excel or Parquet file")
+    look.add_argument("--images", required=True, metavar="DIR", help="folder of its images")
+    look.add_argument("--name", default="", help="of the data set; default: made of the table's name")
+    look.add_argument("--data-dir", type=_path, default=Path("DATA"), help="where the data set's directory will go")
+    look.add_argument("--read-images", type=int, default=2000, metavar="N", help="images that are decoded; 0: none")
+
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing_place, help="directory of a built data set")
     info.add_argument("--html", metavar="FILE", type=_path, help="also write a page with examples as pictures")
@@ -687,14 +771,19 @@ def _make_parser() -> _Parser:
         tokenizer, "train", "train a SentencePiece model on the training reports of data sets", _tokenizer_train
     )
     learn.add_argument("--data", required=True, nargs="+", type=_existing_place, metavar="DIR", help="built data sets")
-    learn.add_argument("--vocab-size", type=int, default=4096, help="number of pieces")
+    learn.add_argument("--vocab-size", type=_whole(8, 10**6), default=4096, help="number of pieces")
     learn.add_argument("--out", required=True, type=_path, metavar="FILE", help="the model file to write")
 
     train = _add(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
     _add_config(train)
     train.add_argument("--workdir", required=True, type=_place, help="directory of checkpoints, metrics and manifest")
     train.add_argument(
-        "--profile", type=int, metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
+        "--profile", type=_whole(), metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
+    )
+    train.add_argument(
+        "--stretch",
+        action="store_true",
+        help="go on with another number of steps than the run began with: its schedules stretch",
     )
     train.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
@@ -710,11 +799,11 @@ def _make_parser() -> _Parser:
         metavar="CHIP:AxB",
         help="v5e:16x16, v6e:16x16, v5p:4x4x8; GPUs of a node x nodes: h100:8x4",
     )
-    plan.add_argument("--batch", type=int, metavar="ROWS", help="of the global batch; default: the config's")
+    plan.add_argument("--batch", type=_whole(1), metavar="ROWS", help="of the global batch; default: the config's")
 
     tune = _add(top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune)
     tune.add_argument("--checkpoint", required=True, type=_existing_place, help="directory of a pre-training run")
-    tune.add_argument("--step", type=int, help="the checkpoint to take; default: the newest")
+    tune.add_argument("--step", type=_whole(), help="the checkpoint to take; default: the newest")
     tune.add_argument("--data", required=True, nargs="+", type=_existing_place, metavar="DIR", help="built data sets")
     tune.add_argument("--workdir", required=True, type=_place, help="directory of the runs and their table")
     tune.add_argument("--split", default="test", choices=("validation", "test"), help="the part to score")
@@ -763,6 +852,11 @@ def _make_parser() -> _Parser:
         metavar="FILE",
         help="MS_CXR_Local_Alignment_*.json or .csv",
     )
+    evaluate.add_argument(
+        "--labels-from-reports",
+        action="store_true",
+        help="score images without labels against weak labels read from their own reports, and say so everywhere",
+    )
     _add_processes(evaluate)
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
 
@@ -770,8 +864,8 @@ def _make_parser() -> _Parser:
     compare.add_argument(
         "evaluations", nargs="+", type=_existing, metavar="DIR", help="what mmclip evaluate wrote, or a training run"
     )
-    compare.add_argument("--out", type=_path, default=Path("compare"), metavar="DIR", help="where the page goes")
-    compare.add_argument("--resamples", type=int, default=2000, help="of patients")
+    compare.add_argument("--out", type=_folder, default=Path("compare"), metavar="DIR", help="where the page goes")
+    compare.add_argument("--resamples", type=_whole(20, 10**6), default=2000, help="of patients")
 
     predict = _add(top, "predict", "score single images by prompts", _predict)
     predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG or PNG files")
@@ -782,13 +876,18 @@ def _make_parser() -> _Parser:
     ablate = _add(top, "ablate", "run a named grid of variants and compare them", _ablate)
     _add_config(ablate)
     ablate.add_argument("--study", required=True, help="name of the grid")
-    ablate.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="0,1,2", help="one run a variant and seed")
-    ablate.add_argument("--workdir", required=True, type=_path, help="directory of the runs and their table")
+    ablate.add_argument("--seeds", type=_SEEDS, default=(0, 1, 2), metavar="0,1,2", help="one run a variant and seed")
+    ablate.add_argument("--workdir", required=True, type=_folder, help="directory of the runs and their table")
 
     demo = _add(top, "demo", "build the phantom, train on it for minutes, evaluate, write report.html", _demo)
     _add_config(demo, default=_CONFIGS / "demo.py")
-    demo.add_argument("--workdir", type=_path, default=Path("runs/demo"), help="where everything goes")
-    demo.add_argument("--scale", type=float, default=1.0, help="factor on the number of the phantom's patients")
+    demo.add_argument("--workdir", type=_folder, default=Path("runs/demo"), help="where everything goes")
+    demo.add_argument(
+        "--scale",
+        type=_Number(ranges.positive(1000)),
+        default=1.0,
+        help="factor on the number of the phantom's patients",
+    )
     return parser
 
 
@@ -846,8 +945,25 @@ def _one_line(message: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ[ends.TRACEBACK_VARIABLE] = "1"
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
+        with ends.interrupts_end_it():
+            return _main(words)
+    except KeyboardInterrupt:  # between the command's end and this one's
+        print("mmclip: interrupted", file=sys.stderr)
+        return ends.STATUS_INTERRUPTED
+
+
+def _main(words: Sequence[str]) -> int:
+    args: Any = None
+    try:
+        args = _parse(words)
     except _UsageError as error:
         print(_one_line(error), file=sys.stderr)
         return 2
@@ -870,20 +986,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("mmclip: interrupted", file=sys.stderr)
-        return 130
+        return ends.STATUS_INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _FULL_OR_FORBIDDEN:
-            raise
-        print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        if error.errno in _FULL_OR_FORBIDDEN:
+            print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        else:
+            print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
         return 1
     return 0
 
 
 def _set_up() -> None:
-    """Marks absl's flags as parsed, which Grain's worker processes ask for."""
+    """Marks absl's flags as parsed, which Grain's worker processes ask for; makes room for open files."""
+    if problem := ends.problem_of_open_files():
+        raise UserError(problem)
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

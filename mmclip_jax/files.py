@@ -3,28 +3,57 @@
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
+from mmclip_jax import processes
 from mmclip_jax.errors import UserError
 
 _SCHEME = "gs://"
+_MOVE_SECONDS = 300.0
 _TENSORSTORE_PROBLEM = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|NOT_FOUND|DEADLINE_EXCEEDED): ")
+
+
+# Orbax and TFDS look for files with patterns into which they put the path as it is (etils.epath hands it to glob): a
+# checkpoint below "a[1]" could be written and never read, and "a*b" finds the data of "a-b". Bytes that are no UTF-8
+# (Python's surrogates) cannot be written into the files that name them.
+_PATTERN = re.compile(r"[\[\]*?\\\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuses a place whose name the libraries below would take for a pattern, wherever in the whole path it stands.
+
+    Raises:
+      UserError: naming the character.
+    """
+    text = os.fspath(path)
+    whole = text if "://" in text else os.path.abspath(os.path.expanduser(text))
+    if found := _PATTERN.search(whole):
+        raise UserError(
+            f"{whole!r} has {found[0]!r} in its name, which libraries that read checkpoints and data sets take for a "
+            "pattern, or cannot show: rename the folder, or give another one (without [ ] * ? \\, control characters "
+            "and bytes that are no UTF-8)"
+        )
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
     """The path with "~" expanded, or the address gs://BUCKET/... in Cloud Storage.
 
     Raises:
-      UserError: an address elsewhere, or one in Cloud Storage without the extra that reads it, or without permission.
+      UserError: an address elsewhere, or one in Cloud Storage without the extra that reads it, or without permission;
+        a name that `check_name` refuses.
     """
     text = os.fspath(path)
+    check_name(text)
     if text.startswith(_SCHEME):
         _open_cloud(text)
     elif "://" in text:
@@ -78,17 +107,74 @@ def bucket_problem(error: Exception) -> str:
     return (text or type(error).__name__) if foreign else ""
 
 
+def read_json(path: str | os.PathLike[str], remedy: str, keys: Sequence[str] = (), kind: type = dict) -> Any:
+    """The content of a JSON file, of this kind, an object with these keys at least.
+
+    remedy: what to do about a damaged one, as the end of a sentence.
+
+    Raises:
+      UserError: it cannot be read, is cut off, is no JSON, or holds something else.
+    """
+    place = epath.Path(path)
+    try:
+        content = json.loads(place.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{place} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{place} is damaged (a {type(content).__name__}, and no {kind.__name__}): {remedy}")
+    if missing := [key for key in keys if key not in content]:
+        raise UserError(f"{place} is damaged (it has no {missing[0]!r}): {remedy}")
+    return content
+
+
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<owner>[0-9a-f]{8}-\d+-\d+)\.[0-9a-f]{8}\.unfinished")
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    """A name beside a path, for what will be moved there; it says which process makes it."""
+    return path.with_name(f".{path.name}.{processes.this_process().word}.{uuid.uuid4().hex[:8]}.unfinished")
+
+
+def remove_leftovers(folder: str | os.PathLike[str], name: str = "") -> None:
+    """Removes what killed processes of this machine left unfinished in a folder.
+
+    name: only what was to become this file or folder. What others are still making stays, as does what was made on
+    another machine, whose processes cannot be seen.
+    """
+    try:
+        entries = list(pathlib.Path(folder).iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        found = _UNFINISHED.fullmatch(entry.name)
+        owner = processes.parse_word(found["owner"]) if found else None
+        if found is None or owner is None or not owner.is_gone or (name and found["name"] != name):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a file beside its place and moves it there; its folder is made if missing. A bucket does so by itself."""
+    """Writes a file beside its place and moves it there; its folder is made if missing. A bucket does so by itself.
+
+    Text is written as UTF-8.
+    """
     place = locate(path)
     data = content.encode() if isinstance(content, str) else content
     if in_bucket(place):
         place.write_bytes(data)
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{place.name}.{os.getpid()}.unfinished")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, place)
+    unfinished = _unfinished(pathlib.Path(place))
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -98,7 +184,8 @@ def whole_folder(path: str | os.PathLike[str], last: str) -> Iterator[pathlib.Pa
     Args:
       path: the folder; files of other names that lie there stay.
       last: the file that says that all others are there: its old version goes first, its new one comes last. A reader
-        that finds it finds files of one and the same run.
+        that finds it finds files of one and the same run. Of two processes that write into one folder, both do so
+        whole, and the files of the later one stay.
     """
     place = locate(path)
     if in_bucket(place):
@@ -109,16 +196,17 @@ def whole_folder(path: str | os.PathLike[str], last: str) -> Iterator[pathlib.Pa
         return
     path = pathlib.Path(place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.unfinished"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    remove_leftovers(path.parent, path.name)
+    unfinished = _unfinished(path)
     unfinished.mkdir()
     try:
         yield unfinished
-        path.mkdir(exist_ok=True)
-        (path / last).unlink(missing_ok=True)
-        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == last):
-            os.replace(file, path / file.name)
+        from mmclip_jax import locks  # which needs this module
+
+        with locks.held(path, "moving results", wait=_MOVE_SECONDS):  # so that files of two runs are never mixed
+            (path / last).unlink(missing_ok=True)
+            for file in sorted(unfinished.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, path / file.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

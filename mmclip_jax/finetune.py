@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from mmclip_jax import classifier, files, optim, sharding, train, writers
+from mmclip_jax import classifier, files, locks, optim, sharding, train, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import (
     FOLDER,
@@ -33,7 +34,7 @@ from mmclip_jax.checkpoints import (
 from mmclip_jax.data import audit, pipeline, transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import supervised
-from mmclip_jax.evaluate.base import Progress, Split
+from mmclip_jax.evaluate.base import Progress, Split, uncertain_text
 from mmclip_jax.interop.api import open_checkpoint
 from mmclip_jax.models.mmclip import build_model
 from mmclip_jax.transfer import DEFAULTS, Settings, Task
@@ -82,9 +83,31 @@ def run(
     mesh = sharding.make_mesh()
     if settings.batch % mesh.size:
         raise UserError(f"batch={settings.batch} is no multiple of the {mesh.size} devices")
+    files.check_name(workdir)
     task = Task.load(data, split, settings)
     audits |= _audit_learning(task, data, split, settings, allow_leakage, told)
-    transfer = Transfer(saved, tokenizer.model_bytes, task, mesh, settings, files.locate(workdir), Progress(progress))
+    with locks.held_by_run(files.locate(workdir) / settings.mode, "mmclip finetune") as guard:
+        return _run(
+            saved, tokenizer.model_bytes, audits, task, mesh, settings, workdir, split, resamples, progress, guard
+        )
+
+
+def _run(
+    saved: Saved,
+    tokenizer_model: bytes,
+    audits: dict[str, dict[str, Any]],
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    settings: Settings,
+    workdir: str | os.PathLike[str],
+    split: str,
+    resamples: int,
+    progress: bool,
+    guard: Callable[[], None],
+) -> str:
+    """The part of `run` that holds the folder."""
+    place = files.locate(workdir)
+    transfer = Transfer(saved, tokenizer_model, task, mesh, settings, place, Progress(progress), guard)
     results: dict[str, Any] = {
         "schema": 1,
         "mode": settings.mode,
@@ -130,7 +153,7 @@ def run(
     results["notes"] = _notes(results, resamples)
     table = supervised.as_markdown(results)
     if jax.process_index() == 0:
-        out = files.locate(workdir) / settings.mode
+        out = place / settings.mode
         files.write_whole(out / TABLE_FILE, table)
         files.write_whole(out / RESULTS_FILE, json.dumps(_finite(results), indent=1) + "\n")
     return table
@@ -152,6 +175,7 @@ def _notes(results: Mapping[str, Any], resamples: int) -> list[str]:
             f"{name}: {said['without_label']:,} of {said['rows']:,} images have no usable label and are left out."
             for name, said in left.items()
         ),
+        *(f"{name}: {said}." for name, entry in left.items() if (said := uncertain_text(entry))),
     ]
     audited = audit.text(results["audit"])
     notes.append(f"Audit of the scored images against pre-training, training and validation rows: {audited}.")
@@ -260,7 +284,9 @@ class Transfer:
         settings: Settings,
         workdir: epath.Path,
         progress: Progress,
+        guard: Callable[[], None] = lambda: None,
     ):
+        self._guard = guard
         self._saved, self._tokenizer_model, self._task, self._mesh = saved, tokenizer_model, task, mesh
         self._settings, self._workdir, self._progress = settings, workdir, progress
         self._model = build_model(saved.config.model)
@@ -280,14 +306,20 @@ class Transfer:
         config = self._config(fraction, rows, seed)
         key = json.loads(config.to_json())
         if (folder / _RESULT).exists():
-            result = json.loads((folder / _RESULT).read_text())
+            again = "delete it, and the run is made again"
+            result = files.read_json(folder / _RESULT, again, ("config", "summary"))
             if result["config"] != key:
                 raise UserError(
                     f"{folder} holds a finished run with other settings: give another --workdir, or delete it"
                 )
-            return Made(result["summary"], np.load(io.BytesIO((folder / _SCORES).read_bytes()))["scores"])
+            try:
+                scores = np.load(io.BytesIO((folder / _SCORES).read_bytes()), allow_pickle=False)["scores"]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(f"{folder / _SCORES} is damaged ({error}): delete {_RESULT} beside it, too") from error
+            return Made(result["summary"], scores)
         logging.info("%s on %g %% (%d images), seed %d", self._settings.mode, 100 * fraction, len(rows), seed)
         summary, scores = self._train(config, rows, seed, folder)
+        self._guard()
         if jax.process_index() == 0:
             stream = io.BytesIO()
             scored = self._task.scored.examples
@@ -360,7 +392,7 @@ class Transfer:
 
         # Resume: state, data order and the history of validation scores.
         check_same_settings(folder, config)
-        checkpoints = Checkpoints(folder, config.train.keep)
+        checkpoints = Checkpoints(folder, config.train.keep, self._guard)
         state = checkpoints.restore_latest(abstract_like(shapes, shardings), iterator)
         history: list[list[float]] = []
         if state is None:

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 import mmclip_jax
-from mmclip_jax import files, flops, optim, sharding, writers
+from mmclip_jax import files, flops, locks, optim, sharding, writers
 from mmclip_jax import step as step_lib
 from mmclip_jax.checkpoints import (
     Checkpoints,
@@ -35,12 +35,19 @@ from mmclip_jax.checkpoints import (
     run_record,
     storage_errors_are_named,
 )
-from mmclip_jax.config import compiler_options
+from mmclip_jax.config import check_ranges, compiler_options
 from mmclip_jax.data import audit, fingerprint, pipeline, prompts
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
-from mmclip_jax.errors import EXIT_PREEMPTED, LostProcessError, PreemptedError, TrainingError, UserError
+from mmclip_jax.errors import (
+    EXIT_PREEMPTED,
+    LostProcessError,
+    LostWorkerError,
+    PreemptedError,
+    TrainingError,
+    UserError,
+)
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 
 Fields = dict[str, np.ndarray]  # one field of a batch's rows by part
@@ -49,32 +56,35 @@ _VALIDATION_EXAMPLES = 512
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # a lost process causes none of these
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str, stretch: bool = False) -> dict[str, float]:
     """Trains until `config.train.steps` steps are done, going on from the newest checkpoint in `workdir`.
 
     Args:
       config: see mmclip_jax/config.py.
       workdir: directory of checkpoints, metrics and manifest; made if missing.
+      stretch: goes on with another number of steps than the run began with (`check_same_settings`).
 
     Returns:
       The metrics of the last logging step.
 
     Raises:
-      UserError: settings or data that do not fit; nothing was changed.
+      UserError: settings or data that do not fit, or another process is at work in the workdir; nothing was changed.
       TrainingError: too many updates were left out one after another, or too many records are damaged; the last good
         state was saved. StorageError, one of its kind: the workdir cannot be written.
       PreemptedError: SIGTERM came; the state after the last step was saved, by all processes at the same step.
-      LostProcessError: another process of the run is gone.
+      LostProcessError, LostWorkerError: another process of the run is gone.
     """
+    files.check_name(workdir)
+    check_ranges(config)
     # Mesh and settings.
     config = config.copy_and_resolve_references()
     mesh = make_mesh(config)
-    step_lib.check_config(config, mesh.size)
-    primary = jax.process_index() == 0
-
-    # Data.
     if not config.data.train:
         raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
+    leave_out_missing_part(config)
+    step_lib.check_config(config, mesh.size)
+
+    # Data.
     tokenizer = load_tokenizer(config.data.tokenizer or None)
     if config.model.text.vocab_size not in (0, tokenizer.vocab_size):
         raise UserError(
@@ -95,11 +105,33 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         out_shardings=sharding.replicated(mesh),
     )
 
+    with contextlib.ExitStack() as stack:
+        with storage_errors_are_named(workdir, lambda: "nothing was changed"):
+            guard = stack.enter_context(locks.held_by_run(workdir, "mmclip train"))
+        return _go_on(config, workdir, stretch, mesh, tokenizer, iterator, manifest, built, loss_gradient_norms, guard)
+
+
+def _go_on(
+    config: ConfigDict,
+    workdir: str,
+    stretch: bool,
+    mesh: jax.sharding.Mesh,
+    tokenizer: Tokenizer,
+    iterator: pipeline.TrainIterator,
+    manifest: dict[str, Any],
+    built: "Built",
+    loss_gradient_norms: Any,
+    guard: Callable[[], None],
+) -> dict[str, float]:
+    """The part of `train` that holds the workdir: resume, then the loop."""
+    primary = jax.process_index() == 0
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
-    check_same_settings(workdir, config)
+    check_same_settings(workdir, config, stretch)
     check_same_contents(workdir, manifest)
     with storage_errors_are_named(workdir, lambda: "nothing was changed"):
-        checkpoints = Checkpoints(workdir, config.train.keep)
+        checkpoints = Checkpoints(workdir, config.train.keep, guard)
+        if primary:
+            files.remove_leftovers(workdir)
     state = checkpoints.restore_latest(built.abstract_state, iterator)
     if state is None:
         with jax.set_mesh(mesh):
@@ -111,6 +143,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             _write_json(files.locate(workdir) / "config.json", run["config"])
             _write_json(files.locate(workdir) / "manifest.json", manifest)
         writer = writers.create_writer(workdir, step=first, primary=primary)
+    missed = _missed_evaluation(config, workdir, first)
     parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     logging.info(
         "%s parameters on %d device(s); %s", f"{parameters:,}", mesh.size,
@@ -132,8 +165,35 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     return fit(
         built.train_step, state, iterator, mesh, config, workdir, run, checkpoints, writer, evaluate, write_norms,
-        flops.model_flops(flops.train_step_flops(config)),
+        flops.model_flops(flops.train_step_flops(config)), missed,
     )[1]  # fmt: skip
+
+
+def leave_out_missing_part(config: ConfigDict) -> None:
+    """Sets `data.batch_unpaired` to 0 where no data set has unpaired images for training, and says so."""
+    if not config.data.batch_unpaired:
+        return
+    if any(len(open_records(directory, "train", "unpaired")) for directory in config.data.train):
+        return
+    config.data.batch_unpaired = 0
+    logging.info(
+        "no unpaired images in data.train: data.batch_unpaired = 0, and a step has the %d paired rows alone",
+        config.data.batch_paired,
+    )
+
+
+def _missed_evaluation(config: ConfigDict, workdir: str, first: int) -> bool:
+    """Whether the evaluation due at the step that the run goes on from is not in its metrics: it was cut off."""
+    every = config.train.evaluate_every
+    if not first or every <= 0 or not (first % every == 0 or first == config.train.steps):
+        return False
+    there = False
+    if jax.process_index() == 0:
+        rows = writers.read_rows(files.locate(workdir) / writers.METRICS_FILE)
+        there = any(row["step"] == first and any(name.startswith("evaluation/") for name in row) for row in rows)
+    if jax.process_count() > 1:
+        there = bool(multihost_utils.broadcast_one_to_all(np.int32(there)))
+    return not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +268,7 @@ def fit(
     evaluate: Evaluate,
     before_step: Callable[[int, step_lib.TrainState, Any, Callable[[], None]], None] = lambda *_: None,
     step_flops: float = 0.0,
+    missed: bool = False,
 ) -> tuple[step_lib.TrainState, dict[str, float]]:
     """The loop of every kind of training: from the state's step to `config.train.steps`, or until `evaluate` says stop.
 
@@ -226,6 +287,7 @@ def fit(
       before_step: called before each step with (number, state, rows on the devices, a function that waits for and logs
         the step before).
       step_flops: of the model in one step, for the metric "mfu"; 0: not known.
+      missed: whether to evaluate before the first step: the run was cut off in the evaluation of its newest checkpoint.
 
     Returns:
       The last state, and the metrics of the last logging step.
@@ -262,6 +324,7 @@ def fit(
             raise TrainingError(f"{problem}. Step {int(state.step)} is saved")
         progress.add(values, skipped=bool(skipped))
         if number % config.train.log_every == 0 or number == config.train.steps:
+            checkpoints.guard()
             logged = progress.summary(number)
             writer.write_scalars(number, logged)
 
@@ -269,17 +332,35 @@ def fit(
         # At the end too; a negative number is never due: `evaluate` may save for itself what it has changed.
         return every >= 0 and (number == config.train.steps or (every > 0 and number % every == 0))
 
+    def save_what_is_done(error: LostWorkerError | TrainingError) -> None:
+        """Before the end that a lost worker makes: the last step's state is good."""
+        settle()
+        assert state is not None
+        if jax.process_count() == 1 and int(state.step) > first:
+            checkpoints.save(state, iterator, run)
+            checkpoints.close()
+            error.args = (f"{error}. Step {int(state.step)} is saved, and the same command goes on from there",)
+
     stop = enough = False
     with (
+        ended_in_order(checkpoints, iterator),
         preemption_notice() as preempted,
         lost_process_is_named(),
         storage_errors_are_named(workdir, checkpoints.describe_last),
         profiler(workdir, first + 3, config.train.profile) as profile,
     ):
+        if missed:
+            logging.info("the evaluation of step %d was cut off: it is made up", first)
+            state, values, enough = evaluate(state)
+            writer.write_scalars(first, values)
         for number in range(first + 1, config.train.steps + 1):
             profile(number, settle)
-            with progress.waiting_for_data():
-                batch = next(iterator)
+            try:
+                with progress.waiting_for_data():
+                    batch = next(iterator)
+            except (LostWorkerError, TrainingError) as error:
+                save_what_is_done(error)
+                raise
             records = {part: rows.pop("record") for part, rows in batch.items()}
             replaced = {part: rows["damaged"] for part, rows in batch.items() if "damaged" in rows}
             rows = sharding.to_devices(batch, mesh)
@@ -311,6 +392,19 @@ def fit(
             f"stopped by SIGTERM; step {int(state.step)} is saved, and the same command goes on from there"
         )
     return state, logged
+
+
+@contextlib.contextmanager
+def ended_in_order(checkpoints: Checkpoints, iterator: pipeline.TrainIterator) -> Iterator[None]:
+    """However the block ends: a checkpoint that is being written is finished, and threads and workers end."""
+    try:
+        yield
+    except BaseException as error:
+        # The others of a run of several processes may be gone, and would be waited for.
+        if jax.process_count() == 1 and not isinstance(error, LostProcessError):
+            checkpoints.close_after_an_error(error)
+            iterator.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -473,7 +567,12 @@ class DamagedRecords:
     def __init__(self, workdir: str, limit: int, iterator: pipeline.TrainIterator):
         self._path = files.locate(workdir) / "damaged_records.json"
         self._limit, self._iterator = limit, iterator
-        self._known: list[dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else []
+        remedy = "delete it, and the run counts anew"
+        self._known: list[dict[str, Any]] = []
+        if self._path.exists():
+            self._known = files.read_json(self._path, remedy, kind=list)
+        if any(not isinstance(entry, dict) or not isinstance(entry.get("number"), int) for entry in self._known):
+            raise UserError(f"{self._path} is damaged (an entry has no number): {remedy}")
 
     def add(self, replaced: Fields) -> str:
         """Lists what is new; all processes must call it, at the same step.
@@ -505,6 +604,7 @@ class Evaluation:
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, manifest: dict[str, Any]):
         self._config, self._tokenizer, self._manifest = config, tokenizer, manifest
         self._model: Any = None
+        self._told = False
 
     def __call__(self, state: step_lib.TrainState) -> dict[str, float]:
         """{"evaluation/...": value} of a state; {} where there is no such split.
@@ -523,7 +623,15 @@ class Evaluation:
         if self._model is None:
             self._model = Model(self._config, params, self._tokenizer, int(state.step), self._manifest)
         self._model.take(params, int(state.step))
-        return {f"evaluation/{name}": value for name, value in quick_metrics(self._model, examples).items()}
+        found = quick_metrics(self._model, examples)
+        if not found and not self._told:
+            logging.warning(
+                "the evaluations during training have nothing to measure: of the %d validation images none has labels "
+                "of both kinds for a finding, and no source has enough of them for retrieval",
+                len(examples),
+            )
+        self._told = True
+        return {f"evaluation/{name}": value for name, value in found.items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -601,8 +709,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    files.write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _report_bad_batch(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mmclip_jax import ranges
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import fractions
 from mmclip_jax.data.builders.collection import UNCERTAIN_POLICIES, settle_uncertain
@@ -15,13 +16,36 @@ from mmclip_jax.data.records import dataset_dir, dataset_facts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import supervised
-from mmclip_jax.evaluate.base import Split, labels_of
+from mmclip_jax.evaluate.base import Split, labels_of, uncertain_only
 
 MODES = ("probe", "full")
 # What a setting of 0 (or a negative one) stands for.
 DEFAULTS = {
     "probe": {"peak_lr": 1e-2, "weight_decay": 1e-3, "epochs": 100},
     "full": {"peak_lr": 5e-4, "weight_decay": 0.05, "epochs": 30},
+}
+
+
+# Every field of `Settings` has its entry (tests/test_finetune.py).
+RANGES: dict[str, ranges.Range] = {
+    "mode": ranges.Choice(MODES),
+    "task": ranges.Choice(tuple(supervised.TASKS)),
+    "fractions": ranges.Several(ranges.positive(1), least=1, distinct=True),
+    "seeds": ranges.Several(ranges.SEED, least=1, distinct=True),
+    "findings": ranges.Several(ranges.TEXT, distinct=True),
+    "uncertain": ranges.Choice(tuple(UNCERTAIN_POLICIES)),
+    "batch": ranges.count(1),
+    "peak_lr": ranges.Number(0),
+    "weight_decay": ranges.Number(),  # negative: the mode's default
+    "epochs": ranges.Number(0),
+    "steps": ranges.count(0, 2**31 - 2),
+    "least_steps": ranges.count(0, 2**31 - 2),
+    "layer_decay": ranges.positive(1),
+    "head_rate": ranges.positive(),
+    "evaluations": ranges.count(1),
+    "patience": ranges.count(1),
+    "workers": ranges.count(0, 1024),
+    "keep_checkpoints": ranges.BOOLEAN,
 }
 
 
@@ -58,20 +82,7 @@ class Settings:
     keep_checkpoints: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("mode", self.mode, MODES),
-            ("task", self.task, supervised.TASKS),
-            ("uncertain", self.uncertain, UNCERTAIN_POLICIES),
-        ):
-            if value not in choices:
-                raise UserError(f"{name} {value!r} is not one of {', '.join(choices)}")
-        if not self.fractions or not self.seeds:
-            raise UserError("give at least one fraction and one seed")
-        for name, number in (("batch", self.batch), ("evaluations", self.evaluations), ("patience", self.patience)):
-            if number < 1:
-                raise UserError(f"{name}={number} is not at least 1")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"layer_decay={self.layer_decay} is not in (0, 1]")
+        ranges.check({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, RANGES)
         if strange := [kind for kind in self.findings if kind not in prompts.KINDS]:
             raise UserError(
                 f"finding {strange[0]!r} is no kind of the vocabulary (mmclip_jax/data/resources/vocabulary.yaml)"
@@ -140,6 +151,7 @@ class Task:
                     kind: _unknown([example.labels.get(kind, LabelState.UNKNOWN) for example in loaded[name].examples])
                     for kind in findings
                 },
+                "uncertain_only": uncertain_only(learnt if name == "train" else loaded[name].examples),
             }
             for name in loaded
         }

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mmclip_jax import files
 from mmclip_jax.errors import UserError
@@ -166,9 +167,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
       Its rows, ascending in step: {"step": n, name: number, or None where the number was not finite}.
 
     Raises:
-      UserError: a line is no JSON object with a step. An incomplete last line, as a killed run leaves, is dropped.
+      UserError: a line is no JSON object of numbers with a step. An incomplete last line, as a killed run leaves, is
+        dropped.
     """
-    path = Path(path)
+    path = epath.Path(path)
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -176,11 +178,15 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
         try:
             row = json.loads(line)
-            rows.setdefault(int(row["step"]), {}).update(row)
-        except (ValueError, KeyError, TypeError) as error:
+            step = row["step"]
+            numbers = all(value is None or type(value) in (int, float) for value in row.values())
+            if type(step) is not int or not 0 <= step < 2**53 or not numbers:
+                raise ValueError("a value is no number")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{path}, line {number}: not a JSON object with a step; delete that line to go on"
+                f"{path}, line {number}: not a JSON object of numbers with a step; delete that line to go on"
             ) from error
+        rows.setdefault(step, {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
 

@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -21,6 +22,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = collections.Counter(item.path for item in items)
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path] / tests[item.path])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says in one line how many tests were skipped and why, by reason: nobody should think that they had passed."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(_reason(report) for report in skipped)
+    if reasons:
+        told = "; ".join(f"{count} × {reason}" for reason, count in sorted(reasons.items()))
+        terminalreporter.write_line(f"not run: {told}")
+
+
+def _reason(report: Any) -> str:
+    place = report.longrepr
+    return str(place[2] if isinstance(place, tuple | list) else place).removeprefix("Skipped: ")
 
 
 @pytest.fixture(scope="session")

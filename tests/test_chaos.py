@@ -26,8 +26,10 @@ def test_one_process_killed_again_and_again(
     chaos: ModuleType, tmp_path: pathlib.Path, phantom_dir: pathlib.Path
 ) -> None:
     rows = chaos.kill_one_process(tmp_path, phantom_dir, kills=4)
-    assert len(rows) == 4 + 2 + 1
-    assert {row.what.split()[-1] for row in rows} >= {"truncated", "flipped"}
+    assert len(rows) == 4 + 2 + 2
+    assert {row.what.split()[-1] for row in rows} >= {"truncated", "flipped", "metrics", "resume"}
+    assert rows[0].what == "SIGKILL in the first checkpoint"
+    assert rows[0].checkpoint == 0
     assert all(row.good for row in rows), chaos.table(rows)
 
 

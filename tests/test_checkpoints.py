@@ -20,13 +20,14 @@ from conftest import ROOT
 from mmclip_jax import optim, sharding, step
 from mmclip_jax.checkpoints import (
     Checkpoints,
+    _digest,
     abstract_like,
     bit_sums,
     check_same_settings,
     find_checkpoint,
     run_record,
 )
-from mmclip_jax.errors import DamagedCheckpointError, UserError
+from mmclip_jax.errors import DamagedCheckpointError, TrainingError, UserError
 
 TOKENIZER = bytes(range(256))
 
@@ -63,6 +64,13 @@ def save(workdir: pathlib.Path, *numbers: int, keep: int = 5, **changes: Any) ->
     for number in numbers:
         checkpoints.save(make_state(number, **changes), iterator(number), run())
     checkpoints.close()
+
+
+def resealed(said: dict[str, Any]) -> dict[str, Any]:
+    """The item "sums" with other sums of arrays, and digests that agree with them."""
+    sums = {name: value ^ 4 for name, value in said.items() if isinstance(value, int)}
+    rest = sums | {"digests": said["digests"]}
+    return rest | {"all": _digest(rest)}
 
 
 def damage(directory: pathlib.Path) -> None:
@@ -166,7 +174,7 @@ def test_a_damaged_checkpoint_is_not_evaluated_and_the_others_are_named(tmp_path
         damage(newest)
     elif how == "other bits":  # than those that were saved, in files that are whole
         file = newest / "sums" / "metadata"
-        file.write_text(json.dumps({name: value ^ 4 for name, value in json.loads(file.read_text()).items()}))
+        file.write_text(json.dumps(resealed(json.loads(file.read_text()))))
     elif how == "no record of the run":
         shutil.rmtree(newest / "run")
     else:
@@ -321,11 +329,98 @@ def test_what_another_version_saved_is_refused(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(tmp_path, 5)
     checkpoints.save(make_state(3), iterator(3), run() | {"schema": 0})
     checkpoints.close()
-    with pytest.raises(UserError, match=r"schema 0, .*reads 2.*manifest\.json"):
+    with pytest.raises(UserError, match=r"schema 0, .*reads 3.*manifest\.json"):
         find_checkpoint(tmp_path)
 
 
 # Going on
+
+
+def test_another_number_of_steps_needs_a_flag_and_says_what_stretches(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 3)
+    for steps in (50, 200):
+        with pytest.raises(UserError, match=rf"run of 100 steps, not {steps}: .*random masks would stretch.*--stretch"):
+            check_same_settings(tmp_path, tiny.config(train__steps=steps))
+    assert not caplog.text
+    check_same_settings(tmp_path, tiny.config(train__steps=200), stretch=True)
+    assert "200 steps instead of 100" in caplog.text
+
+
+def test_what_was_cut_off_before_the_first_checkpoint_does_not_block_a_run(tmp_path: pathlib.Path) -> None:
+    """Neither the settings nor the state of something unfinished count; the leftover goes when the run saves."""
+    save(tmp_path, 3)
+    whole = tmp_path / "checkpoints" / "3"
+    shutil.rmtree(whole / "optimizer")
+    whole.rename(tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp")
+    check_same_settings(tmp_path, tiny.config(optimizer__peak_lr=0.5))
+    checkpoints, data = Checkpoints(tmp_path, 5), iterator(2)
+    assert checkpoints.restore_latest(abstract(make_state(3)), data) is None
+    checkpoints.save(make_state(3), data, run())
+    checkpoints.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert find_checkpoint(tmp_path).step == 3
+
+
+def test_whatever_fails_where_the_workdir_is_gone_is_called_so(tmp_path: pathlib.Path) -> None:
+    gone = False
+
+    def guard() -> None:
+        if gone:
+            raise TrainingError("the workdir was moved or removed")
+
+    checkpoints = Checkpoints(tmp_path / "run", 5, guard)
+    checkpoints.save(make_state(3), iterator(3), run())
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "run", 5, guard)
+    gone = True
+    for call in (lambda: checkpoints.save(make_state(4), iterator(4), run()), checkpoints.close):
+        with pytest.raises(TrainingError, match="moved or removed"):
+            call()
+
+
+def test_a_missing_average_is_an_error_and_not_the_parameters(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, 3)
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "ema")
+    with pytest.raises(DamagedCheckpointError):
+        find_checkpoint(tmp_path).restore_params(abstract(make_state(3)).params)
+
+
+def test_a_checkpoint_of_the_schema_before_is_read(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 5)
+    checkpoints.save(make_state(3), iterator(3), run() | {"schema": 2})
+    checkpoints.close()
+    file = tmp_path / "checkpoints" / "3" / "sums" / "metadata"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({name: said[name] for name in ("params", "ema", "optimizer")}))
+    found, expected = find_checkpoint(tmp_path), make_state(3)
+    assert tiny.largest_difference(found.restore_params(abstract(expected).params), expected.ema) == 0
+    checkpoints = Checkpoints(tmp_path, 5)
+    assert checkpoints.restore_latest(abstract(expected), iterator()) is not None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("item", ["run", "data"])
+@pytest.mark.parametrize("how", ["another value", "cut off", "another type"])
+def test_settings_tokenizer_manifest_and_position_are_those_that_were_saved(
+    tmp_path: pathlib.Path, item: str, how: str
+) -> None:
+    save(tmp_path, 3, 7)
+    file = tmp_path / "checkpoints" / "7" / item / "metadata"
+    text = file.read_text()
+    place = text.index("AAECAwQF") + 8 if item == "run" else next(i for i, c in enumerate(text) if c.isdigit())
+    one = "9" if text[place] != "9" else "8"
+    changed = {"another value": text[:place] + one + text[place + 1 :], "cut off": text[:-5], "another type": "[7]"}
+    file.write_text(changed[how])
+    checkpoints, data = Checkpoints(tmp_path, 5), iterator()
+    restored = checkpoints.restore_latest(abstract(make_state(7)), data)
+    checkpoints.close()
+    assert restored is not None
+    assert (int(restored.step), next(data)) == (3, 3)
+    if item == "run":
+        with pytest.raises(DamagedCheckpointError, match=r"there: \[3\]"):
+            find_checkpoint(tmp_path)
 
 
 def test_a_new_run_may_have_any_settings(tmp_path: pathlib.Path) -> None:
@@ -336,10 +431,10 @@ def test_settings_that_change_the_experiment_are_refused_by_name(tmp_path: pathl
     save(tmp_path, 3)
     check_same_settings(tmp_path, tiny.config())
     harmless = {"train__steps": 200, "optimizer__accumulate": 2, "data__threads": 3, "model__remat": True}
-    check_same_settings(tmp_path, tiny.config(**harmless, train__log_every=7))
+    check_same_settings(tmp_path, tiny.config(**harmless, train__log_every=7), stretch=True)
     changes = {"optimizer__peak_lr": 0.5, "objective__attmim__hint": 0.3, "model__embed_dim": 11}
     with pytest.raises(UserError) as error:
-        check_same_settings(tmp_path, tiny.config(**harmless, **changes))
+        check_same_settings(tmp_path, tiny.config(**harmless, **changes), stretch=True)
     assert "optimizer.peak_lr=0.5 (was 0.0001)" in str(error.value)
     assert "objective.attmim.hint=0.3 (was 0.1)" in str(error.value)
     assert "model.embed_dim=11 (was 7)" in str(error.value)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from mmclip_jax import cli
+from mmclip_jax import config as config_lib
 from mmclip_jax.errors import LostProcessError, PreemptedError, TrainingError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +42,7 @@ def config(tmp_path: Path) -> str:
     [
         ("", "which command? data, tokenizer, train"),
         ("trian", "there is no command 'trian'; did you mean train?"),
-        ("data", "which command? build, info"),
+        ("data", "which command? build, inspect, info"),
         ("data biuld", "there is no command 'biuld'; did you mean build?"),
         ("data build tabel", "there is no command 'tabel'; did you mean table?"),
         ("data build phantom --data-dri x", "there is no option --data-dri; did you mean --data-dir?"),
@@ -171,10 +173,136 @@ def test_a_process_that_lost_another_ends_at_once_without_what_waits_for_it(monk
 
 
 @pytest.mark.parametrize("bug", [ValueError("a bug"), FileNotFoundError(2, "No such file", "inside")])
-def test_bugs_keep_their_traceback(monkeypatch, bug, tmp_path):
+def test_bugs_are_one_line_and_keep_their_traceback_in_a_file(monkeypatch, bug, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     _run_as(monkeypatch, bug)
-    with pytest.raises(type(bug)):
-        cli.main(["data", "info", str(tmp_path)])
+    assert cli.main(["data", "info", str(tmp_path)]) == 1
+    (file,) = tmp_path.iterdir()
+    said = capsys.readouterr().err
+    assert said.startswith(f"mmclip: unexpected {type(bug).__name__}: ")
+    assert f"{file} has the traceback" in said
+    assert said.count("\n") == 1
+    assert "in run\n    raise error\n" in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0  # a traceback may quote what the data hold
+    monkeypatch.setenv("MMCLIP_TRACEBACK", "0")
+    assert cli.main(["data", "info", str(tmp_path), "--debug"]) == 1
+    assert "in run\n    raise error\n" in capsys.readouterr().err
+
+
+def test_a_terminal_without_the_characters_is_no_reason_to_fail():
+    code = """
+        import sys
+        from mmclip_jax import cli
+        cli._data_info = lambda args: print("\\u00b1 \\u65e5")
+        sys.exit(cli.main(["data", "info", "."]))
+    """
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "\\xb1 \\u65e5\n"), done.stderr
+
+
+def test_a_long_message_of_a_bug_is_cut(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _run_as(monkeypatch, KeyError("report " * 1000))
+    assert cli.main(["data", "info", str(tmp_path)]) == 1
+    assert len(capsys.readouterr().err) < 400
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(24, "Too many open files", "x.so"),
+        ImportError("libx.so: cannot open shared object file: Too many open files"),
+        ValueError("[os_error_code='24'] Too many open files"),
+    ],
+)
+def test_too_many_open_files_are_called_so_whoever_says_it(monkeypatch, tmp_path, capsys, error):
+    wrapped = RuntimeError("the pool broke")
+    wrapped.__cause__ = error
+    for each in (error, wrapped):
+        _run_as(monkeypatch, each)
+        assert cli.main(["data", "info", str(tmp_path)]) == 1
+        said = capsys.readouterr().err
+        assert (
+            said
+            == "mmclip: too many files are open at once: raise the limit (ulimit -n 4096) and run the command again\n"
+        )
+
+
+def test_forty_file_descriptors_are_refused_in_one_line(tmp_path):
+    command = f"ulimit -n 40; exec {sys.executable} -m mmclip_jax.cli data info {tmp_path}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mmclip: only 40 files may be open at once here")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["swallowed", "in native code"])
+def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same(how):
+    """As in a compilation: no instruction of Python's for a while, or a callback of a library that drops errors."""
+    code = """
+        import ctypes, sys, time
+        from mmclip_jax import cli, ends
+        ends.GRACE_SECONDS = 0.5
+        def wait(args):
+            print("waiting", flush=True)
+            if sys.argv[1] == "in native code":
+                mutex = (ctypes.c_char * 64)()
+                for _ in range(2):  # the second never returns, and no signal wakes it
+                    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+            while True:
+                try:
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    pass
+        cli._data_info = wait
+        sys.exit(cli.main(["data", "info", "."]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "mmclip: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--coordinator 127.0.0.1 --processes 2 --process 0", "give HOST:PORT"),
+        ("--coordinator :8476 --processes 2 --process 0", "give HOST:PORT"),
+        ("--coordinator host:99999 --processes 2 --process 0", "give HOST:PORT"),
+        ("--coordinator http://host:1 --processes 2 --process 0", "give HOST:PORT"),
+        ("--coordinator host:8476 --processes 2 --process 2", "--process 2 is none of --processes 2"),
+        ("--coordinator host:8476 --processes 0 --process 0", "0 is not at least 1"),
+    ],
+)
+def test_other_processes_that_cannot_be_are_refused_before_they_are_waited_for(words, said, config, capsys):
+    assert cli.main(["train", "--config", config, "--workdir", "w", *words.split()]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("SLURM_NTASKS"), ValueError("no coordinator."), IndexError("n1["), TypeError()]
+)
+def test_half_a_cluster_is_one_line(monkeypatch, config, capsys, error):
+    """What JAX's readers of SLURM's and Open MPI's variables raise where some of them are not set."""
+    from mmclip_jax import sharding
+
+    def join(*told):
+        raise error
+
+    monkeypatch.setattr(sharding, "join_processes", join)
+    assert cli.main(["train", "--config", config, "--workdir", "w", "--pod"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mmclip: --pod finds no cluster around it (")
+    assert err.count("\n") == 1
 
 
 def test_interrupt_of_a_process_is_130_and_one_line(tmp_path):
@@ -324,10 +452,10 @@ def test_overrides_are_told_from_other_arguments(words, rest, overrides):
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.py")))
 def test_every_config_takes_an_override_of_every_number(file):
     path = str(ROOT / "configs" / file)
-    keys = cli._flat(cli.read_config(path))
+    keys = config_lib.flat(cli.read_config(path))
     numbers = {key: value for key, value in keys.items() if type(value) in (int, float)}
     assert numbers
-    changed = cli._flat(cli.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()]))
+    changed = config_lib.flat(cli.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()]))
     assert {key: changed[key] for key in numbers} == {key: value + 1 for key, value in numbers.items()}
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import optax
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from scipy import special
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
@@ -20,6 +22,7 @@ from mmclip_jax import classifier, finetune, sharding, step, transfer
 from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import fractions
+from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.data.tokenizer import load_tokenizer
 from mmclip_jax.errors import LeakageError, UserError
@@ -236,7 +239,12 @@ def test_summary_equals_scikit_learn_and_the_interval_a_direct_bootstrap() -> No
                 kept = rows[~np.isnan(labels[rows, k])]
                 areas.append(oracle.roc_auc_score(labels[kept, k], scores[s, kept, k]))
         replicates.append(np.mean(areas))
-    np.testing.assert_allclose(found["macro_auroc"]["interval"], np.percentile(replicates, [2.5, 97.5]), atol=1e-12)
+    center = special.logit(found["macro_auroc"]["mean"])
+    slope = 1 / (found["macro_auroc"]["mean"] * (1 - found["macro_auroc"]["mean"]))
+    reach = 1.959963984540054 * np.std(replicates, ddof=1) * slope
+    np.testing.assert_allclose(
+        found["macro_auroc"]["interval"], special.expit([center - reach, center + reach]), atol=1e-12
+    )
 
 
 def test_a_finding_with_one_class_is_named_and_left_out_of_the_macro() -> None:
@@ -423,6 +431,55 @@ def test_the_best_parameters_are_scored_and_training_stops_early(
     scores = np.load(tmp_path / "probe" / "fraction_1" / "seed_0" / "scores.npz")["scores"]
     np.testing.assert_array_equal(scores, seen[2])
     assert np.abs(scores - seen[5]).max() > 1e-3
+
+
+def test_what_decides_when_to_stop_is_validation_and_not_what_is_scored(
+    tmp_path: pathlib.Path, checkpoint: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[np.ndarray, np.ndarray]] = []
+    macro_auroc = supervised.macro_auroc
+
+    def spy(labels: np.ndarray, scores: np.ndarray, sources: Any) -> float:
+        asked.append((labels, scores))
+        return macro_auroc(labels, scores, sources)
+
+    monkeypatch.setattr(supervised, "macro_auroc", spy)
+    settings = transfer.Settings(fractions=(1.0,), seeds=(0,), steps=8, evaluations=2, patience=9, batch=16)
+    results = _run(checkpoint, phantom_dir, tmp_path, settings)
+    saved = np.load(tmp_path / "probe" / "fraction_1" / "seed_0" / "scores.npz")
+    validation = [e for part in ("paired", "unpaired") for e in open_records(phantom_dir, "validation", part)]
+    want = transfer.targets_of(validation, results["findings"], "multi-label")
+    assert len(asked) == 3  # whether validation can be scored at all, then twice
+    for labels, scores in asked:
+        np.testing.assert_array_equal(labels, np.where(want < 0, np.nan, want))
+        both = min(len(scores), len(saved["scores"]))  # of other images, so other scores, at the best step too
+        assert np.abs(scores[:both] - saved["scores"][:both]).max() > 1e-3
+
+
+def test_features_are_standardised_by_the_rows_that_are_trained_on() -> None:
+    """With few labels nothing of the other training rows may be known: neither their mean nor their deviation."""
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(3, 2, (19, 5)).astype(np.float32) for name in ("train", "validation", "scored")}
+    features["train"][10:] += 100
+    made = transfer_of(features)
+    rows = np.array([1, 4, 7, 9])
+    source, _, inputs = made._inputs(ConfigDict(), rows)
+    chosen = features["train"][rows]
+    for name in ("validation", "scored"):
+        got = inputs[name](np.arange(3))["features"]
+        np.testing.assert_allclose(got, (features[name][:3] - chosen.mean(axis=0)) / chosen.std(axis=0), rtol=1e-4)
+    held = np.stack([source[n]["features"] for n in range(4)])
+    np.testing.assert_allclose(held.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(held.std(axis=0), 1, rtol=1e-4)
+
+
+def transfer_of(features: dict[str, np.ndarray]) -> finetune.Transfer:
+    """Runs of a probe whose features are known already."""
+    made = object.__new__(finetune.Transfer)
+    made._settings = transfer.Settings()
+    made._features = features
+    made._task = types.SimpleNamespace(targets=np.zeros((len(features["train"]), 2), np.int8))  # type: ignore[assignment]
+    return made
 
 
 @pytest.mark.slow

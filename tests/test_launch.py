@@ -73,6 +73,8 @@ def test_shellcheck_is_content(script):
         (POD, ["run", "--name", "n", "--zone", "z", "--type", "t", "--runtime", "r"], "nothing to train"),
         (POD, ["down", "--name", "n", "--zone", "z", "--", "x"], "down takes nothing"),
         (POD, ["down", "--name", "n", "--zone", "z", "--poll", "1m"], "--poll 1m is not a whole number"),
+        (POD, ["down", "--name", "n", "--zone", "z", "--attempts", "9" * 20], "is not a whole number of at most nine"),
+        (LOCAL, ["9" * 20, "--", "x"], "which is not a whole number"),
         (SLURM, ["--nodes=4", "--", "x"], "options of sbatch come before the script"),
         (SLURM, [], "nothing to train"),
         (SLURM, ["--", "x"], "submit it with sbatch"),

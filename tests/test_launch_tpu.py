@@ -170,11 +170,14 @@ def test_a_run_that_saved_and_stopped_is_started_again_on_the_same_slice(pod: Po
     assert pod.calls() == ["create", "scp", "ssh", "ssh", "ssh", "ssh"]  # once installed, three times started
 
 
-def test_starting_again_has_a_limit(pod: Pod) -> None:
+@pytest.mark.parametrize(("words", "attempts"), [("3", 3), ("08", 8), ("010", 10)])
+def test_starting_again_has_a_limit(pod: Pod, words: str, attempts: int) -> None:
+    """Numbers are decimal: bash by itself reads 010 as eight and stumbles over 08."""
     pod.trainer("exit 75")
-    code, _, err = pod.run("run", "--attempts", "3", "--", "--workdir", "w")
+    code, _, err = pod.run("run", "--attempts", words, "--", "--workdir", "w")
     assert code == 75
-    assert "given up after 3 attempts; the slice is left as it is" in err
+    assert f"given up after {int(words)} attempts; the slice is left as it is" in err
+    assert pod.calls().count("ssh") == attempts + 1
     assert "delete" not in pod.calls()
 
 

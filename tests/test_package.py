@@ -97,7 +97,17 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
     }
-    optional = {"torch", "safetensors", "tokenizers", "spacy", "medspacy", "radgraph", "apache_beam", "fsspec"}
+    optional = {
+        "python_calamine",
+        "torch",
+        "safetensors",
+        "tokenizers",
+        "spacy",
+        "medspacy",
+        "radgraph",
+        "apache_beam",
+        "fsspec",
+    }
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -168,3 +178,29 @@ def test_a_wheel_holds_every_module_and_data_file(tmp_path):
         .read(next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("entry_points.txt")))
         .decode()
     )
+
+
+def test_text_files_are_utf_8_whatever_the_locale():
+    """Every call that opens text says so: the locale's encoding would be taken otherwise."""
+    found, bad = 0, []
+    for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
+            if name not in ("open", "fdopen", "read_text", "write_text", "TextIOWrapper") or owner in ("Image", "os"):
+                continue
+            found += 1
+            place = 0 if owner and name == "open" and owner not in ("gzip", "bz2", "lzma", "io", "zip") else 1
+            modes = [*node.args[place : place + 1], *(k.value for k in node.keywords if k.arg == "mode")]
+            mode = next((each.value for each in modes if isinstance(each, ast.Constant)), "r")
+            packed = owner in ("gzip", "bz2", "lzma") and "t" not in str(mode)
+            said = any(keyword.arg == "encoding" for keyword in node.keywords)
+            if name in ("open", "fdopen") and ("b" in str(mode) or packed):
+                continue
+            if not said:
+                bad.append(f"{file.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}")
+    assert found > 20
+    assert not bad, bad

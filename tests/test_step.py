@@ -371,3 +371,24 @@ def test_the_masks_differ_from_step_to_step(params: Any, batch: Any) -> None:
         assert losses[0][name] == losses[2][name]
         assert losses[0][name] != losses[1][name]
     assert losses[0]["contrastive/loss"] == losses[1]["contrastive/loss"]
+
+
+def test_patches_tokens_and_local_tokens_of_a_row_are_drawn_apart(
+    params: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three draws of one row, three keys: one key for two of them would tie what is masked to what is compared."""
+    asked: list[int] = []
+    stream = step._stream
+
+    def spy(key_data: jax.Array, number: int) -> jax.Array:
+        asked.append(number)
+        return stream(key_data, number)
+
+    monkeypatch.setattr(step, "_stream", spy)
+    config = small(objective__local__weight=0.5)
+    model = tiny.build_model(config.model)
+    jax.eval_shape(lambda p, b: step.compute_loss(model, config, tiny.MASK_ID, p, jnp.int32(3), b), params, batch)
+    assert len(asked) == 3
+    rows = step.row_key_data(0, jnp.int32(3), "paired", 5)
+    keys = [tuple(key.tolist()) for number in asked for key in np.asarray(jax.random.key_data(stream(rows, number)))]
+    assert len(set(keys)) == 15

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -153,6 +154,20 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def test_where_nothing_is_unpaired_the_batch_is_paired_and_this_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {("a", "unpaired"): 0, ("b", "unpaired"): 0}
+    monkeypatch.setattr(train, "open_records", lambda directory, split, part: range(sizes[directory, part]))
+    caplog.set_level("INFO")
+    for unpaired, left in ((3, 8), (0, 0)):
+        sizes["b", "unpaired"] = unpaired
+        config = tiny.config(data__train=("a", "b"))
+        train.leave_out_missing_part(config)
+        assert config.data.batch_unpaired == left
+        assert ("data.batch_unpaired = 0, and a step has the 16 paired rows alone" in caplog.text) == (left == 0)
+
+
 @pytest.fixture(scope="module")
 def full_run(
     tmp_path_factory: pytest.TempPathFactory, phantom_dir: pathlib.Path, environment: dict[str, str]
@@ -165,6 +180,26 @@ def full_run(
 
 
 @pytest.mark.slow
+def test_an_evaluation_that_was_cut_off_is_made_up_once(
+    tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str], full_run: pathlib.Path
+) -> None:
+    """The last checkpoint is there, its evaluation is not: as after a kill between the two."""
+    shutil.copytree(full_run, tmp_path / "run")
+    settings = SETTINGS | {"train.evaluate_every": 10, "train.gradient_norms_every": 0}
+    before = metrics(tmp_path / "run")
+    code, _, err = run(tmp_path / "run", phantom_dir, environment, settings=settings)
+    assert code == 0, err
+    after = metrics(tmp_path / "run")
+    assert [row["step"] for row in after] == [row["step"] for row in before]
+    assert after[:-1] == before[:-1]
+    added = {name for name in after[-1] if name not in before[-1]}
+    assert added
+    assert all(name.startswith("evaluation/") for name in added)
+    assert not train._missed_evaluation(
+        tiny.config(train__steps=STEPS, train__evaluate_every=10), str(tmp_path / "run"), STEPS
+    )
+
+
 def test_a_run_leaves_what_it_promises(full_run: pathlib.Path, phantom_dir: pathlib.Path) -> None:
     steps = sorted(int(path.name) for path in (full_run / "checkpoints").iterdir() if path.name.isdigit())
     assert steps == [9, 18, 20]
@@ -241,6 +276,35 @@ def test_a_profile_of_two_steps_is_kept(full_run: pathlib.Path) -> None:
         if event.start_ns >= ends[-1]:
             ends.append(event.start_ns + event.duration_ns)
     assert len(ends) == 1 + 2
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_quick_evaluation_uses_the_average_where_there_is_one(
+    averaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full evaluation of a checkpoint takes the average; the curves while training must be of the same model."""
+    from mmclip_jax.evaluate import common
+    from mmclip_jax.interop import api
+
+    class Seen:
+        def __init__(self, config: Any, params: Any, *rest: Any):
+            self.params = params
+
+        def take(self, params: Any, step: int) -> None:
+            self.params = params
+
+    monkeypatch.setattr(api, "Model", Seen)
+    monkeypatch.setattr(train, "validation_examples", lambda directories: (object(),))
+    monkeypatch.setattr(train.sharding, "on_host", lambda tree: tree)
+    monkeypatch.setattr(common, "quick_metrics", lambda model, examples: {"seen": float(model.params["w"][0])})
+    config = tiny.config()
+    config.data.evaluate, config.data.train = ("there",), ()
+    state = types.SimpleNamespace(
+        params={"w": np.full(3, 2.0)}, ema={"w": np.full(3, 5.0)} if averaged else None, step=np.int32(7)
+    )
+    tokenizer: Any = None
+    found = train.Evaluation(config, tokenizer, {})(state)  # type: ignore[arg-type]
+    assert found == {"evaluation/seen": 5.0 if averaged else 2.0}
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ Sets are built data sets, rows of them, or lists of ids that others published; o
 one place that decides: training, evaluation, fine-tuning and `mmclip data audit` call it.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -18,13 +17,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmclip_jax import files
+from mmclip_jax import files, spreadsheet
 from mmclip_jax.data import fingerprint, looks, records
-from mmclip_jax.data.builders.cells import read_table
+from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.kinship import NOTHING_TOLD, Told
 from mmclip_jax.data.overlaps import LIST, AuditSet, Overlap, Row, audit
 from mmclip_jax.data.schema import PARTS, SPLITS
-from mmclip_jax.errors import LeakageError, UserError
+from mmclip_jax.errors import LeakageError, UserError, listed
 
 __all__ = ["NOTHING_TOLD", "AuditSet", "Overlap", "Row", "Told", "audit", "check", "judge", "read_set"]
 
@@ -114,7 +113,7 @@ def _read_list(spec: str, patient_pattern: str) -> AuditSet:
     if column:
         table = read_table(str(file))
         if column not in table.header:
-            raise UserError(f"{file}: there is no column {column!r} among {', '.join(table.header)}")
+            raise UserError(f"{file}: there is no column {column!r} among {listed(table.header)}")
         index = table.header.index(column)
         ids = [(row.number, row.cells[index]) for row in table.rows]
     else:
@@ -455,7 +454,7 @@ def write_csv(
     """Every pair of images that share something, a row each (with their ids: as confidential as these)."""
     rows_of = {each.name: each.rows for each in [*train, *test]}
     with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = spreadsheet.Writer(stream)
         writer.writerow(["kind", "is_leak", "train", "train_id", "test", "test_id", "note"])
         for each in found:
             for a, b in each.pairs or [(None, None)]:

@@ -1,7 +1,8 @@
 """Decoding in a process of its own.
 
-GDCM reads every compressed DICOM in use, but a damaged file can crash it, and with it whatever process it runs in. Here
-it runs in a child process with a limit on memory and time; a child that dies is replaced, and the file is refused.
+GDCM reads every compressed DICOM in use, but a damaged file can crash it, and with it whatever process it runs in; and
+run lengths can expand to 64 times their size. Here they are decoded in a child process with a limit on memory and time.
+A child that dies is replaced, and the file is refused.
 """
 
 import atexit
@@ -105,6 +106,10 @@ def serve(descriptor: int) -> None:
         except (EOFError, OSError):
             return
         try:
-            connection.send(decode_here(read_header(data), plugin="gdcm"))
+            connection.send(decode_here(read_header(data)))
         except UserError as error:
             connection.send(str(error))
+        except MemoryError:
+            connection.send(
+                "the image cannot be decoded (its decoder took more than its share of memory: it is damaged)"
+            )

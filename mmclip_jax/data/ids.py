@@ -1,6 +1,6 @@
 """One spelling of an id, however a program wrote it: every builder stores ids as `clean_id` gives them.
 
-Patients are kept within a split by their ids, and audits compare ids, so two spellings of one id would leak unseen. What
+Patients are kept within a split by their ids, and audits compare ids: two spellings of one id would leak unseen. What
 is surely the same is stored the same way (`clean_id`). What is only likely the same (other padding with zeros, other
 case, full-width digits) is found by `alike`, and whoever reads a table says what it means.
 
@@ -16,7 +16,7 @@ SHOWN = 40  # characters of a cell that a message shows: cells may hold what a r
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00]")
 _SPACE = re.compile(r"\s+")
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')  # how a CSV file keeps a spreadsheet from turning text into a number
-_TEXT_MARK = re.compile(r"'(?=\d)")  # likewise
+_TEXT_MARK = re.compile(r"'(?=[\d=+@-])")  # likewise
 _WHOLE = re.compile(r"([+-]?\d+)[.,]0+")
 _SCIENTIFIC = re.compile(r"([+-]?)(\d)(?:[.,](\d+))?[eE]\+?(\d{1,4})")
 _GROUPED = re.compile(r"\d{1,3}(?:([.,' ])\d{3})(?:\1\d{3})*")

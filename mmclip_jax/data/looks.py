@@ -7,7 +7,6 @@ by block, so that memory stays bounded however many images there are.
 
 import contextlib
 import dataclasses
-import io
 import mmap
 import os
 import pathlib
@@ -20,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from mmclip_jax import files
+from mmclip_jax.data.stored import open_stored
 
 HASH_BITS = 12
 """Perceptual hashes that differ in at most this many of 63 bits are looked at closely."""
@@ -47,12 +47,12 @@ def look_of(image: bytes) -> np.ndarray:
     """The look of a stored image, a scalar of `TYPE`: what is left of it by resizing and recompression.
 
     Raises:
-      OSError: the image cannot be read.
+      UserError: the image cannot be read.
     """
     import scipy.fft
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_stored(image) as opened:
         small = opened.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     pixels = np.asarray(small)
     low = scipy.fft.dctn(pixels.astype(np.float32))[:8, :8].ravel()[1:]

@@ -8,6 +8,8 @@ from typing import Any
 
 from mmclip_jax.data import prompts, records
 from mmclip_jax.data.schema import PARTS, SPLITS, Entity, Example, LabelState
+from mmclip_jax.data.stored import strip_metadata
+from mmclip_jax.errors import UserError
 
 TEMPLATE = "info.html.j2"
 OWN_DATA = "phantom"
@@ -137,5 +139,10 @@ def _marked(text: str, entities: tuple[Entity, ...]) -> Iterator[tuple[str, str]
 
 
 def _data_uri(image: bytes) -> str:
+    """A picture without what else its file says: names, dates, texts."""
+    try:
+        image = strip_metadata(image)
+    except ValueError as error:
+        raise UserError("a record's picture is damaged: build the data set anew") from error
     kind = "png" if image[:4] == b"\x89PNG" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts, transforms
+from mmclip_jax.data import workers as worker_processes
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.texts import DrawnText
 from mmclip_jax.errors import UserError
@@ -341,6 +341,10 @@ class TrainIterator(grain.DatasetIterator):
         except UserError as error:
             # Without the pipeline's traceback notes: the message says all that a user can act on.
             raise UserError(*error.args) from error
+        except (RuntimeError, OSError) as error:
+            if (problem := worker_processes.named(error)) is error:
+                raise
+            raise problem from error
         self._next += 1
         return batch
 
@@ -404,14 +408,10 @@ class TrainIterator(grain.DatasetIterator):
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain hands its debugging flags to the worker processes
+            worker_processes.remove_blocks()  # of trainers that were killed
             options = grain.MultiprocessingOptions(num_workers=self._workers)
-            batches = batches.mp_prefetch(options, worker_init_fn=_ignore_sigterm)
+            batches = batches.mp_prefetch(options, worker_init_fn=worker_processes.start)
         return iter(batches)
-
-
-def _ignore_sigterm(worker: int, workers: int) -> None:
-    """Schedulers signal every process of a job; the trainer needs its workers until the notice's last step is done."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def eval_rows(

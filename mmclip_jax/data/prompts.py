@@ -1,7 +1,7 @@
 """Disease kinds by name, and the sentences that prompts are made of; the words are in resources/*.yaml."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,6 +35,58 @@ def ancestors(kind: str, resources: Resources | None = None) -> tuple[str, ...]:
     """The broader kinds that `kind` implies, nearest first: viral_pneumonia, pneumonia for covid_19."""
     words = resources or default()
     return _resources.ancestors(words.kinds, _kind(kind, words).name)
+
+
+def implied(kinds: Iterable[str], resources: Resources | None = None) -> frozenset[str]:
+    """The broader kinds that an image shows because it shows these: ("mass",) gives lung lesion and lung opacity.
+
+    Less than `ancestors`: a label that a laboratory gave (COVID-19) says nothing of what the image shows.
+    """
+    words = resources or default()
+    found: set[str] = set()
+    queue = list(kinds)
+    while queue:
+        kind = _kind(queue.pop(), words)
+        new = set(kind.is_a) - found if kind.implies else set()
+        found |= new
+        queue.extend(new)
+    return frozenset(found)
+
+
+def left_open(kinds: Iterable[str], labels: Iterable[str] = (), resources: Resources | None = None) -> frozenset[str]:
+    """The kinds of which a list that has these kinds and label strings says nothing, as far as it lacks them.
+
+    They are the broader kinds, those that the vocabulary puts beside a kind or a broader one, what a label string
+    leaves open in particular ("unchanged": everything), and the broader kinds of all these.
+    """
+    words = resources or default()
+    found: set[str] = set()
+    for kind in {wider for name in kinds for wider in (name, *ancestors(name, words))}:
+        found |= {*words.kinds[kind].is_a, *words.kinds[kind].beside}
+    for label in labels:
+        found |= words.left_open.get(_resources.squeeze(label), frozenset())
+    return frozenset(found.union(*(ancestors(kind, words) for kind in found)))
+
+
+def is_narrow(label: str, resources: Resources | None = None) -> bool:
+    """Whether a label string names a part of its kind, so that its absence does not deny it ("humeral fracture")."""
+    return _resources.squeeze(label) in (resources or default()).narrow
+
+
+def denied_by(labels: Iterable[str], resources: Resources | None = None) -> set[str]:
+    """The kinds that are absent where a source that uses these label strings lists none of a kind's."""
+    words = resources or default()
+    return {kind for label in labels if not is_narrow(label, words) and (kind := kind_of(label, words)) is not None}
+
+
+def beside_no_finding(present: Iterable[str], resources: Resources | None = None) -> list[str]:
+    """The diseases that contradict "no finding" among kinds that are said to be present; [] where it is not among them.
+
+    Devices do not contradict it. What to do is the caller's policy: believe the disease, or refuse the row.
+    """
+    kinds = set(present)
+    diseases = sorted(kind for kind in kinds - {NO_FINDING} if not is_device(kind, resources))
+    return diseases if NO_FINDING in kinds else []
 
 
 def is_device(kind: str, resources: Resources | None = None) -> bool:
@@ -143,8 +195,7 @@ def _checked(present: Sequence[str], absent: Sequence[str], words: Resources) ->
         raise UserError("a prompt needs at least one kind that is present or absent")
     if both := set(positives) & set(negatives):
         raise UserError(f"{sorted(both)[0]} cannot be both present and absent")
-    diseases = [name for name in positives if name != NO_FINDING and kinds[name].category != "device"]
-    if NO_FINDING in positives and diseases:
+    if diseases := beside_no_finding(positives, words):
         raise UserError(f"{NO_FINDING} and {diseases[0]} cannot both be present")
     return positives, negatives
 

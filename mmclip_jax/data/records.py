@@ -13,13 +13,13 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
 import json
 import os
 import pathlib
-import pickle
 import shutil
 import sys
 import tempfile
@@ -30,11 +30,13 @@ import numpy as np
 from etils import epath
 
 from mmclip_jax import files
-from mmclip_jax.data import schema
+from mmclip_jax.data import schema, spool
 from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState, Mask
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
 FACTS_FILE = "facts.json"
+_LOCK_FILE = "lock"
 _INFO_FILE = "dataset_info.json"
 
 _In = TypeVar("_In")
@@ -114,15 +116,15 @@ def build(
             return path
         raise UserError(f"{path} exists already: choose another name or directory, or replace it with --overwrite")
     builder.data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".building-{builder.name}-", dir=builder.data_dir) as scratch_name:
-        scratch = pathlib.Path(scratch_name)
+    with _scratch_folder(builder) as scratch:
         extra = scratch / "extra"
         extra.mkdir()
         written, facts = (make or _make)(builder, scratch, extra, progress)
         facts |= {"name": builder.name, "version": builder.VERSION, "recipe": recipe_json}
         for file in extra.iterdir():
             shutil.move(file, written / file.name)
-        (written / FACTS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+        (written / FACTS_FILE).write_text(text, encoding="utf-8")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             os.replace(path, scratch / "replaced")
@@ -131,10 +133,33 @@ def build(
     return path
 
 
+@contextlib.contextmanager
+def _scratch_folder(builder: RecordsBuilder) -> Iterator[pathlib.Path]:
+    """A folder for this build alone, which only its owner may read; those that killed builds left are removed.
+
+    A living build holds a lock in its folder, which ends with its process.
+    """
+    prefix = f".building-{builder.name}-"
+    for left in builder.data_dir.iterdir():
+        if left.name.startswith(prefix) and not left.is_symlink():
+            with contextlib.suppress(OSError), open(left / _LOCK_FILE, "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=builder.data_dir) as name:
+        folder = pathlib.Path(name)
+        with open(folder / _LOCK_FILE, "ab") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody can tell, nothing is removed
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+
+
 def _recipe_of(directory: pathlib.Path) -> Any:
     file = directory / FACTS_FILE
-    return json.loads(file.read_text()).get("recipe") if file.exists() else None
+    return files.read_json(file, "replace the data set with --overwrite").get("recipe") if file.exists() else None
 
+
+_COPY_AGAIN = "copy the data set again, or build it again"
+_FACTS = ("name", "version", "examples", "fingerprint", "splits", "sources")
 
 Make = Callable[[RecordsBuilder, pathlib.Path, pathlib.Path, bool], tuple[pathlib.Path, dict[str, Any]]]
 """Takes a builder, a scratch folder, one for the builder's own files, and whether to show bars; gives the version
@@ -172,9 +197,9 @@ def _spool(
                     raise ValueError(f"{example.id}: examples({split!r}) gave an example of split {example.split!r}")
                 name = f"{split}_{example.part}"
                 if name not in streams:
-                    files[name] = directory / f"{name}.pickle"
+                    files[name] = directory / f"{name}.spool"
                     streams[name] = stack.enter_context(open(files[name], "wb"))
-                pickle.dump(example, streams[name], protocol=pickle.HIGHEST_PROTOCOL)
+                spool.write(streams[name], *spool.example_parts(example))
                 advance()
     return files, census
 
@@ -217,11 +242,8 @@ class Census:
 
 def _read_spool(file: pathlib.Path) -> Iterator[Example]:
     with open(file, "rb") as stream:
-        while True:
-            try:
-                yield pickle.load(stream)
-            except EOFError:
-                return
+        for values, pictures in spool.read(stream):
+            yield spool.example_of(values, pictures)
 
 
 @contextlib.contextmanager
@@ -389,12 +411,10 @@ def finish_example(
     if pixels is None:
         if image is None:
             raise ValueError(f"example {id!r}: neither image nor pixels given")
-        with Image.open(io.BytesIO(image)) as opened:
-            if opened.mode != "L" or opened.format not in ("PNG", "JPEG"):
-                raise ValueError(
-                    f"example {id!r}: stored images are 8-bit grey PNG or JPEG, not {opened.format} {opened.mode}"
-                )
-            pixels = np.asarray(opened)
+        with open_stored(image) as opened:
+            mode, pixels = f"{opened.format} {opened.mode}", np.asarray(opened)
+        if not mode.endswith(" L"):
+            raise ValueError(f"example {id!r}: stored images are 8-bit grey PNG or JPEG, not {mode}")
     if pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise ValueError(f"example {id!r}: pixels are uint8 [H, W], not {pixels.dtype} {pixels.shape}")
     if image is None:
@@ -628,7 +648,7 @@ def dataset_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     directory = dataset_dir(path)
     file = directory / FACTS_FILE
     if file.exists():
-        facts: dict[str, Any] = json.loads(file.read_text())
+        facts: dict[str, Any] = files.read_json(file, _COPY_AGAIN, _FACTS)
         return facts
     counter = FactsCounter()
     for name in _split_names(directory):
@@ -749,7 +769,7 @@ class _Shard:
 
 
 def _split_infos(directory: epath.Path) -> dict[str, Any]:
-    info = json.loads((directory / _INFO_FILE).read_text())
+    info = files.read_json(directory / _INFO_FILE, _COPY_AGAIN, ("name",))
     if info.get("fileFormat") != "array_record":
         raise UserError(f"{directory} is stored as {info.get('fileFormat')!r}; only array_record can be read")
     return {split["name"]: split | {"dataset": info["name"]} for split in info.get("splits", [])}

@@ -237,7 +237,7 @@ def _known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
             )
     present = {kind for kind, state in example.labels.items() if state == LabelState.PRESENT}
     absent = {kind for kind, state in example.labels.items() if state == LabelState.ABSENT}
-    if not all(kind == NO_FINDING or prompts.is_device(kind) for kind in present):
+    if prompts.beside_no_finding(present):
         present.discard(NO_FINDING)
     return _in_order(present), _in_order(_without_implied(absent - {NO_FINDING}, present))
 

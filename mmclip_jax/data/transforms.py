@@ -8,7 +8,6 @@ first pixel's centre is at (0.5, 0.5). The padded square has the side max(height
 """
 
 import dataclasses
-import io
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmclip_jax.data.schema import Box
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -44,15 +44,10 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
       UserError: not an image, damaged, or more than 8 bits deep (the true range is the builder's to know).
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise UserError(f"the image's mode is {image.mode}: only 8-bit images are decoded here")
-            return np.asarray(image if image.mode == "L" else image.convert("L"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the image cannot be decoded ({error})") from error
+    with open_stored(data) as image:
+        if image.mode not in _EIGHT_BIT_MODES:
+            raise UserError(f"the image's mode is {image.mode}: only 8-bit images are decoded here")
+        return np.asarray(image if image.mode == "L" else image.convert("L"))
 
 
 def fit_image(pixels: np.ndarray, size: int) -> np.ndarray:

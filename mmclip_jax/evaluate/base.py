@@ -3,18 +3,19 @@
 Nothing here knows how a model was trained: anything with these methods can be evaluated.
 """
 
+import collections
 import contextlib
 import dataclasses
-import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mmclip_jax.data import prompts
+from mmclip_jax.data import prompts, texts
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.data.transforms import decode_image
 from mmclip_jax.errors import UserError
 
@@ -108,6 +109,7 @@ class Split:
 
     name: "train", "validation" or "test"; examples: image bytes left out; shapes: (height, width) of each stored image;
     sets: what is known of each data set (name, version, fingerprint, what its builder made of uncertain labels, rows).
+    weak_labels: how many rows have labels that were made from their reports (`with_labels_from_reports`).
     """
 
     name: str
@@ -116,6 +118,7 @@ class Split:
     sets: list[dict[str, Any]]
     _sources: list[Any]
     _places: list[tuple[int, int]]
+    weak_labels: int = 0
 
     @classmethod
     def load(cls, directories: Iterable[Any], split: str) -> "Split":
@@ -165,17 +168,15 @@ class Split:
 
     @classmethod
     def _read(cls, name: str, sources: list[Any], sets: list[dict[str, Any]]) -> "Split":
-        from PIL import Image
-
         examples, shapes, places = [], [], []
         for s, source in enumerate(sources):
             for i in range(len(source)):
                 example = source[i]
                 try:
-                    with Image.open(io.BytesIO(example.image)) as image:  # reads the header only
+                    with open_stored(example.image) as image:  # reads the header only
                         width, height = image.size
-                except OSError as error:
-                    raise UserError(f"row {i} of {source!r}: the image cannot be read ({error})") from error
+                except UserError as error:
+                    raise UserError(f"row {i} of {source!r}: {error}") from error
                 examples.append(dataclasses.replace(example, image=b""))
                 shapes.append((height, width))
                 places.append((s, i))
@@ -193,6 +194,26 @@ class Split:
             shapes=[self.shapes[row] for row in chosen],
             _places=[self._places[row] for row in chosen],
         )
+
+    def with_labels_from_reports(self) -> "Split":
+        """The same rows, those with a report and without any label being labelled by what their report says.
+
+        These are weak labels: the entity recogniser reads them, and nobody looked at the image for them. A finding that
+        the report affirms is present, and so is a broader one; one that it only denies is absent; the rest is unknown.
+        """
+        examples = [
+            dataclasses.replace(example, labels=_labels_from(example)) if _needs_labels(example) else example
+            for example in self.examples
+        ]
+        made = sum(
+            _needs_labels(example) and bool(new.labels) for example, new in zip(self.examples, examples, strict=True)
+        )
+        return dataclasses.replace(self, examples=examples, weak_labels=made)
+
+    @property
+    def labelled_rows(self) -> int:
+        """How many rows have a label of any finding, uncertain ones included."""
+        return sum(not _lacks_labels(example) for example in self.examples)
 
     def rows_of_set(self, number: int) -> np.ndarray:
         """The rows of the data set that was named as the `number`-th (from 0): int [m]."""
@@ -226,6 +247,24 @@ class Split:
         return counts
 
 
+def _lacks_labels(example: Example) -> bool:
+    return all(state == LabelState.UNKNOWN for state in example.labels.values())
+
+
+def _needs_labels(example: Example) -> bool:
+    return example.part == "paired" and _lacks_labels(example)
+
+
+def _labels_from(example: Example) -> dict[str, LabelState]:
+    affirmed, denied = texts.report_kinds(example.entities)
+    labels = dict.fromkeys(denied, LabelState.ABSENT) | dict.fromkeys(with_ancestors(affirmed), LabelState.PRESENT)
+    if texts.is_normal(example.entities):
+        labels[texts.NO_FINDING] = LabelState.PRESENT
+    elif example.entities:
+        labels[texts.NO_FINDING] = LabelState.ABSENT
+    return labels
+
+
 def embed_images(model: Encoder, split: Split, progress: "Progress | None" = None) -> np.ndarray:
     """float32 [n, E] of all rows of a split.
 
@@ -248,6 +287,29 @@ def labels_of(examples: Sequence[Example], findings: Sequence[str]) -> np.ndarra
         [[values.get(e.labels.get(kind, LabelState.UNKNOWN), np.nan) for kind in findings] for e in examples],
         np.float64,
     ).reshape(len(examples), len(findings))
+
+
+def uncertain_only(examples: Iterable[Example]) -> dict[str, int]:
+    """The kinds whose labels are uncertain wherever they are known, with how many there are, in the vocabulary's order.
+
+    Nothing can be scored for them, so they are in no table: a result must name them.
+    """
+    states: dict[str, collections.Counter[LabelState]] = collections.defaultdict(collections.Counter)
+    for example in examples:
+        for kind, state in example.labels.items():
+            states[kind][LabelState(state)] += 1
+    return {
+        kind: seen[LabelState.UNCERTAIN]
+        for kind in prompts.KINDS
+        if (seen := states.get(kind)) and seen.keys() - {LabelState.UNKNOWN} == {LabelState.UNCERTAIN}
+    }
+
+
+def uncertain_text(entry: Mapping[str, Any]) -> str:
+    """Which findings of a part have uncertain labels alone, with their counts; "" if none (or the file is older)."""
+    counts = entry.get("uncertain_only") or {}
+    named = ", ".join(f"{prompts.display_name(kind)} ({count:,})" for kind, count in counts.items())
+    return f"every label is uncertain, so that nothing is scored, of: {named}" if named else ""
 
 
 def with_ancestors(kinds: Iterable[str]) -> set[str]:

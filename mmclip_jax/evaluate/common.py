@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 import mmclip_jax
-from mmclip_jax import checkpoints, files
+from mmclip_jax import checkpoints, files, writers
 from mmclip_jax.data import audit
 from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
@@ -64,6 +64,7 @@ def run(
     resamples: int = 1000,
     progress: bool = True,
     phrase_file: str | os.PathLike[str] = "",
+    labels_from_reports: bool = False,
 ) -> str:
     """Loads a checkpoint, evaluates it and writes the report; returns what a terminal should show.
 
@@ -73,18 +74,20 @@ def run(
       data: one or more built data sets; None for those that the run evaluates or, failing that, trains on.
       split: "test", "validation" or "train"; None for the protocol's.
       protocol: a name, or a YAML file of your own (`protocols.load`); None for the one of the data set's name.
-      out: where to write; None for WORKDIR/evaluation/STEP (for a single checkpoint it must be given).
+      out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's (for a
+        single checkpoint it must be given).
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
       told: which sources have ids of one numbering.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
       phrase_file: of MS-CXR, "" for none.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
       UserError: no checkpoint, no data set, no rows in the split, no `out` for a single checkpoint, or one that is a
-        file.
+        file, or holds results of another split or other data.
     """
     if out is not None:
         check_out(out)
@@ -94,10 +97,13 @@ def run(
         raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
     if data is None:
         data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
-    out_dir = files.locate(out) if out is not None else run_dir / "evaluation" / str(model.step)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
+    usual = split in (None, chosen.split)
     split = split or chosen.split
+    name = str(model.step) if usual else f"{model.step}-{split}"
+    out_dir = files.locate(out) if out is not None else run_dir / "evaluation" / name
+    check_not_another(out_dir, split, [dataset_facts(directory)["name"] for directory in directories])
     audited = audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data))
     results = evaluate_checkpoint(
         model,
@@ -112,6 +118,7 @@ def run(
         progress=progress,
         audited=audited,
         phrase_file=phrase_file,
+        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
     return summary(results, f"Step {model.step:,}", out_dir)
@@ -166,6 +173,27 @@ def check_out(out: str | os.PathLike[str]) -> None:
         raise UserError(f"{there} is a file, and a report needs a folder: name another with --out")
 
 
+def check_not_another(out: str | os.PathLike[str], split: str, data: Sequence[str]) -> None:
+    """Keeps results of another split, or of other data sets, from being overwritten.
+
+    Raises:
+      UserError: such results lie there.
+    """
+    file = files.locate(out) / report.RESULTS_FILE
+    if not file.exists():
+        return
+    try:
+        there = files.read_json(file, "")["data"]
+        old = (str(there["split"]), sorted(str(each["name"]) for each in there["sets"]))
+    except (UserError, KeyError, TypeError):  # damaged: the new ones take its place
+        return
+    if old != (split, sorted(data)):
+        raise UserError(
+            f"{file.parent} holds results of {', '.join(old[1])}, {old[0]} split, which would be lost: name another "
+            "folder with --out, or delete it"
+        )
+
+
 def choose_protocol(spec: str | None, directories: Sequence[str | os.PathLike[str]]) -> Protocol:
     """The protocol that was asked for, else the one of the data sets' names.
 
@@ -197,6 +225,7 @@ def evaluate_checkpoint(
     phrase_file: str | os.PathLike[str] = "",
     referee: dict[str, Any] | None = None,
     loaded: Split | None = None,
+    labels_from_reports: bool = False,
     primary: bool = True,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
@@ -221,6 +250,7 @@ def evaluate_checkpoint(
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
       referee: what is to be said of a model of somebody else's (`referee.Opened`).
       loaded: the rows of the split, where they have been read already.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       primary: whether this process writes.
 
     Returns:
@@ -246,6 +276,13 @@ def evaluate_checkpoint(
     with timed("total"):
         with timed("reading"):
             rows = loaded if loaded is not None else Split.load(directories, split)
+            if labels_from_reports:
+                rows = rows.with_labels_from_reports()
+                if not rows.weak_labels:
+                    raise UserError(
+                        f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
+                        "and no label; leave it out"
+                    )
         with timed("embedding"):
             embedded = embed_images(model, rows, bars)
             validation = _validation(model, directories, rows, protocol, bars)
@@ -255,7 +292,7 @@ def evaluate_checkpoint(
             )
         by_study: dict[str, Any] = {}
         if scored.findings:
-            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores["difference"], **draws)
+            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores[scored.score], **draws)
         with timed("contrastive"):
             contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
         with timed("trust"):
@@ -289,6 +326,8 @@ def evaluate_checkpoint(
                 "validation_rows": len(validation[0]) if validation else 0,
                 "rows": len(rows),
                 "patients": len(set(rows.patients)),
+                "labelled_rows": rows.labelled_rows,
+                "weak_labels": rows.weak_labels,
                 "sources": rows.source_counts,
             },
             "exposure": inside and inside.manifest.get("exposure"),
@@ -336,6 +375,8 @@ def _validation(
     if name == rows.name or not any(data["splits"].get(name) for data in rows.sets):
         return None
     split = Split.load(directories, name)
+    if rows.weak_labels:
+        split = split.with_labels_from_reports()
     return split, embed_images(model, split, progress)
 
 
@@ -378,18 +419,12 @@ def quick_metrics(model: Model, examples: Sequence[Example], *, block: int = ret
 
 
 def read_curves(path: epath.Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; [] where there is none. A last line cut short by a kill is left out."""
-    if not path.exists():
+    """The records of a metrics.jsonl; [] where there is none, or (with a warning) where it is damaged."""
+    try:
+        return [dict(row) for row in writers.read_rows(path)]
+    except UserError as error:
+        logging.warning("the report has no curves: %s", error)
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for i, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if i < len(lines) - 1:
-                raise ValueError(f"{path}, line {i + 1}: not JSON") from None
-    return records
 
 
 def _extent(results: dict[str, Any]) -> str:

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax import files
 from mmclip_jax.data import prompts
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 from mmclip_jax.evaluate.report import RESULTS_FILE, SCORES_FILE, finite
 
 COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
 RESAMPLES = 2000
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.auprc}
+FEWEST_PATIENTS = 3
+"""No p is given of a finding that fewer patients have, or lack: nothing can be told from one or two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +57,19 @@ class Evaluation:
         for name in (RESULTS_FILE, SCORES_FILE):
             if not (path / name).is_file():
                 raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
-        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
-        if "protocol" not in results.get("zero_shot", {}):
+        results = files.read_json(path / RESULTS_FILE, "evaluate again", ("zero_shot", "data"))
+        if "protocol" not in results["zero_shot"]:
             raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
-        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False)  # NumPy reads back every digit
+        try:
+            # NumPy reads back every digit.
+            table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path / SCORES_FILE} is damaged ({error}): evaluate again") from error
+        if len(table) != results["data"]["rows"]:
+            raise UserError(
+                f"{path / SCORES_FILE} is damaged ({len(table)} rows, and {RESULTS_FILE} says "
+                f"{results['data']['rows']}): evaluate again"
+            )
 
         def numbers(columns: Sequence[str]) -> np.ndarray:
             return table[list(columns)].replace("", "nan").to_numpy(np.float64).reshape(len(table), len(columns))
@@ -124,7 +136,8 @@ def compare(
     "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
     "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
     it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
-    two-sided; Holm's correction is over the findings of a source, for each metric and run apart, without the macro.
+    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding; Holm's correction is over
+    the findings of a source that have a p, for each metric and run apart, without the macro.
 
     Raises:
       UserError: they cannot be compared (`check_comparable`).
@@ -189,58 +202,64 @@ def _compare_source(
                 labels[:, defined], scores[:, defined], patients, metric=function, resamples=resamples, seed=seed
             )
         for k, row in enumerate(table):
-            intervals = [
-                metrics.ranking_interval(
-                    labels[:, k], each.scores[rows, k], patients, drawn[e, :, k], metric=function, level=level
-                )
-                for e, each in enumerate(evaluations)
-            ]
-            row[metric] = _entry(points[:, k], drawn[:, :, k], level, intervals)
+            found = Drawn(points[:, k], drawn[:, :, k], metrics.fewest_patients(labels[:, k], patients))
+            if function is metrics.auprc and k in defined:
+                found.left_out = [
+                    metrics.leave_out_metric(labels[:, k], each.scores[rows, k], patients, metric=function)
+                    for each in evaluations
+                ]
+            row[metric] = found.entry(level)
         for e in range(1, len(evaluations)):
             entries = [table[k][metric]["differences"][e] for k in defined]
-            for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+            tested = [entry for entry in entries if not np.isnan(entry["p"])]
+            for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
                 entry["p_holm"] = adjusted
         if defined:
             means = np.stack([metrics.macro_replicates(each[:, defined]) for each in drawn])
             macros = points[:, defined].mean(axis=1)
-            intervals = [metrics.logit_interval(float(p), d, level) for p, d in zip(macros, means, strict=True)]
-            macro[metric] = _entry(macros, means, level, intervals)
+            macro[metric] = Drawn(macros, means).entry(level)
     return {"rows": len(rows), "patients": len(set(patients.tolist())), "findings": table, "macro": macro}
 
 
-def _entry(
-    points: np.ndarray, drawn: np.ndarray, level: float, intervals: Sequence[metrics.Interval]
-) -> dict[str, Any]:
-    """The values of all runs [E] with replicates [E, R] and intervals, and their differences to the first."""
-    differences: list[dict[str, Any] | None] = [None]
-    for point, replicates in zip(points[1:], drawn[1:], strict=True):
-        apart = metrics.percentile_interval(replicates - drawn[0], level)
-        differences.append(
-            {
-                "difference": float(point - points[0]),
-                "interval": [apart.low, apart.high],
-                "p": p_value(replicates - drawn[0]),
-                "p_holm": float("nan"),
-            }
-        )
-    return {
-        "values": points.tolist(),
-        "intervals": [[interval.low, interval.high] for interval in intervals],
-        "differences": differences,
-    }
+@dataclasses.dataclass
+class Drawn:
+    """A metric of all runs: points [E], replicates [E, R] of the same resamples, and what intervals need besides.
 
-
-def p_value(differences: np.ndarray) -> float:
-    """Two-sided bootstrap p-value of replicates [R] of a difference: twice the share beyond zero, at most 1.
-
-    (1 + count) / (1 + R) on either side, so it is never 0; zeros count on both sides; NaN are left out, and without any
-    other it is NaN.
+    fewest: patients of the rarer class; None for a mean over findings. left_out: of an AUPRC, [k] of each run.
     """
-    usable = differences[~np.isnan(differences)]
-    if not len(usable):
-        return float("nan")
-    tails = [(1 + int((sign * usable <= 0).sum())) / (1 + len(usable)) for sign in (1, -1)]
-    return min(1.0, 2 * min(tails))
+
+    points: np.ndarray
+    replicates: np.ndarray
+    fewest: int | None = None
+    left_out: Sequence[np.ndarray] | None = None
+
+    def entry(self, level: float) -> dict[str, Any]:
+        """The values with intervals, and the differences to the first run with intervals and p."""
+        left_out = self.left_out or [None] * len(self.points)
+        own = [
+            metrics.logit_interval(float(point), drawn, level, self.fewest, left)
+            for point, drawn, left in zip(self.points, self.replicates, left_out, strict=True)
+        ]
+        differences: list[dict[str, Any] | None] = [None]
+        for point, drawn, left in list(zip(self.points, self.replicates, left_out, strict=True))[1:]:
+            apart = float(point - self.points[0])
+            paired = drawn - self.replicates[0]
+            left_apart = None if left is None or left_out[0] is None else left - left_out[0]
+            found = intervals.difference_interval(apart, paired, level, self.fewest, left_apart)
+            few = self.fewest is not None and self.fewest < FEWEST_PATIENTS
+            differences.append(
+                {
+                    "difference": apart,
+                    "interval": [found.low, found.high],
+                    "p": float("nan") if few else intervals.p_value(apart, paired, self.fewest, left_apart),
+                    "p_holm": float("nan"),
+                }
+            )
+        return {
+            "values": self.points.tolist(),
+            "intervals": [[interval.low, interval.high] for interval in own],
+            "differences": differences,
+        }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -266,7 +285,7 @@ def run(
     result = compare([Evaluation.read(directory) for directory in directories], resamples=resamples)
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / COMPARISON_JSON).write_text(json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
+    files.write_whole(folder / COMPARISON_JSON, json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
     (folder / COMPARISON_FILE).write_text(comparison_page.render(result), encoding="utf-8")
     return f"{comparison_page.as_text(result)}\nReport: {folder / COMPARISON_FILE}"
 

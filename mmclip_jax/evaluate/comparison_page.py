@@ -8,6 +8,7 @@ from typing import Any
 import mmclip_jax
 from mmclip_jax.data import audit
 from mmclip_jax.evaluate import figures
+from mmclip_jax.evaluate.comparison import FEWEST_PATIENTS
 from mmclip_jax.evaluate.report import interval, number, page_environment
 
 
@@ -30,6 +31,7 @@ def render(result: Mapping[str, Any]) -> str:
         letters=string.ascii_uppercase,
         audits=[audit.text(each["audit"]) for each in result["runs"]],
         span=[number(end, 2) for end in span],
+        fewest=FEWEST_PATIENTS,
         version=mmclip_jax.__version__,
     )
 

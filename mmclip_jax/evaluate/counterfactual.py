@@ -18,7 +18,7 @@ import numpy as np
 from mmclip_jax.data import prompts
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.schema import Entity
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 from mmclip_jax.evaluate.base import Encoder, Progress, Split, chunked, thinned
 
 FLIPS = ("polarity", "side", "severity")
@@ -165,7 +165,7 @@ def evaluate(
             return {"pairs": 0, "rate": float("nan"), "interval": [float("nan")] * 2, "ties": 0, "margin": float("nan")}
         rate = float(wins[rows].mean())
         replicates = metrics.resample_ratio(wins[rows], 1.0, groups[rows], resamples=resamples, seed=seed)
-        interval = metrics.logit_interval(rate, replicates, level, len(set(groups[rows])))
+        interval = intervals.rate_interval(rate, replicates, level, intervals.count_patients(groups[rows]))
         return {
             "pairs": len(rows),
             "rate": rate,

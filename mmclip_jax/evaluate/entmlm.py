@@ -15,7 +15,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.prompts import KINDS
 from mmclip_jax.data.schema import Entity, Example, LabelState
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 from mmclip_jax.evaluate.base import Model, Progress, Split, chunked, thinned, with_ancestors
 
 NO_FINDING = "no_finding"
@@ -125,9 +125,9 @@ def evaluate(
 
     def entry(kind: str, name: str, rows: np.ndarray) -> dict[str, Any]:
         points = above[rows].sum(axis=0) / below[rows].sum(axis=0)
-        replicates = metrics.resample_ratio(
-            above[rows], below[rows], [groups[row] for row in rows], resamples=resamples, seed=seed
-        )
+        mine = [groups[row] for row in rows]
+        people = intervals.count_patients(mine)
+        replicates = metrics.resample_ratio(above[rows], below[rows], mine, resamples=resamples, seed=seed)
         result: dict[str, Any] = {
             "finding": kind,
             "name": name,
@@ -138,12 +138,13 @@ def evaluate(
             result[image] = {}
             for m, measure in enumerate(("tokens", "whole")):
                 if image == "drop":
-                    point = points[2 * m] - points[2 * m + 1]
-                    interval = metrics.percentile_interval(replicates[:, 2 * m] - replicates[:, 2 * m + 1], level)
+                    point = float(points[2 * m] - points[2 * m + 1])
+                    apart = replicates[:, 2 * m] - replicates[:, 2 * m + 1]
+                    interval = intervals.difference_interval(point, apart, level, people)
                 else:
-                    point = points[columns[m]]
-                    interval = metrics.percentile_interval(replicates[:, columns[m]], level)
-                result[image] |= {measure: float(point), f"{measure}_interval": [interval.low, interval.high]}
+                    point = float(points[columns[m]])
+                    interval = intervals.rate_interval(point, replicates[:, columns[m]], level, people)
+                result[image] |= {measure: point, f"{measure}_interval": [interval.low, interval.high]}
         return result
 
     kinds = np.array([query.kind for query in queries])

@@ -20,7 +20,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.schema import Box, LabelState
 from mmclip_jax.data.transforms import fit_boxes
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import localization, metrics
+from mmclip_jax.evaluate import intervals, localization, metrics
 from mmclip_jax.evaluate.base import RESPONSES, Model, Progress, Split, chunked, thinned
 from mmclip_jax.evaluate.localization import inside_boxes
 
@@ -235,11 +235,14 @@ def evaluate(
             "dice_everything": float((2 * sizes[rows] / (1 + sizes[rows])).mean()),
         }
         drawn = [groups[row] for row in rows]
-        intervals = {measured: _means(value[rows], drawn, resamples, level, seed) for measured, value in values.items()}
+        means = {
+            measured: _means(value[rows], drawn, resamples, level, seed, rate=measured != "cnr")
+            for measured, value in values.items()
+        }
         for r, response in enumerate(responses):
             control = found.other[rows, r]
             known = ~np.isnan(control)
-            rate, bounds = intervals["hit"][r]
+            rate, bounds = means["hit"][r]
             result[response] = {
                 "rate": rate,
                 "interval": bounds,
@@ -249,7 +252,7 @@ def evaluate(
                 "cnr_undefined": int(np.isnan(found.cnr[rows, r]).sum()),
             }
             for measured in MEASURES:
-                mean, bounds = intervals[measured][r]
+                mean, bounds = means[measured][r]
                 result[response] |= {measured: mean, f"{measured}_interval": bounds}
         return result
 
@@ -274,16 +277,22 @@ def evaluate(
 
 
 def _means(
-    values: np.ndarray, groups: Sequence[str], resamples: int, level: float, seed: int
+    values: np.ndarray, groups: Sequence[str], resamples: int, level: float, seed: int, *, rate: bool
 ) -> list[tuple[float | None, list[float | None]]]:
-    """(mean, interval) of each column of [n, R], NaN left out; (None, [None, None]) of a column without a number."""
+    """(mean, interval) of each column of [n, R], NaN left out; (None, [None, None]) of a column without a number.
+
+    rate: the numbers are in [0, 1].
+    """
+    rule = intervals.rate_interval if rate else intervals.mean_interval
     known = ~np.isnan(values)
     replicates = metrics.resample_ratio(np.where(known, values, 0.0), known, groups, resamples=resamples, seed=seed)
     result: list[tuple[float | None, list[float | None]]] = []
     for r in range(values.shape[1]):
         if known[:, r].any():
-            interval = metrics.percentile_interval(replicates[:, r], level)
-            result.append((float(values[known[:, r], r].mean()), [interval.low, interval.high]))
+            mean = float(values[known[:, r], r].mean())
+            people = len({group for group, there in zip(groups, known[:, r], strict=True) if there})
+            interval = rule(mean, replicates[:, r], level, people)
+            result.append((mean, [interval.low, interval.high]))
         else:
             result.append((None, [None, None]))
     return result

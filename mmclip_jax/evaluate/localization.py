@@ -5,12 +5,12 @@ image by image, regions are boxes or masks of the stored image, placed in the pa
 """
 
 import functools
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
 from mmclip_jax.data.schema import Box
+from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
 SIDE = 128
@@ -60,9 +60,7 @@ def inside_boxes(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:
 
 def inside_mask(mask: bytes, grid: tuple[int, int]) -> np.ndarray:
     """The pixel of a mask (a PNG of the stored image's size) under each centre of the padded square: bool [gh, gw]."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(mask)) as image:
+    with open_stored(mask) as image:
         white = np.asarray(image.convert("L")) > 127
     height, width = white.shape
     side = max(height, width)

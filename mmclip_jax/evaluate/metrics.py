@@ -298,17 +298,23 @@ def logit_interval(
     usable = replicates[~np.isnan(replicates)]
     if not 0 < point < 1 or len(usable) < 2:
         return percentiles
-    deviation = usable.std(ddof=1)
-    freedom = np.inf if patients is None else max(patients - 1, 1)
-    if left_out is not None and np.ptp(left_out) > 0:  # NaN is not
-        squares = (left_out - left_out.mean()) ** 2
-        deviation = np.sqrt((1 - 1 / len(squares)) * squares.sum())
-        # 2 E[v]² / Var[v] of the sum of squares v, its variance estimated from the squares themselves.
-        freedom = 2 / max((squares**2).sum() / squares.sum() ** 2 - 1 / len(squares), 1e-12)
-    reach = stats.t.ppf(0.5 + level / 2, max(freedom, 1.0)) * deviation / (point * (1 - point))
+    deviation, freedom = deviation_of(usable, patients, left_out)
+    reach = stats.t.ppf(0.5 + level / 2, freedom) * deviation / (point * (1 - point))
     center = np.log(point / (1 - point))
     low, high = (1 / (1 + np.exp(-np.clip([center - reach, center + reach], -700, 700)))).tolist()
     return dataclasses.replace(percentiles, low=low, high=high)
+
+
+def deviation_of(
+    replicates: np.ndarray, patients: int | None = None, left_out: np.ndarray | None = None
+) -> tuple[float, float]:
+    """(standard deviation, degrees of freedom, at least 1) of a number; arguments as `logit_interval` takes them."""
+    if left_out is not None and np.ptp(left_out) > 0:  # NaN is not
+        squares = (left_out - left_out.mean()) ** 2
+        # 2 E[v]² / Var[v] of the sum of squares v, its variance estimated from the squares themselves.
+        freedom = 2 / max((squares**2).sum() / squares.sum() ** 2 - 1 / len(squares), 1e-12)
+        return float(np.sqrt((1 - 1 / len(squares)) * squares.sum())), max(freedom, 1.0)
+    return float(replicates.std(ddof=1)), np.inf if patients is None else max(patients - 1.0, 1.0)
 
 
 def ranking_interval(

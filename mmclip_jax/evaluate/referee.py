@@ -159,6 +159,7 @@ def run(
     show_text: bool = False,
     resamples: int = 1000,
     progress: bool = True,
+    labels_from_reports: bool = False,
 ) -> str:
     """Scores somebody else's checkpoint and writes the report; returns what a terminal should show.
 
@@ -174,6 +175,7 @@ def run(
       show_text: shows record ids in the HTML of other data than the phantom, too.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
 
     Raises:
       UserError: as for `load_spec` and `open_model`; no data set, no rows in the split, or `out` is a file.
@@ -201,6 +203,7 @@ def run(
         audited=audited(wanted, rows),
         referee=opened.facts,
         loaded=rows,
+        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
     return common.summary(results, wanted.title, out)

@@ -1,6 +1,5 @@
 """Writes what an evaluation found: report.html (one file, pictures inline), results.json and scores.csv."""
 
-import csv
 import json
 import math
 import os
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax import spreadsheet
 from mmclip_jax.data import audit, kinship
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import figures, metrics
+from mmclip_jax.evaluate.base import uncertain_text
 from mmclip_jax.evaluate.cases import Case
 from mmclip_jax.evaluate.grounding import inside_boxes, points_inside
 from mmclip_jax.evaluate.zeroshot import (
@@ -77,7 +78,8 @@ def write_report(
     """
     out = pathlib.Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(finite(results), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(finite(results), indent=1, ensure_ascii=False) + "\n"
+    (out / RESULTS_FILE).write_text(text, encoding="utf-8")
     write_scores(out / SCORES_FILE, examples, scored)
     page = render(results, scored=scored, examples=examples, cases=cases, curves=curves, show_text=show_text)
     (out / REPORT_FILE).write_text(page, encoding="utf-8")
@@ -95,7 +97,7 @@ def write_scores(path: pathlib.Path, examples: Sequence[Example], scored: ZeroSh
     header = ["id", "source", "part", "patient"]
     header += [f"{finding}/{column}" for finding in scored.findings for column in ("label", *scored.scores)]
     with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = spreadsheet.Writer(stream)
         writer.writerow(header)
         for row, example in enumerate(examples):
             line = [example.id, example.source, example.part, str(patients[row])]
@@ -147,6 +149,7 @@ def render(
     ]
     return environment.get_template("report.html.j2").render(
         policy=policy_text(results),
+        weak_labels=weak_labels_text(results),
         audited=audit.text(results["audit"]),
         trained_on=_trained_on(results),
         title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
@@ -225,6 +228,7 @@ def page_environment() -> Any:
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "resources")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
+        "uncertain_text": uncertain_text,
         "number": number,
         "interval": interval,
         "stamp_class": lambda stamp: _STAMP_CLASSES.get(stamp, ""),
@@ -238,12 +242,13 @@ def headline_cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     cards = []
     macro = primary_macro(results)
     if macro is None:
-        cards.append(_card("Macro AUROC", "–", "", ["No finding has both classes in this split."]))
+        cards.append(_card("Macro AUROC", "–", "", [why_no_scores(results)]))
     else:
         every = macro["all"]
         listed = every["findings"] + len(every["undefined"])
         counted = f"{every['findings']}" + (f" of {listed}" if every["undefined"] else "")
-        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}"]
+        weak = ", weak labels" if results["data"].get("weak_labels") else ""
+        lines = [f"{counted} findings of {results['zero_shot']['primary']}, {every['called']}{weak}"]
         strict = macro.get(REPORT_ONLY)
         if strict and strict["findings"] != every["findings"]:
             lines.append(
@@ -318,10 +323,35 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"Prompts: {protocol['prompts']}, in place of the protocol's")
     if protocol["note"]:
         lines.append(f"Note: {protocol['note']}")
+    if weak := weak_labels_text(results):
+        lines.append(weak)
     for source, entry in results["zero_shot"]["sources"].items():
         if undefined := [f"{f['name']} ({f['note']})" for f in entry["findings"] if f["note"]]:
             lines.append(f"Undefined in {source}, and not in its means: {', '.join(undefined)}")
+        if uncertain := uncertain_text(entry):
+            lines.append(f"In {source} {uncertain}")
     return lines
+
+
+def why_no_scores(results: Mapping[str, Any]) -> str:
+    """Why no finding could be scored, and what would change that."""
+    if results["data"].get("labelled_rows", 1):
+        return "No finding has both classes in this split."
+    return (
+        "No image of this split has a label, and scores by prompts need some: name label columns when you build the "
+        "data, or take weak labels made from the reports with --labels-from-reports."
+    )
+
+
+def weak_labels_text(results: Mapping[str, Any]) -> str:
+    """What must be said of labels that were made from reports; "" where there are none."""
+    made = results["data"].get("weak_labels", 0)
+    if not made:
+        return ""
+    return (
+        f"Weak labels: those of {made:,} of {results['data']['rows']:,} images were read from their own reports by the "
+        "entity recogniser. Nobody looked at the images for them, and a finding that a report leaves out is unknown"
+    )
 
 
 def policy_text(results: Mapping[str, Any]) -> str:
@@ -329,7 +359,7 @@ def policy_text(results: Mapping[str, Any]) -> str:
     protocol = results["zero_shot"]["protocol"]
     return (
         f"Protocol {protocol['name']}. Uncertain labels: {protocol['uncertain_text']}. "
-        f"Audit: {audit.text(results['audit'])}."
+        f"Audit: {audit.text(results['audit'])}." + (f" {weak}." if (weak := weak_labels_text(results)) else "")
     )
 
 
@@ -491,6 +521,8 @@ def honesty(results: Mapping[str, Any]) -> list[str]:
                 f"An ensemble ({facts['ensemble']}) is to be compared with ensembles. Retrieval, negation and "
                 "counterfactual reports use the mean of its members' similarities."
             )
+    if weak := weak_labels_text(results):
+        lines.append(f"{weak}. Such scores say how well images and reports agree, not how well a finding is seen.")
     primary = results["zero_shot"]["primary"]
     if primary is not None:
         few = [

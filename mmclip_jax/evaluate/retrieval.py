@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data.texts import full_text, text_ids
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split
 
 BLOCK = 64
@@ -120,9 +120,10 @@ def recall_numbers(
         replicates = metrics.resample_ratio(hits, 1.0, patients, resamples=resamples, seed=seed)
         entry: dict[str, Any] = {}
         for i, k in enumerate(RECALL_AT):
-            interval = metrics.percentile_interval(replicates[:, i], level)
+            value = float(hits[:, i].mean())
+            interval = intervals.rate_interval(value, replicates[:, i], level, intervals.count_patients(patients))
             entry[f"recall@{k}"] = {
-                "value": float(hits[:, i].mean()),
+                "value": value,
                 "interval": [interval.low, interval.high],
                 "random": float(_random_recall(positives, n, k).mean()),
             }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 from mmclip_jax.evaluate.base import thinned
 
 FOLDS = 5
@@ -58,17 +58,17 @@ def evaluate(
             probe.fit(x[fit], target[fit])
         scores[np.ix_(held_out, probe.classes_)] = probe.predict_proba(x[held_out])
     right = scores.argmax(axis=1) == target
-    accuracy = metrics.percentile_interval(
-        metrics.resample_ratio(right.astype(float), 1.0, groups, resamples=resamples, seed=seed), level
+    accuracy = intervals.rate_interval(
+        float(right.mean()),
+        metrics.resample_ratio(right.astype(float), 1.0, groups, resamples=resamples, seed=seed),
+        level,
+        intervals.count_patients(groups),
     )
     one_hot = (target[:, np.newaxis] == np.arange(len(names))).astype(float)
     columns = [1] if len(names) == 2 else list(range(len(names)))
-    area = metrics.percentile_interval(
-        metrics.macro_replicates(
-            metrics.resample_metric(one_hot[:, columns], scores[:, columns], groups, resamples=resamples, seed=seed)
-        ),
-        level,
-    )
+    mean = float(np.mean([metrics.auroc(one_hot[:, c], scores[:, c]) for c in columns]))
+    drawn = metrics.resample_metric(one_hot[:, columns], scores[:, columns], groups, resamples=resamples, seed=seed)
+    area = metrics.logit_interval(mean, metrics.macro_replicates(drawn), level, min(people))
     return {
         "rows": len(rows),
         "sources": {str(name): int((target == c).sum()) for c, name in enumerate(names)},
@@ -76,6 +76,6 @@ def evaluate(
         "accuracy": float(right.mean()),
         "accuracy_interval": [accuracy.low, accuracy.high],
         "majority": float(np.bincount(target).max() / len(target)),
-        "auroc": float(np.mean([metrics.auroc(one_hot[:, c], scores[:, c]) for c in columns])),
+        "auroc": mean,
         "auroc_interval": [area.low, area.high],
     }

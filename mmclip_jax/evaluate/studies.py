@@ -71,10 +71,11 @@ def evaluate(
         for name, (label, score, first) in sets.items():
             areas[name] = [metrics.auroc(label[:, k], score[:, k]) for k in range(len(findings))]
             replicates = metrics.resample_metric(label, score, patients[mine[first]], resamples=resamples, seed=seed)
-            interval = metrics.percentile_interval(metrics.macro_replicates(replicates), level)
             known = [area for area in areas[name] if not np.isnan(area)]
+            mean = float(np.mean(known)) if known else float("nan")
+            interval = metrics.logit_interval(mean, metrics.macro_replicates(replicates), level)
             macro[name] = {
-                "auroc": float(np.mean(known)) if known else float("nan"),
+                "auroc": mean,
                 "auroc_interval": [interval.low, interval.high],
             }
         result[source] = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data.schema import Example
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 
 AGE_BANDS = ((0, 18), (18, 40), (40, 60), (60, 80), (80, 200))
 MIN_ROWS = 30
@@ -108,7 +108,7 @@ def _compare(
         inside = group_of == group
         rest, drawn_rest = macro(everyone & ~inside)
         own = metrics.logit_interval(point, drawn, level)
-        apart = metrics.percentile_interval(drawn - drawn_rest, level)
+        apart = intervals.difference_interval(point - rest, drawn - drawn_rest, level)
         result["groups"].append(
             {
                 "group": group,
@@ -121,9 +121,10 @@ def _compare(
             }
         )
     highest, lowest = (choose(found, key=lambda group: found[group][0]) for choose in (max, min))
-    between = metrics.percentile_interval(found[highest][1] - found[lowest][1], level)
+    gap = found[highest][0] - found[lowest][0]
+    between = intervals.difference_interval(gap, found[highest][1] - found[lowest][1], level)
     return result | {
-        "gap": found[highest][0] - found[lowest][0],
+        "gap": gap,
         "gap_interval": [between.low, between.high],
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data import prompts
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 from mmclip_jax.evaluate.zeroshot import exposure
 
 TASKS = ("multi-label", "multi-class")
@@ -43,14 +43,22 @@ def macro_auroc(labels: np.ndarray, scores: np.ndarray, sources: Sequence[str]) 
     return statistics.fmean(known) if known else float("nan")
 
 
-def spread(values: Sequence[float], replicates: np.ndarray, level: float) -> dict[str, Any]:
+def spread(
+    values: Sequence[float],
+    replicates: np.ndarray,
+    level: float,
+    patients: int | None = None,
+    left_out: np.ndarray | None = None,
+) -> dict[str, Any]:
     """{"mean", "sd" (n-1; None for one seed), "seeds" [...], "interval", "unusable_resamples"}.
 
-    values: one a seed; replicates: [R, S], the same of resampled patients.
+    values: one a seed; replicates: [R, S], the same of resampled patients. patients, left_out: of the seeds' mean, as
+    `metrics.logit_interval` takes them.
     """
-    interval = metrics.percentile_interval(replicates.mean(axis=1), level)
+    mean = statistics.fmean(values)
+    interval = metrics.logit_interval(mean, replicates.mean(axis=1), level, patients, left_out)
     return {
-        "mean": statistics.fmean(values),
+        "mean": mean,
         "sd": statistics.stdev(values) if len(values) > 1 else None,
         "seeds": list(values),
         "interval": [interval.low, interval.high],
@@ -139,7 +147,16 @@ def _of_source(
         replicates = replicates.reshape(-1, seeds, kinds)
         points = np.array([[metric(labels[:, k], scores[s, :, k]) for k in range(kinds)] for s in range(seeds)])
         for k, row in enumerate(rows):
-            row[name] = spread(points[:, k].tolist(), replicates[:, :, k], level) if k in defined else None
+            row[name] = None
+            if k in defined:
+                column = labels[:, k]
+                left_out = None
+                if metric is metrics.auprc:
+                    tiled = np.tile(column[:, np.newaxis], (1, seeds))
+                    left = metrics.leave_out_metric(tiled, scores[:, :, k].T, patients, metric=metric)
+                    left_out = left.mean(axis=1)
+                fewest = metrics.fewest_patients(column, patients)
+                row[name] = spread(points[:, k].tolist(), replicates[:, :, k], level, fewest, left_out)
         result[f"macro_{name}"] = (
             spread(
                 points[:, defined].mean(axis=1).tolist(),
@@ -170,9 +187,11 @@ def _accuracies(
         of_class = (truth == c).astype(np.float64)[:, np.newaxis]
         recalls.append(metrics.resample_ratio(right * of_class, of_class, groups, **draws))
         points.append(right[truth == c].mean(axis=0))
+    people = [intervals.count_patients(np.array(groups, object)[truth == c]) for c in classes]
+    drawn = metrics.resample_ratio(right, 1.0, groups, **draws)
     return {
-        "accuracy": spread(right.mean(axis=0).tolist(), metrics.resample_ratio(right, 1.0, groups, **draws), level),
-        "balanced_accuracy": spread(np.mean(points, axis=0).tolist(), np.mean(recalls, axis=0), level),
+        "accuracy": spread(right.mean(axis=0).tolist(), drawn, level, intervals.count_patients(groups)),
+        "balanced_accuracy": spread(np.mean(points, axis=0).tolist(), np.mean(recalls, axis=0), level, min(people)),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate import intervals, metrics
 
 MEASURES = ("f1", "accuracy", "sensitivity", "specificity")
 CRITERIA = ("f1", "youden")
@@ -65,6 +65,22 @@ def resample_at_threshold(
     values = metrics.divide(sums[:, 0], sums[:, 1])
     values[sums[:, 1, MEASURES.index("sensitivity")] == 0, MEASURES.index("f1")] = np.nan
     return values
+
+
+def interval(
+    measure: str,
+    point: float,
+    replicates: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray,
+    level: float,
+) -> metrics.Interval:
+    """Of one of `MEASURES`: `intervals.rate_interval` over the patients that it counts, F1 over those of positives."""
+    counted = {"accuracy": ~np.isnan(labels), "specificity": labels == 0}.get(measure, labels == 1)
+    people = intervals.count_patients(np.asarray(groups, object)[counted])
+    if measure == "f1":  # a ratio of counts, not a rate over rows
+        return metrics.logit_interval(point, replicates, level, people)
+    return intervals.rate_interval(point, replicates, level, people)
 
 
 def choose_threshold(labels: Any, scores: Any, criterion: str = "f1") -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from mmclip_jax.data import prompts
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example
-from mmclip_jax.evaluate import calibration, metrics, subgroups, zeroshot
+from mmclip_jax.evaluate import calibration, intervals, metrics, subgroups, zeroshot
 from mmclip_jax.evaluate.base import Encoder, Split, chunked
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.zeroshot import SourceRows, ZeroShot
@@ -93,18 +93,27 @@ def negation(
     values = np.column_stack([points, points.mean(axis=1), area])
     replicates = np.concatenate([rates, rates.mean(axis=2, keepdims=True), areas[:, :, np.newaxis]], axis=2)
 
-    def entry(name: str, value: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    def entry(name: str, value: np.ndarray, drawn: np.ndarray, people: Sequence[int] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = {"name": name}
         for column, measure in enumerate(("present", "absent", "balanced", "auroc")):
-            interval = metrics.logit_interval(float(value[column]), drawn[:, column], level)
-            result |= {measure: float(value[column]), f"{measure}_interval": [interval.low, interval.high]}
+            point = float(value[column])
+            if people is None or measure == "auroc":
+                interval = metrics.logit_interval(point, drawn[:, column], level, people and people[column])
+            else:
+                interval = intervals.rate_interval(point, drawn[:, column], level, people[column])
+            result |= {measure: point, f"{measure}_interval": [interval.low, interval.high]}
         return result
+
+    def people_of(k: int) -> list[int]:
+        of_class = [intervals.count_patients(here.patients[labels[:, k] == value]) for value in (1, 0)]
+        return [*of_class, min(of_class), min(of_class)]
 
     overall = np.stack([metrics.macro_replicates(replicates[:, :, column]) for column in range(4)], axis=1)
     return {
         "overall": entry("mean of all findings", values.mean(axis=0), overall),
         "findings": [
-            entry(prompts.display_name(finding), values[k], replicates[:, k]) for k, finding in enumerate(findings)
+            entry(prompts.display_name(finding), values[k], replicates[:, k], people_of(k))
+            for k, finding in enumerate(findings)
         ],
     }
 

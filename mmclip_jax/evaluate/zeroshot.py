@@ -17,7 +17,7 @@ from mmclip_jax.data import kinship, prompts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import metrics, protocols, thresholds
-from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split, with_ancestors
+from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split, uncertain_only, with_ancestors
 from mmclip_jax.evaluate.protocols import Protocol
 
 SCORES = ("difference", "positive")
@@ -344,7 +344,8 @@ def evaluate(
     "f1", "accuracy", "sensitivity", "specificity", each with "..._interval", "max_f1_test", "note"}}], "macro":
     {"difference", "positive": {"all", "min_positives", groups of the protocol, one entry for each exposure: {"auroc",
     "auroc_interval", "auprc", "auprc_interval", "findings" (how many are defined), "undefined" (names of the others),
-    "exposures", "called", "label"; of the protocol's score also the decisions' means}}}}}; of an ensemble also
+    "exposures", "called", "label"; of the protocol's score also the decisions' means}}, "uncertain_only": {finding:
+    how many labels it has in the source, all uncertain}}}; of an ensemble also
     "members": the macro AUROC of each of them alone in the primary source.
 
     A finding that lacks a class in a source is there with NaN and a note. All findings of a source share the resamples
@@ -445,7 +446,12 @@ class _Source:
                     row[score] |= {f"{metric}_interval": numbers[1:], "unusable_resamples": interval.unusable}
                 self._add_macros(macro[score], metric, np.array(points), replicates, groups)
         self._decide(table, macro[self._score], groups)
-        return {"findings": table, "macro": macro}
+        return {"findings": table, "macro": macro, "uncertain_only": self._uncertain_only()}
+
+    def _uncertain_only(self) -> dict[str, int]:
+        asked = self._protocol.findings
+        found = uncertain_only(self._examples)
+        return {kind: count for kind, count in found.items() if asked is None or kind in asked}
 
     def _row(self, k: int) -> dict[str, Any]:
         finding, counted = self._findings[k], self._counts[k]
@@ -528,7 +534,9 @@ class _Source:
                 )
             row["decision"] = {"threshold": threshold, "max_f1_test": float(highest[k]), "note": row["note"] or note}
             for m, measure in enumerate(thresholds.MEASURES):
-                interval = metrics.logit_interval(points[k, m], replicates[:, k, m], self._level)
+                interval = thresholds.interval(
+                    measure, points[k, m], replicates[:, k, m], labels, self._groups, self._level
+                )
                 row["decision"] |= {
                     measure: float(points[k, m]),
                     f"{measure}_interval": [interval.low, interval.high],

@@ -21,7 +21,7 @@ from mmclip_jax.data import prompts, transforms
 from mmclip_jax.data.schema import Entity
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import UserError
-from mmclip_jax.interop.inputs import BATCH, as_pixels, batches, check_several, pad, shared
+from mmclip_jax.interop.inputs import BATCH, as_pixels, batches, check_equal, check_numbers, check_several, pad, shared
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model
 from mmclip_jax.models.vit import patchify, unpatchify
@@ -87,7 +87,7 @@ def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[np.ndarr
 
 
 class Model:
-    """A trained MMCLIP model. Images are paths, PIL images or uint8 arrays [H,W] or [H,W,1] of any size.
+    """A trained MMCLIP model. Images are of any size and form: paths, bytes, PIL images, arrays (`inputs.as_pixels`).
 
     Attributes: config (ConfigDict), tokenizer, step, manifest (dict, what the run was trained on), logit_scale.
     """
@@ -184,6 +184,7 @@ class Model:
         """
         if response not in RESPONSES:
             raise UserError(f"response {response!r} is not one of {', '.join(RESPONSES)}")
+        check_equal(images=images, texts=texts)
         images = list(images)  # rows of one array are new objects at every look
         # The pointing game asks many texts of one image and one text of many images: each is encoded once.
         image_index, distinct_images = _distinct(images, key=id)
@@ -216,6 +217,7 @@ class Model:
           masked patches as restored, with the brightness and contrast of the true patch, the others as they are),
           image uint8 [n,S,S].
         """
+        check_equal(images=images, texts=texts)
         out: dict[str, list[np.ndarray]] = {"response": [], "masked": [], "reconstruction": [], "image": []}
         for batch_images, batch_texts in batches(images, texts):
             tokens, _, affirmed = self._tokens(batch_texts)
@@ -224,6 +226,12 @@ class Model:
             for name in ("response", "masked", "reconstruction"):
                 out[name].append(np.asarray(done[name])[:count])
             out["image"].append(fitted[..., 0])
+        if not len(images):
+            size, kinds = self.config.model.image_size, {"masked": bool, "image": np.uint8}
+            shapes = dict.fromkeys(("response", "masked"), self._side) | dict.fromkeys(
+                ("reconstruction", "image"), size
+            )
+            return {name: np.zeros((0, n, n), kinds.get(name, np.float32)) for name, n in shapes.items()}
         joined = {name: np.concatenate(values) for name, values in out.items()}
         for name in ("response", "masked"):
             joined[name] = joined[name].reshape(-1, self._side, self._side)
@@ -240,6 +248,9 @@ class Model:
           For each text (true token ids, restored token ids) of its masked tokens in reading order, both int32 [m]; m is
           0 where the entities lie beyond the model's text length.
         """
+        check_equal(images=images, texts=texts, masked_entities=masked_entities)
+        for number, (text, chosen) in enumerate(zip(texts, masked_entities, strict=True)):
+            check_numbers(f"masked_entities[{number}]", chosen, len(entities_lib.find_entities(text)))
         results = []
         for batch in batches(images, texts, masked_entities):
             batch_images, batch_texts, batch_masked = batch

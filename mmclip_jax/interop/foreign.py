@@ -61,7 +61,7 @@ class ForeignModel:
         self.description = several + self._first.description
 
     def encode_image(self, images: Sequence[Any]) -> np.ndarray:
-        """Image embeddings float32 [n,E], L2-normalised; of paths, PIL images or uint8 arrays [H,W]."""
+        """Image embeddings float32 [n,E], L2-normalised; of paths, bytes, PIL images or arrays."""
         check_several("images", images)
         return shared(images, self._encode_images, self.embed_dim, self._processes)
 

@@ -269,9 +269,9 @@ def test_a_large_image_within_the_limit() -> None:
     np.testing.assert_allclose(stored.pixels[:, 12:], 200, atol=1)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PPM", "EPS"])
 def test_formats_that_are_not_read(file_format: str) -> None:
-    with pytest.raises(UserError, match="no JPEG, PNG, TIFF or DICOM file"):
+    with pytest.raises(UserError, match="no JPEG, PNG, TIFF, BMP or DICOM file"):
         store_image(encoded(RAMP.astype(np.uint8), file_format))
 
 

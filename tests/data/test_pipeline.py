@@ -528,3 +528,15 @@ def test_throughput_at_64_pixels(phantom_dir):
     rate = 20 * 64 / (time.process_time() - start)
     # A third of what one core does when idle; a slow machine still passes, a needless copy of everything does not.
     assert rate > 500, f"{rate:.0f} rows/s"
+
+
+def test_the_two_parts_are_shuffled_each_in_its_own_order():
+    """As many images with reports as without: one order for both would always show the same two together."""
+    sets = (
+        pipeline.TrainSet("a", HOSPITAL, [unpaired(i) for i in range(len(HOSPITAL))], ("hospital", "clinic")),
+    )  # fmt: skip
+    for seed in (11, 12, 13):
+        batches = take(iterator(config(batch_paired=13, batch_unpaired=13), sets=sets, seed=seed), 2)
+        for epoch in range(2):
+            ranks = [np.argsort(np.argsort(batches[epoch][part]["record"])).tolist() for part in ("paired", "unpaired")]
+            assert ranks[0] != ranks[1]

@@ -72,9 +72,10 @@ def test_kinds_are_ordered_names() -> None:
 
 
 def test_ancestors() -> None:
-    assert prompts.ancestors("covid_19") == ("viral_pneumonia", "pneumonia")
+    assert prompts.ancestors("covid_19") == ("viral_pneumonia", "pneumonia", "lung_opacity")
     assert prompts.ancestors("hydropneumothorax") == ("pleural_effusion", "pneumothorax")
-    assert prompts.ancestors("pneumonia") == ()
+    assert prompts.ancestors("mass") == ("lung_lesion", "lung_opacity")
+    assert prompts.ancestors("lung_opacity") == ()
     assert prompts.is_device("pacemaker")
     assert not prompts.is_device("edema")
 

@@ -140,17 +140,6 @@ def test_a_spacy_pipeline_that_is_not_there_says_how_to_get_it():
         recognisers.load("spacy:en_core_nothing")
 
 
-# medspaCy, whose versions want another NumPy than JAX: this test runs where it is installed
-
-
-def test_medspacy_finds_the_lexicons_terms_with_its_own_polarity():
-    pytest.importorskip("medspacy", reason="medspaCy is not installed")
-    (entities,) = recognisers.load("medspacy").recognise([REPORT])
-    by_text = {e.text.lower(): e for e in entities}
-    told = {word: (by_text[word].negated, by_text[word].kind) for word in ("pneumothorax", "cardiomegaly")}
-    assert told == {"pneumothorax": (True, "pneumothorax"), "cardiomegaly": (False, "cardiomegaly")}
-
-
 # RadGraph, by the form of its output as its package documents it
 
 ANNOTATION = {

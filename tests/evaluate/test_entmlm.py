@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.schema import LabelState
@@ -115,3 +117,20 @@ def test_tokens_are_grouped_by_entity_as_the_model_restores_them() -> None:
     groups = entmlm.group_by_entity(model, EFFUSION, entities, masked)
     assert len(groups) == len(true) == 5
     assert [entities[g].kind for g in groups] == ["pleural_effusion"] * 4 + ["pneumothorax"]
+
+
+@given(seed=st.integers(0, 10_000), patients=st.integers(2, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_other_image_is_never_of_the_same_patient(seed: int, patients: int) -> None:
+    """Every patient has films with and without the finding, so that his own clear film is often the next one."""
+    rng = np.random.default_rng(seed)
+    rows = [_row(n, EFFUSION if rng.random() < 0.5 else CLEAR, patient=f"p{rng.integers(patients)}") for n in range(17)]
+    split = Split.of(rows)
+    queries, alone = entmlm.queries_of(split)
+    asked = [row for row in range(17) if rows[row].text == EFFUSION]
+    clear = {rows[row].patient for row in range(17) if rows[row].text == CLEAR}
+    assert alone == sum(not clear - {rows[row].patient} for row in asked)
+    assert sorted(query.row for query in queries) == [r for r in asked if clear - {rows[r].patient}]
+    for query in queries:
+        assert rows[query.other].patient != rows[query.row].patient
+        assert rows[query.other].text == CLEAR

@@ -169,6 +169,8 @@ def test_studies_and_phrases_are_on_the_page_where_there_are_some(evaluated: Eva
     areas = {"image": 0.811, "mean": 0.822, "max": 0.833}
     macro = {way: {"auroc": area, "auroc_interval": [0.1, 0.9]} for way, area in areas.items()}
     results["studies"] = {"here": {"images": 31, "studies": 17, "several": 11, "macro": macro, "findings": []}}
+    here = results["zero_shot"]["sources"]["here"] | {"uncertain_only": {"edema": 1041}}
+    results["zero_shot"] = results["zero_shot"] | {"sources": results["zero_shot"]["sources"] | {"here": here}}
     results["phrases"] = results["grounding"] | {"phrases": 1163, "elsewhere": 1009}
     model, split = toy.ToyModel(toy.MANIFEST), Split.load([evaluated.data], "test")
     scored = zeroshot.evaluate(model, split, embed_images(model, split), resamples=20)
@@ -177,6 +179,8 @@ def test_studies_and_phrases_are_on_the_page_where_there_are_some(evaluated: Eva
         ["here", "31", "17", "11", "0.811", "0.822", "0.833"]
     ]
     assert "1,163 phrases" in page
+    assert "In here every label is uncertain, so that nothing is scored, of: edema (1,041)." in page
+    assert "every label is uncertain" not in evaluated.html
     assert cells(page, "Pointing game, phrases") == cells(page, "Pointing game, findings")
 
 

@@ -7,6 +7,7 @@ import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate import retrieval
@@ -74,7 +75,8 @@ def test_known_recall() -> None:
     # Patients hold ranks (1, 4) or (7, 12): their resamples are means of 1s and 0s.
     draws = np.random.default_rng(0)
     replicates = [np.mean([draw % 2 == 0 for draw in draws.integers(0, 20, 20)]) for _ in range(200)]
-    assert [low, high] == pytest.approx(np.percentile(replicates, [2.5, 97.5]).tolist())
+    reach = stats.t.ppf(0.975, 19) * np.std(replicates, ddof=1) / 0.25  # of the logit of one half
+    assert [low, high] == pytest.approx(special.expit([-reach, reach]).tolist())
 
 
 def test_joint_positives_raise_the_rank_to_the_best_of_them() -> None:
@@ -116,3 +118,16 @@ def test_a_model_with_known_recall_through_the_evaluator() -> None:
     # Its own text ties with the nine others that it is not at all like.
     assert here["image_to_text"]["recall@10"]["value"] == pytest.approx(10 / 11)
     assert here["text_to_image"]["recall@1"]["value"] == pytest.approx(9 / 11)  # text 3: none; text 4: image 3 ties
+
+
+def test_two_normal_reports_in_other_words_are_not_each_others_answer() -> None:
+    """Training takes them for one text (both say "no finding"); a gallery does not, or recall would be too good."""
+    words = ["No pleural effusion. No pneumothorax.", "No focal consolidation or edema.", "No acute fracture."]
+    rows = [toy.example(n, toy.plant([0] * 5), {}, report=words[n % 3]) for n in range(6)]
+    model = toy.ToyModel()
+    split = Split.of(rows)
+    embedded = np.asarray(model.encode_image(split.pixels(range(6))))
+    (found,) = retrieval.evaluate(model, split, embedded, recall={"resamples": 5})["recall"]
+    assert (found["rows"], found["with_several"]) == (6, 6)  # each of the three texts twice
+    got = [found["image_to_text"][f"recall@{k}"]["random"] for k in (1, 5, 10)]
+    assert got == pytest.approx([2 / 6, 1.0, 1.0])  # two of six are right, not all

@@ -4,6 +4,7 @@ import pytest
 import toy
 from sklearn.metrics import roc_auc_score
 
+from mmclip_jax.data.schema import LabelState
 from mmclip_jax.evaluate import studies
 from mmclip_jax.evaluate.base import Split
 
@@ -44,3 +45,40 @@ def test_images_and_studies_side_by_side() -> None:
     assert low < found["macro"]["image"]["auroc"] < high
     one_view = Split.of(rows[::2], "test")
     assert studies.evaluate(one_view, ["nodule"], np.array(labels)[::2], np.array(scores)[::2]) == {}
+
+
+@pytest.mark.parametrize("score", ["cosine", "softmax"])
+def test_the_score_of_studies_is_the_protocols(score: str) -> None:
+    """The denying prompts point somewhere else, so that the two scores rank images otherwise."""
+    import dataclasses
+
+    from mmclip_jax.evaluate import common, protocols
+
+    rows = []
+    for n in range(24):
+        row = toy.example(n, toy.plant([(7919 * n) % 9973] * 5), {"nodule": LabelState(n % 2)}, patient=f"p{n // 2}")
+        rows.append(dataclasses.replace(row, study=f"s{n // 2}"))
+    protocol = dataclasses.replace(protocols.load("table"), score=score)
+    split = Split.of(rows, "test")
+
+    elsewhere = np.random.default_rng(1).normal(size=12)
+
+    class Skewed(toy.ToyModel):
+        def encode_image(self, images):  # type: ignore[no-untyped-def]
+            made = np.array(super().encode_image(images))
+            made[:, 5:] = np.random.default_rng(0).normal(size=(len(made), 7))
+            return made
+
+        def encode_text(self, texts):  # type: ignore[no-untyped-def]
+            made = np.array(super().encode_text(texts))
+            made[[made_for.argmax() >= 5 for made_for in made]] = elsewhere / np.linalg.norm(elsewhere)
+            return made
+
+    results = common.evaluate_checkpoint(
+        Skewed(), [], "test", protocol=protocol, loaded=split, resamples=20, trust=False, progress=False
+    )  # fmt: skip
+    macros = results["zero_shot"]["sources"]["here"]["macro"]
+    assert macros["difference"]["all"]["auroc"] != pytest.approx(macros["positive"]["all"]["auroc"], abs=0.05)
+    by_study = results["studies"]["here"]["macro"]["image"]["auroc"]
+    by_image = macros[{"cosine": "positive", "softmax": "difference"}[score]]["all"]["auroc"]
+    assert by_study == pytest.approx(by_image)

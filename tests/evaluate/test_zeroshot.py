@@ -8,8 +8,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import protocols, zeroshot
-from mmclip_jax.evaluate.base import Split, embed_images, labels_of
+from mmclip_jax.evaluate import protocols, report, zeroshot
+from mmclip_jax.evaluate.base import Split, embed_images, labels_of, uncertain_text
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 
@@ -120,6 +120,25 @@ def test_the_headline_is_of_the_source_with_reports(rows: list[Example]) -> None
     assert _evaluate(rows).summary["primary"] == "here"
     only = [r for r in rows if r.source == "there"]
     assert _evaluate(only).summary["primary"] == "there"
+
+
+def test_a_finding_of_uncertain_labels_alone_is_named_with_their_number() -> None:
+    states = [
+        {"nodule": P, "edema": U, "mass": U},
+        {"nodule": A, "edema": U, "mass": A},
+        {"nodule": A, "edema": LabelState.UNKNOWN},
+    ]
+    rows = [toy.example(n, toy.plant([n] * 5), labels) for n, labels in enumerate(states)]
+    rows += [toy.example(9, toy.plant([9] * 5), {"edema": P, "mass": U}, source="there")]
+    summary = _evaluate(rows).summary
+    assert summary["sources"]["here"]["uncertain_only"] == {"edema": 2}
+    assert summary["sources"]["there"]["uncertain_only"] == {"mass": 1}
+    said = "every label is uncertain, so that nothing is scored, of: edema (2)"
+    assert uncertain_text(summary["sources"]["here"]) == said
+    assert f"In here {said}" in report.protocol_lines({"zero_shot": summary, "data": {"sets": []}})
+    template = report.page_environment().from_string("{{ entry | uncertain_text }}")
+    assert template.render(entry=summary["sources"]["here"]) == said
+    assert uncertain_text({}) == "", "of a file that an older version wrote"
 
 
 def test_rows_without_usable_labels_give_no_findings() -> None:
@@ -280,3 +299,22 @@ def test_seen_findings_are_those_of_the_runs_texts(rows: list[Example]) -> None:
     macro = entry["macro"]["difference"]
     assert macro["seen"]["auroc"] == pytest.approx(np.mean([areas["nodule"], areas["fibrosis"]]))
     assert (macro["seen"]["findings"], macro["unseen"]["findings"]) == (2, 3)
+
+
+def test_the_mean_of_prompts_that_point_elsewhere_is_normalised() -> None:
+    """Templates of other directions: their mean is shorter than 1, and by a different length for each finding."""
+
+    class Scattered(toy.ToyModel):
+        def encode_text(self, texts):  # type: ignore[no-untyped-def]
+            rng = [np.random.default_rng(list(text.encode())) for text in texts]
+            made = np.stack([draw.normal(size=7) for draw in rng])
+            return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    model = Scattered()
+    embedded = zeroshot.embed_prompts(model, toy.KINDS[:3])
+    for polarity, got in enumerate(zeroshot.prompt_embeddings(model, toy.KINDS[:3])):
+        means = np.stack([texts[polarity].mean(axis=0) for texts in embedded])
+        lengths = np.linalg.norm(means, axis=1)
+        assert (lengths < 0.95).all()
+        assert np.ptp(lengths) > 1e-3
+        np.testing.assert_allclose(got, means / lengths[:, np.newaxis], atol=1e-12)

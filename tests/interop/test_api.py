@@ -155,10 +155,11 @@ def test_a_16_bit_pil_image_is_scaled_as_its_file_is(model: Any, images: list[Ar
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((5, 5), np.float32), np.zeros((5, 5, 3), np.uint8), "missing.png", pathlib.Path("missing.png")]
+    "bad",
+    [np.full((5, 5), 33, np.float32), np.zeros((3, 5, 5), np.uint8), "missing.png", pathlib.Path("missing.png"), None],
 )
 def test_input_that_is_no_grey_image_is_refused(model: Any, bad: Any) -> None:
-    with pytest.raises(UserError, match=r"missing\.png|float32|3"):
+    with pytest.raises(UserError, match=r"missing\.png|float32|\[3, 5, 5\]|None"):
         model.encode_image([bad])
 
 
@@ -302,3 +303,24 @@ def test_restored_words_use_the_image(model: Any, images: list[Array]) -> None:
     everything = [list(range(len(entities.find_entities(REPORT))))]
     restored = [model.restore([image], [REPORT], everything)[0][1] for image in images]
     assert any(not np.array_equal(restored[0], other) for other in restored[1:])
+
+
+def test_arguments_that_do_not_go_together_are_refused_in_one_line(model: Any, images: list[Array]) -> None:
+    for call in (
+        lambda: model.response_maps(images, [REPORT]),
+        lambda: model.attmim(images[:1], [REPORT] * 2),
+        lambda: model.restore(images[:2], [REPORT] * 2, [[0]]),
+        lambda: model.encode_image(None),
+        lambda: model.encode_text(None),
+        lambda: model.encode_text([None]),
+        lambda: model.zero_shot(images, None),
+        lambda: model.zero_shot(None, ["edema"]),
+        lambda: model.response_map(images[0], None),
+        lambda: model.restore(images[:1], [REPORT], [[999]]),
+        lambda: model.restore(images[:1], [REPORT], [None]),
+    ):
+        with pytest.raises(UserError, match=r"as many of each|must be a|which is no entity's number"):
+            call()
+    assert model.attmim([], [])["masked"].shape == (0, 8, 8)
+    assert model.restore([], [], []) == []
+    assert model.response_maps([], []).shape == (0, 8, 8)

@@ -48,7 +48,7 @@ def make(
     config = tfds.download.DownloadConfig(beam_options=pipeline_options)
     written = records.write_splits(builder, splits, scratch / "out", config)
     for file in sorted(rejects.iterdir()):
-        builder.rejects += [Reject(**json.loads(line)) for line in file.read_text().splitlines()]
+        builder.rejects += [Reject(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
     census = records.Census(builder.name)
     with records.progress_bar(f"counting {builder.name}", builder.total, progress) as advance:
         for name in chunks:

@@ -1,331 +1,87 @@
-"""From the cells of a user's table to values: which column is which, and what labels, boxes, ages and views say.
+"""From the cells of a user's table to values: what labels, boxes, ages and views say.
 
-`BadRow` is raised with a reason, for a person, where a cell cannot be understood; nothing is guessed.
+`BadRow` is raised with a reason, for a person, where a cell cannot be understood; nothing is guessed. What an image can
+be used without (sex, age, view) is None instead, and the caller lists it. Words are those of English, German, French
+and Spanish tables.
 """
 
 import ast
-import collections
-import csv
 import dataclasses
-import gzip
 import json
 import math
-import pathlib
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmclip_jax.data import prompts
+from mmclip_jax.data.ids import shown
 from mmclip_jax.data.schema import Box, LabelState
-from mmclip_jax.errors import UserError
-
-UNUSED = "-"
-
-# What columns are usually called, small letters and digits only.
-USUAL_NAMES: dict[str, str] = {
-    "image": "image imagepath imagefile imagefilename imagename imageindex path filepath filename file img imageid",
-    "patient": "patient patientid patientnumber subject subjectid",
-    "study": "study studyid studyuid studyinstanceuid accession accessionnumber",
-    "view": "view viewposition viewclass projection",
-    "sex": "sex gender patientsex patientgender",
-    "age": "age patientage ageyears",
-    "report": "report reporttext text notes clinicalnotes caption",
-    "findings": "findings findingstext",
-    "impression": "impression impressions conclusion",
-    "labels": "labels label findinglabels diagnosis diagnoses",
-    "split": "split subset partition",
-    "box kind": "boxkind boxlabel bboxkind bboxlabel",
-}
-REPORT_ROLES = ("report", "findings", "impression")
-
-_BLANK = frozenset({"", "nan", "null", "<na>", "n/a", "na"})
+from mmclip_jax.data.views import plain
+from mmclip_jax.errors import UserError, shorten
 
 
 class BadRow(Exception):
-    """Why a row cannot be used."""
+    """Why a row cannot be used; what it quotes of a cell is cut."""
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Cells of one row; `number` counts as a spreadsheet does, the header being row 1."""
-
-    number: int
-    cells: Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """`ragged`: rows whose number of cells is not the header's, as (row number, what is wrong)."""
-
-    file: pathlib.Path
-    header: Sequence[str]
-    rows: Sequence[Row]
-    ragged: Sequence[tuple[int, str]]
-
-
-def read_table(path: str, encoding: str = "utf-8") -> Table:
-    """Reads CSV, TSV (both may be gzipped) or Parquet.
-
-    All cells become stripped text, so that ids keep their leading zeros; blanks are "".
-
-    The separator of a CSV file is the one of comma, semicolon and tab that its first line has most of.
-
-    Raises:
-      UserError: no such file, no rows, unreadable, or two columns of one name.
-    """
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"table {file} does not exist")
-    read = _read_parquet if file.suffix.lower() in (".parquet", ".pq") else _read_csv
-    table = read(file, encoding)
-    if not table.header or not (table.rows or table.ragged):
-        raise UserError(f"table {file} has no rows")
-    twice = [name for name, count in collections.Counter(table.header).items() if count > 1]
-    if twice:
-        raise UserError(f"table {file}: two columns are named {twice[0]!r}")
-    return table
-
-
-def _read_parquet(file: pathlib.Path, encoding: str) -> Table:
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except Exception as error:  # pyarrow raises several kinds for a damaged file
-        raise UserError(f"table {file} cannot be read as Parquet: {error}") from error
-    columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
-    rows = [Row(number, cells) for number, cells in enumerate(zip(*columns, strict=True), start=2)]
-    return Table(file, [str(name).strip() for name in table.column_names], rows, [])
-
-
-def _read_csv(file: pathlib.Path, encoding: str) -> Table:
-    csv.field_size_limit(2**31 - 1)
-    if encoding.lower() in ("utf-8", "utf8"):
-        encoding = "utf-8-sig"  # spreadsheets put a mark in front
-    rows: list[Row] = []
-    ragged: list[tuple[int, str]] = []
-    try:
-        opened = gzip.open if file.suffix.lower() == ".gz" else open
-        with opened(file, "rt", encoding=encoding, newline="") as stream:
-            first = stream.readline()
-            stream.seek(0)
-            delimiter = max(",;\t", key=first.count)
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            while header and not header[-1]:  # commas at the end of lines make nameless columns
-                header.pop()
-            for number, cells in enumerate(reader, start=2):
-                while len(cells) > len(header) and not cells[-1].strip():
-                    cells.pop()
-                if len(cells) == len(header):
-                    rows.append(Row(number, [_cell(cell) for cell in cells]))
-                elif cells:
-                    ragged.append((number, f"{len(cells)} cells where the header has {len(header)}"))
-    except UnicodeDecodeError as error:
-        name = encoding.removesuffix("-sig")
-        raise UserError(f"table {file} is not {name}; give its encoding, e.g. --csv-encoding latin-1") from error
-    except (csv.Error, LookupError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"table {file} cannot be read as CSV near row {len(rows) + len(ragged) + 2}: {error}"
-        ) from error
-    return Table(file, header, rows, ragged)
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
-        value = int(value)
-    text = (json.dumps(value) if isinstance(value, (list, dict)) else str(value)).strip()
-    return "" if text.lower() in _BLANK else text
-
-
-class Columns:
-    """Which column of a table plays which role.
-
-    Args:
-      chosen: role -> column, for the roles of `USUAL_NAMES` that the user named; `UNUSED` turns a role off.
-      label_columns, box_columns: likewise, for the roles that several columns share; () finds them.
-      box_format: "xywh" or "xyxy", which tells the usual names of four box columns.
-
-    Raises:
-      UserError: a named column does not exist, there is none of images or patients, or two mean the same kind.
-    """
-
-    def __init__(
-        self,
-        table: Table,
-        kinds: "Kinds",
-        chosen: Mapping[str, str],
-        label_columns: Sequence[str] = (),
-        box_columns: Sequence[str] = (),
-        box_format: str = "xywh",
-    ):
-        self._table = table
-        self._index = {name: index for index, name in enumerate(table.header)}
-        squashed: dict[str, str] = {}
-        for name in table.header:
-            squashed.setdefault(_squash(name), name)
-        self.role: dict[str, str] = {}
-        for role, usual in USUAL_NAMES.items():
-            if chosen.get(role):
-                if chosen[role] != UNUSED:
-                    self.role[role] = self._existing(chosen[role])
-                continue
-            found = next((squashed[name] for name in usual.split() if name in squashed), None)
-            if found is not None:
-                self.role[role] = found
-        if not chosen.get("report") and {"findings", "impression"} & self.role.keys():
-            self.role.pop("report", None)  # the sections say the same, and say what is what
-        for role, remedy in (
-            ("image", "name it with --image-column"),
-            ("patient", "name it with --patient-column (the image column will do if each image is another patient's)"),
-        ):
-            if role not in self.role:
-                raise UserError(f"table {table.file}: no column of {role}s among {', '.join(table.header)}; {remedy}")
-        self.boxes = self._find_boxes(box_columns, box_format, squashed)
-        taken = set(self.role.values()) | set(self.boxes)
-        self.labels = self._find_labels(label_columns, kinds, taken)
-        self.unused = [name for name in table.header if name not in taken and name not in self.labels]
-
-    def _existing(self, name: str) -> str:
-        if name not in self._index:
-            header = ", ".join(self._table.header)
-            raise UserError(f"table {self._table.file}: there is no column {name!r} among {header}")
-        return name
-
-    def _find_labels(self, chosen: Sequence[str], kinds: "Kinds", taken: set[str]) -> dict[str, str]:
-        """Columns of one label each -> their kind."""
-        if tuple(chosen) == (UNUSED,):
-            return {}
-        if chosen:
-            found = {self._existing(name): kinds.required(name) for name in chosen}
-        else:
-            found = {name: kind for name in self._table.header if name not in taken and (kind := kinds(name))}
-        column_of: dict[str, str] = {}
-        for name, kind in found.items():
-            if kind in column_of:
-                raise UserError(
-                    f"table {self._table.file}: columns {column_of[kind]!r} and {name!r} both mean {kind}; "
-                    f"leave one out with --ignore-labels"
-                )
-            column_of[kind] = name
-        return found
-
-    def _find_boxes(self, chosen: Sequence[str], box_format: str, squashed: Mapping[str, str]) -> tuple[str, ...]:
-        if tuple(chosen) == (UNUSED,):
-            return ()
-        if chosen:
-            return tuple(self._existing(name) for name in chosen)
-        for key, name in squashed.items():
-            if re.fullmatch(r"(b|bounding)?box(es)?\d*", key):
-                return (name,)
-        usual = ("x y width height", "x y w h") if box_format == "xywh" else ("xmin ymin xmax ymax", "x1 y1 x2 y2")
-        for names in usual:
-            if all(name in squashed for name in names.split()):
-                return tuple(squashed[name] for name in names.split())
-        return ()
-
-    def get(self, row: Row, role: str) -> str:
-        """The cell of a role, "" if no column has it."""
-        return row.cells[self._index[self.role[role]]] if role in self.role else ""
-
-    def cell(self, row: Row, column: str) -> str:
-        """The cell of a column."""
-        return row.cells[self._index[column]]
-
-    def described(self) -> dict[str, str]:
-        """Role -> column, for a person to check."""
-        roles = dict(self.role)
-        if self.boxes:
-            roles["boxes"] = ", ".join(self.boxes)
-        if self.labels:
-            roles["label columns"] = ", ".join(self.labels)
-        return roles
-
-
-def _squash(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    def __init__(self, reason: str):
+        super().__init__(shorten(reason))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Labels
 
 
-class Kinds:
-    """What a label string means: a kind of the vocabulary, "" to leave it out, None if nobody knows.
-
-    Args:
-      label_map: "LABEL=KIND" strings, stronger than the vocabulary.
-      ignored: label strings to leave out.
-    """
-
-    def __init__(self, label_map: Sequence[str] = (), ignored: Sequence[str] = ()):
-        self._known: dict[str, str | None] = {_plain(label): "" for label in ignored}
-        for item in label_map:
-            label, _, meaning = item.partition("=")
-            kind = prompts.kind_of(meaning.strip())
-            if kind is None:
-                raise UserError(f"label map {item!r}: {meaning.strip()!r} is not one of {', '.join(prompts.KINDS)}")
-            self._known[_plain(label)] = kind
-
-    def __call__(self, label: str) -> str | None:
-        """The meaning of `label`; see the class."""
-        key = _plain(label)
-        if key not in self._known:
-            self._known[key] = prompts.kind_of(label)
-        return self._known[key]
-
-    def required(self, label: str) -> str:
-        """The kind of a label that the user named; UserError if it has none."""
-        kind = self(label)
-        if not kind:
-            raise UserError(
-                f"{label!r} is not the name of a known kind; say what it means with --label-map {label}=KIND"
-            )
-        return kind
-
-
-def _plain(label: str) -> str:
-    return " ".join(label.replace("_", " ").split()).casefold()
-
-
-LABEL_STATES = {"1": LabelState.PRESENT, "0": LabelState.ABSENT, "-1": LabelState.UNCERTAIN}
+_STATE_WORDS = {
+    LabelState.PRESENT: "1 +1 yes y true t ja j wahr oui o vrai si s verdadero positive positiv positif positivo pos + "
+    "present vorhanden nachgewiesen",
+    LabelState.ABSENT: "0 -0 no n false f nein falsch non faux falso negative negativ negatif negativo neg absent "
+    "ausente fehlt none",
+    LabelState.UNCERTAIN: "-1 ? uncertain possible equivocal maybe unklar fraglich moglich incertain douteux dudoso "
+    "posible incierto",
+}
+_LONGEST = 1_000_000  # characters of a list
+LABEL_STATES = {word: state for state, words in _STATE_WORDS.items() for word in words.split()}
 
 
 def label_state(column: str, cell: str) -> LabelState | None:
     """The state that the cell of a one-label column gives; None for a blank."""
     if not cell:
         return None
-    state = LABEL_STATES.get(cell.removesuffix(".0"))
+    state = LABEL_STATES.get(plain(re.sub(r"[.,]0+$", "", cell)))
     if state is None:
         raise BadRow(
-            f"column {column!r} has {cell!r}, not 1, 0, -1 or blank (--label-columns names the columns of labels)"
+            f"column {column!r} has {shown(cell)}, not 1, 0, -1, yes, no or blank (--label-columns names the columns "
+            f"of labels, --label-columns - uses none)"
         )
     return state
 
 
 def separator_of(cells: Sequence[str]) -> str:
-    """What joins the labels of a column: "|" if any cell has one, else ";" likewise, else ","."""
-    return next((mark for mark in "|;" if any(mark in cell for cell in cells)), ",")
+    """What joins the labels of a column: "|" if any cell has one, else ";" or a line break likewise, else ","."""
+    return next((mark for mark in "|;\n" if any(mark in cell for cell in cells)), ",")
 
 
 def split_labels(cell: str, separator: str) -> list[str]:
     """The labels of one cell: joined by `separator`, or a list as Python or JSON write it."""
     if cell.startswith("[") and cell.endswith("]"):
-        try:
-            listed = ast.literal_eval(cell)
-        except (ValueError, SyntaxError):
-            raise BadRow(f"the list of labels {cell!r} cannot be read") from None
+        listed = read_list(cell)
+        if listed is None or any(isinstance(label, list | tuple | dict) for label in listed):
+            raise BadRow(f"the list of labels {shown(cell)} cannot be read")
         return [str(label).strip() for label in listed if str(label).strip()]
     return [label.strip() for label in cell.split(separator) if label.strip()]
+
+
+def read_list(cell: str) -> Sequence[Any] | None:
+    """A list as JSON or Python write it; None if the cell is none that can be read, however it is malformed."""
+    if len(cell) > _LONGEST:
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(cell)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | tuple):
+            return value
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -364,15 +120,10 @@ def parse_boxes(cells: Sequence[str], label: str) -> Iterator[RawBox]:
     if len(cells) == 4:
         entries: Any = [list(cells)]
     else:
-        try:
-            entries = json.loads(cells[0])
-        except ValueError:
-            try:
-                entries = ast.literal_eval(cells[0])
-            except (ValueError, SyntaxError):
-                entries = None
-        if not isinstance(entries, (list, tuple)):
-            raise BadRow(f"boxes {cells[0]!r} are not a list of [label, x, y, width, height]")
+        listed = read_list(cells[0])
+        if listed is None:
+            raise BadRow(f"boxes {shown(cells[0])} are not a list of [label, x, y, width, height]")
+        entries = listed
         if entries and not isinstance(entries[0], (list, tuple)):
             entries = [entries]
     for entry in entries:
@@ -381,8 +132,8 @@ def parse_boxes(cells: Sequence[str], label: str) -> Iterator[RawBox]:
             numbers = (float(a), float(b), float(c), float(d))
             if len(own) > 1 or not all(map(math.isfinite, numbers)):
                 raise ValueError
-        except (TypeError, ValueError):
-            raise BadRow(f"box {entry} is not [label, x, y, width, height] or [x, y, width, height]") from None
+        except (TypeError, ValueError, OverflowError):
+            raise BadRow(f"box {shown(entry)} is not [label, x, y, width, height] or [x, y, width, height]") from None
         yield RawBox(str(own[0]).strip() if own else label, numbers)
 
 
@@ -423,14 +174,28 @@ _SPLITS = {
     "testing": "test",
 }
 
-_YEARS = {"": 1.0, "y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+_SEX_WORDS = {
+    "M": "m male man boy masculine mannlich mann maskulin masculin homme h hombre masculino varon maschio",
+    "F": "f female woman girl feminine w weiblich frau feminin femme femenino mujer femminile",
+    "": "u unknown o other x d divers unbekannt inconnu desconocido n/s nd ? - not specified",
+}
+_SEX_OF = {word: sex for sex, words in _SEX_WORDS.items() for word in words.split()} | {"": ""}
+
+_YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+_UNITS = {
+    "y": "y yr yrs year years jahr jahre j a ans an ano anos",
+    "m": "m mo month months monat monate mon mois mes meses",
+    "w": "w wk wks week weeks woche wochen semaine semaines semana semanas",
+    "d": "d day days tag tage t jour jours dia dias",
+}
+_UNIT_OF = {word: unit for unit, words in _UNITS.items() for word in words.split()} | {"": "y"}
 
 
 def parse_split(cell: str) -> str:
     """One of train, validation, test, from their usual spellings."""
     split = _SPLITS.get(cell.lower())
     if split is None:
-        raise BadRow(f"split {cell!r} is not train, validation or test")
+        raise BadRow(f"split {shown(cell)} is not train, validation or test")
     return split
 
 
@@ -440,21 +205,43 @@ def parse_view(cell: str) -> str:
 
 
 def parse_sex(cell: str) -> str:
-    """Gives M, F, or "" where the table says that it is not known."""
-    text = cell.lower()
-    if text in ("m", "male"):
-        return "M"
-    if text in ("f", "female"):
-        return "F"
-    if text in ("", "u", "unknown", "o", "other", "x"):
-        return ""
-    raise BadRow(f"sex {cell!r} is not M, F or unknown")
+    """Gives M, F, or "" where the table says that it is not known; BadRow for any other word."""
+    sex = sex_of(cell)
+    if sex is None:
+        raise BadRow(f"sex {shown(cell)} is not M, F or unknown")
+    return sex
+
+
+def sex_of(cell: str, meanings: Mapping[str, str] = {}) -> str | None:
+    """M, F, "" for unknown, None where the word is not understood.
+
+    Args:
+      cell: a word of English, German, French or Spanish.
+      meanings: of a column's own words, stronger; see `sex_meanings`.
+    """
+    word = plain(cell).removesuffix(".0").rstrip(".")
+    return meanings[word] if word in meanings else _SEX_OF.get(word)
+
+
+def sex_meanings(cells: Iterable[str]) -> dict[str, str]:
+    """What the words of a column mean that depend on the others: Spanish H and M, the numbers of ISO 5218.
+
+    0 and 1 alone are not explained: either may be either.
+    """
+    words = {plain(cell).removesuffix(".0").rstrip(".") for cell in cells} - {""}
+    if words <= {"h", "m", "u", "x"} and {"h", "m"} <= words:
+        return {"h": "M", "m": "F"}
+    if words <= {"0", "1", "2", "9"} and {"1", "2"} <= words:
+        return {"0": "", "1": "M", "2": "F", "9": ""}
+    return {}
 
 
 def parse_age(cell: str) -> float | None:
-    """Years of "58", "58.0" or DICOM's "058Y", "006M", "012W", "003D"; NaN for a blank, None if not 0 to 120 years."""
+    """Years of "58", "58.0", "58 Jahre" or DICOM's "058Y", "006M"; NaN for a blank, None if not 0 to 120 years."""
     if not cell:
         return math.nan
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([ymwd]?)", cell.lower())
-    years = float(match[1]) * _YEARS[match[2]] if match else math.inf
+    match = re.fullmatch(r"(\d{1,9}(?:[.,]\d{1,20})?)[\s-]*([a-z]*)(?:[\s-]+old)?\.?", plain(cell), re.ASCII)
+    if not match or match[2] not in _UNIT_OF:
+        return None
+    years = float(match[1].replace(",", ".")) * _YEARS[_UNIT_OF[match[2]]]
     return years if years <= 120 else None

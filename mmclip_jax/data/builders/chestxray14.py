@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import parse_sex, parse_view
-from mmclip_jax.data.builders.collection import Collection, Item, Reject, listed_labels
+from mmclip_jax.data.builders.collection import Collection, Item, Reject
 from mmclip_jax.data.builders.files import ImageFiles
+from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.errors import UserError
 
 # BBox_List_2017.csv heads its four columns so.
@@ -40,7 +41,7 @@ class ChestXray14(Collection):
         boxes = self._boxes()
         rows = list(self.table(file, "Image Index", "Finding Labels", "Patient ID"))
         names = {label for _, row in rows for label in row["Finding Labels"].split("|")}
-        universe = {kind for name in names if (kind := prompts.kind_of(name)) is not None}
+        universe = prompts.denied_by(names)
         seen: set[str] = set()
         for number, row in rows:
             image, patient = row["Image Index"], row["Patient ID"]

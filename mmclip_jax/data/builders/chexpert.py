@@ -89,8 +89,7 @@ def _labels(row: Mapping[str, str]) -> dict[str, LabelState]:
         state = None if kind is None else label_state(name, cell)
         if kind is not None and state is not None:
             labels[kind] = state
-    diseases = [k for k, state in labels.items() if state == LabelState.PRESENT and k != "no_finding"]
-    if labels.get("no_finding") == LabelState.PRESENT and any(not prompts.is_device(kind) for kind in diseases):
+    if diseases := prompts.beside_no_finding(k for k, state in labels.items() if state == LabelState.PRESENT):
         raise BadRow(f"labelled as no finding and as {', '.join(diseases)}")
     return labels
 

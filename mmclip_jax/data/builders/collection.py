@@ -7,7 +7,7 @@ was left out and the limit on it, splits by patient, training fractions.
 
 import collections
 import concurrent.futures
-import csv
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,20 +15,22 @@ import math
 import multiprocessing
 import os
 import pathlib
-import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mmclip_jax
-from mmclip_jax.data import ids, prompts, recognisers, records
+from mmclip_jax import spreadsheet
+from mmclip_jax.data import ids, prompts, recognisers, records, spool
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, read_table
+from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age
 from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
+from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.images import store_image
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState, Mask
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, listed, shorten
 
 REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
@@ -45,6 +47,9 @@ UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
 _CHUNK = 64
+_CHUNK_SUFFIX = ".chunk"
+_ID_COLUMN = re.compile(r"(^|[_ ])[iI][dD]s?$|[a-z]I[dD]$|^(study|subject|patient)$")
+_PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'…?|\"[^\"]*\"…?|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Reject:
     image: str
     reason: str
     consequence: str = LEFT_OUT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shorten(self.reason))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,12 +235,17 @@ class Collection(records.RecordsBuilder):
         read = read_table(str(file))
         missing = [name for name in columns if name not in read.header]
         if missing:
-            raise UserError(f"table {file}: there is no column {missing[0]!r} among {', '.join(read.header)}")
+            raise UserError(f"table {file}: there is no column {missing[0]!r} among {listed(read.header)}")
         if count:
             self.rows += len(read.rows) + len(read.ragged)
         self.rejects += [Reject(file.name, number, "", reason) for number, reason in read.ragged]
+        id_columns = [name for name in read.header if _ID_COLUMN.search(name)]
         for row in read.rows:
-            yield row.number, dict(zip(read.header, row.cells, strict=True))
+            cells = dict(zip(read.header, row.cells, strict=True))
+            for name in id_columns:  # tables are joined by them
+                with contextlib.suppress(ids.BadId):
+                    cells[name] = ids.clean_id(cells[name])
+            yield row.number, cells
 
     def divided(self, patient: str) -> str:
         """Which of train and validation (a tenth of the patients) a patient of an official training part belongs to."""
@@ -249,8 +262,8 @@ class Collection(records.RecordsBuilder):
             if kind is not None:
                 kinds.add(kind)
             elif not prompts.is_unmapped(label):
-                self.rejects.append(Reject(table, row, image, f"unknown label {label!r}", LABEL_LEFT_OUT))
-        if NO_FINDING in kinds and any(kind != NO_FINDING and not prompts.is_device(kind) for kind in kinds):
+                self.rejects.append(Reject(table, row, image, f"unknown label {ids.shown(label)}", LABEL_LEFT_OUT))
+        if prompts.beside_no_finding(kinds):
             kinds.remove(NO_FINDING)
             self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
         return kinds
@@ -259,7 +272,9 @@ class Collection(records.RecordsBuilder):
         """Years, NaN where unknown; an impossible age is listed."""
         age = parse_age(cell)
         if age is None:
-            self.rejects.append(Reject(table, row, image, f"age {cell!r} is not 0 to 120 years", "age left out"))
+            self.rejects.append(
+                Reject(table, row, image, f"age {ids.shown(cell)} is not 0 to 120 years", "age left out")
+            )
         return math.nan if age is None else age
 
     # What records.build calls
@@ -293,11 +308,13 @@ class Collection(records.RecordsBuilder):
         (self.data_dir / self.name / REJECTS_FILE).unlink(missing_ok=True)  # of a build that was stopped
         left_out = len(self._left_out())
         on_purpose = collections.Counter(each.reason for each in self.rejects if each.consequence == ON_PURPOSE)
+        joined = sum(each.consequence == ID_JOINED for each in self.rejects)
         return {
             "rows": self.rows,
             "rejects": left_out,
             "left_out_on_purpose": dict(sorted(on_purpose.items())),
-            "cells_left_out": len(self.rejects) - left_out - on_purpose.total(),
+            "cells_left_out": len(self.rejects) - left_out - on_purpose.total() - joined,
+            "ids_joined": joined,
             "fractions": fractions.write(self._train_rows, directory) if self._train_rows else {},
             "options": self.described_options(),
             **self.facts(),
@@ -323,7 +340,7 @@ class Collection(records.RecordsBuilder):
         first: dict[str, Item] = {}
         for read in self.read():
             if isinstance(read, Item):
-                read = _with_clean_ids(read)
+                read = cleaned(read)
             if isinstance(read, Reject):
                 self.rejects.append(read)
             elif problem := self._unwanted(read):
@@ -335,16 +352,16 @@ class Collection(records.RecordsBuilder):
                 self.rejects.append(Reject(read.table, read.row, read.id, problem))
             else:
                 items.append(read)
-        items = self._settled_ids(items)
+        items = self.settled_ids(items)
         for n, item in enumerate(items):
             split = item.split or split_of_patient(item.patient, self.shares, self.options.split_salt)
             labels = settle_uncertain(item.labels, getattr(self.options, "uncertain", "keep"))
             items[n] = dataclasses.replace(item, split=split, labels=labels)
-        self._check_patients(items)
+        self.check_patients(items)
         self._check_rejects()
         return items
 
-    def _settled_ids(self, items: list[Item]) -> list[Item]:
+    def settled_ids(self, items: list[Item]) -> list[Item]:
         """The items, with ids that may be one made one, or kept apart, or refused, as `alike_ids` says."""
         policy = getattr(self.options, "alike_ids", "same")
         if policy == "other":
@@ -385,7 +402,8 @@ class Collection(records.RecordsBuilder):
             return f"view {item.view}"
         return ""
 
-    def _check_patients(self, items: Iterable[Item]) -> None:
+    def check_patients(self, items: Iterable[Item]) -> None:
+        """Raises UserError where a patient is in two splits."""
         first: dict[str, Item] = {}
         for item in items:
             other = first.setdefault(item.patient, item)
@@ -407,7 +425,7 @@ class Collection(records.RecordsBuilder):
         """What makes the examples of a chunk, in whatever process."""
         recogniser = getattr(self.options, "entities", recognisers.LEXICON)
         recognisers.load(recogniser)  # before the work: it may not be there
-        self._chunks_dir.mkdir(parents=True, exist_ok=True)
+        _private_folder(self._chunks_dir)
         storing = Storing(self.name, self.VERSION, self.options.shorter_side, self.options.encoding, recogniser)
         return functools.partial(_make_chunk, storing, self._chunks_dir)
 
@@ -453,21 +471,36 @@ class Collection(records.RecordsBuilder):
         remedy = (
             "--on-bad skip leaves them out" if hasattr(self.options, "on_bad") else "allow more with --max-reject-share"
         )
+        kinds = reasons_by_kind(left_out)
+        several = "" if len(kinds) < 2 else "; in all " + ", ".join(f"{n} x {kind}" for kind, n in kinds[:10])
         raise UserError(
             f"{len(left_out)} of {self.rows} rows cannot be used, more than {100 * self.options.max_reject_share:g} %; "
-            f"the first: {first.table} row {first.row}: {first.reason}. All are listed in {file}. {self.reject_hint()}"
+            f"the first: {first.table} row {first.row}: {first.reason}{several}. All are listed in {file}. "
+            f"{self.reject_hint()}"
             f"Correct the files, or {remedy}."
         )
 
     def _write_rejects(self, file: pathlib.Path) -> None:
         with open(file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
+            writer = spreadsheet.Writer(stream)
             writer.writerow([field.name for field in dataclasses.fields(Reject)])
             for reject in sorted(self.rejects, key=lambda reject: (reject.table, reject.row, reject.reason)):
                 writer.writerow(dataclasses.astuple(reject))
 
 
-def _with_clean_ids(item: Item) -> Item | Reject:
+def reasons_by_kind(rejects: Iterable[Reject]) -> list[tuple[str, int]]:
+    """The reasons without what differs from row to row, and how many rows have each; the most frequent first.
+
+    A row with several faults counts for each.
+    """
+    kinds: collections.Counter[str] = collections.Counter()
+    for reject in rejects:
+        for reason in reject.reason.split("; "):
+            kinds[_PARTICULAR.sub("…", reason)] += 1
+    return kinds.most_common()
+
+
+def cleaned(item: Item) -> Item | Reject:
     """The item with ids in the spelling that is stored, or why they cannot be trusted."""
     own_study = item.study == item.id  # a study of its own
     try:
@@ -499,19 +532,6 @@ def split_of_patient(patient: str, shares: Sequence[float], salt: str = "") -> s
     if place < shares[0]:
         return "train"
     return "validation" if place < shares[0] + shares[1] or shares[2] == 0 else "test"
-
-
-def listed_labels(present: Iterable[str], universe: Iterable[str]) -> dict[str, LabelState]:
-    """Labels of an image whose annotators looked for every kind of `universe` and listed what is there.
-
-    What is not listed is absent; but who lists a special case says nothing against the broader kind: it stays unknown.
-    """
-    present = set(present)
-    labels = dict.fromkeys(sorted(present), LabelState.PRESENT)
-    broader = {wider for kind in present for wider in prompts.ancestors(kind)}
-    for kind in sorted(set(universe) - present - broader):
-        labels[kind] = LabelState.ABSENT
-    return labels
 
 
 def settle_uncertain(labels: Mapping[str, LabelState], policy: str) -> dict[str, LabelState]:
@@ -554,9 +574,8 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
     """
     stamps = [files.stamp(item.file) for item in items]
     digest = hashlib.sha256(repr((storing, items, stamps)).encode()).hexdigest()
-    file = directory / f"{digest}.pickle"
-    if file.exists():
-        kept: list[Example | Reject] = pickle.loads(file.read_bytes())
+    file = directory / f"{digest}{_CHUNK_SUFFIX}"
+    if (kept := _read_chunk(file)) is not None:
         return kept
     made = [each for item in items for each in make_example(item, storing)]
     examples = [(n, each) for n, each in enumerate(made) if isinstance(each, Example) and each.text]
@@ -565,9 +584,39 @@ def _make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item]
         made[n] = dataclasses.replace(example, entities=tuple(entities))
     if not any(isinstance(each, Reject) and each.consequence == LEFT_OUT for each in made):
         unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            for each in made:
+                if isinstance(each, Reject):
+                    spool.write(stream, {"reject": dataclasses.astuple(each)}, [])
+                else:
+                    spool.write(stream, *spool.example_parts(each))
         os.replace(unfinished, file)
     return made
+
+
+def _private_folder(folder: pathlib.Path) -> None:
+    """Makes the folder of chunks, for its owner alone. What killed builds of other versions left goes."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    for left in folder.iterdir():
+        process = left.suffix[1:]
+        if left.suffix == _CHUNK_SUFFIX or (process.isdecimal() and pathlib.Path(f"/proc/{process}").exists()):
+            continue
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+
+
+def _read_chunk(file: pathlib.Path) -> list[Example | Reject] | None:
+    """What an earlier run made; None if there is nothing, or it is damaged."""
+    try:
+        with open(file, "rb") as stream:
+            return [
+                Reject(*values["reject"]) if "reject" in values else spool.example_of(values, pictures)
+                for values, pictures in spool.read(stream)
+            ]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:

@@ -5,10 +5,12 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Iterable
+from typing import Any
 
 from mmclip_jax.errors import UserError
 
 _INSIDE = "!"
+_IN_PARQUET = "!parquet!"
 
 
 class ImageFiles:
@@ -76,18 +78,55 @@ def read_bytes(place: str) -> bytes:
     """
     archive, inside, member = place.partition(f".zip{_INSIDE}")
     if not inside:
-        return pathlib.Path(place).read_bytes()
+        return _embedded(place) if _IN_PARQUET in place else pathlib.Path(place).read_bytes()
     try:
         return _open_archive(f"{archive}.zip").read(member)
     except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"the image cannot be read from {pathlib.Path(archive).name}.zip ({error})") from error
 
 
+def parquet_place(file: pathlib.Path, column: str, row: int) -> str:
+    """The place of an image whose bytes are in a column of structs {bytes, path} of a Parquet file; rows from 0."""
+    return f"{file}{_IN_PARQUET}{row}{_INSIDE}{column}"
+
+
+def _embedded(place: str) -> bytes:
+    file, _, rest = place.partition(_IN_PARQUET)
+    row, _, column = rest.partition(_INSIDE)
+    try:
+        return _row_group(file, column, int(row))
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # pyarrow raises several kinds for a damaged file
+        raise UserError(f"the image cannot be read from {pathlib.Path(file).name} ({type(error).__name__})") from error
+
+
+def _row_group(file: str, column: str, row: int) -> bytes:
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_metadata(file)
+    for group in range(metadata.num_row_groups):
+        if row < metadata.row_group(group).num_rows:
+            return _pictures(file, column, group, os.stat(file).st_mtime_ns)[row].as_py() or b""
+        row -= metadata.row_group(group).num_rows
+    raise UserError(f"{pathlib.Path(file).name} has no such row")
+
+
+@functools.lru_cache(maxsize=1)
+def _pictures(file: str, column: str, group: int, changed: int) -> Any:
+    """The encoded images of a row group; rows are read in their order, so one group is kept."""
+    import pyarrow.parquet
+
+    del changed  # tells a file that was written anew
+    read = pyarrow.parquet.ParquetFile(file).read_row_group(group, columns=[column]).column(0).combine_chunks()
+    return read.field("bytes") if pyarrow.types.is_struct(read.type) else read
+
+
 def stamp(place: str) -> tuple[int, int]:
     """Size and time of change of an image file (or of its archive), which tell a changed file; (0, 0) if missing."""
     archive, inside, _ = place.partition(f".zip{_INSIDE}")
     try:
-        status = os.stat(f"{archive}.zip" if inside else place)
+        status = os.stat(f"{archive}.zip" if inside else place.partition(_IN_PARQUET)[0])
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -9,6 +9,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
 from mmclip_jax.data.builders.files import ImageFiles
+from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
@@ -121,8 +122,8 @@ class OpenI(Collection):
             return
         heads = {code.split("/")[0].strip() for code in codes} - {"No Indexing"}
         kinds = {kind for head in heads if (kind := prompts.kind_of(head)) is not None}
-        if any(not prompts.is_device(kind) for kind in kinds - {"no_finding"}):
-            kinds.discard("no_finding")
+        if prompts.beside_no_finding(kinds):
+            kinds.discard(NO_FINDING)
         for name, place, view in shown:
             yield Item(
                 table=table,

@@ -1,16 +1,20 @@
 """PadChest of BIMCV, Alicante."""
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, parse_sex, split_labels
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, listed_labels
+from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject
 from mmclip_jax.data.builders.files import ImageFiles
+from mmclip_jax.data.builders.labels import listed_labels
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 _VIEWS = {"L": "LATERAL", "AP_horizontal": "AP_HORIZONTAL"}
 _UNUSABLE = frozenset({"exclude", "suboptimal study"})
+_RENAMED = {"mass": "mass of unspecified site"}
+"""PadChest's tree of findings has the masses of the lung, mediastinum, pleura and breast below "mass"."""
 
 
 class PadChest(Collection):
@@ -18,7 +22,8 @@ class PadChest(Collection):
 
     The physicians' images are the test split. The other images of their patients (labelled by a recurrent network) are
     left out on purpose; a tenth of the remaining patients is the validation split. Unlisted kinds are absent, except
-    where no label is a kind of the vocabulary: such images are left out on purpose. The Spanish reports are not stored.
+    those that the list leaves open, and kinds that only physicians use are unknown where the network labelled. Images
+    without a label of the vocabulary are left out on purpose. The Spanish reports are not stored.
     """
 
     name = "padchest"
@@ -36,8 +41,11 @@ class PadChest(Collection):
         images = ImageFiles([self.manual_dir], (".png",))
         rows = list(self.table(file, "ImageID", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels"))
         by_physicians = {row["PatientID"] for _, row in rows if row["MethodLabel"] == "Physician"}
-        names = {label for _, row in rows for label in _listed(row["Labels"])}
-        universe = {kind for name in names if (kind := prompts.kind_of(name)) is not None}
+        names: dict[str, set[str]] = collections.defaultdict(set)
+        for _, row in rows:
+            names[row["MethodLabel"]].update(_listed(row["Labels"]))
+        by_network = prompts.denied_by(names["RNN_model"])
+        universe = prompts.denied_by(set().union(*names.values()))
         seen: set[str] = set()
         for number, row in rows:
             image, patient = row["ImageID"], row["PatientID"]
@@ -46,7 +54,7 @@ class PadChest(Collection):
                 continue
             seen.add(image)
             try:
-                labels = split_labels(row["Labels"], ",")
+                labels = _split(row["Labels"])
                 sex = parse_sex(row.get("PatientSex_DICOM", ""))
             except BadRow as bad:
                 yield Reject(file.name, number, image, str(bad))
@@ -78,14 +86,19 @@ class PadChest(Collection):
                 yield Reject(file.name, number, image, problem, ON_PURPOSE)
                 continue
             split = "test" if patient in by_physicians else self.divided(patient)
-            yield dataclasses.replace(item, split=split, labels=listed_labels(present, universe))
+            known = by_network if row["MethodLabel"] == "RNN_model" else universe
+            yield dataclasses.replace(item, split=split, labels=listed_labels(present, known, labels))
 
 
 def _listed(cell: str) -> list[str]:
     try:
-        return split_labels(cell, ",")
+        return _split(cell)
     except BadRow:
         return []  # the row itself is listed when its turn comes
+
+
+def _split(cell: str) -> list[str]:
+    return [_RENAMED.get(label, label) for label in split_labels(cell, ",")]
 
 
 def _years(row: dict[str, str]) -> str:

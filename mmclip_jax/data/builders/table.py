@@ -13,34 +13,28 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmclip_jax.data import prompts, records
+from mmclip_jax import ranges
+from mmclip_jax.data import dicom_headers, prompts, records
 from mmclip_jax.data.builders.cells import (
-    REPORT_ROLES,
-    UNUSED,
-    USUAL_NAMES,
     BadRow,
-    Columns,
     Frame,
-    Kinds,
     RawBox,
-    Row,
-    Table,
     label_state,
     parse_age,
     parse_boxes,
     parse_frame,
-    parse_sex,
     parse_split,
-    parse_view,
-    read_table,
     separator_of,
+    sex_meanings,
+    sex_of,
     split_labels,
 )
 from mmclip_jax.data.builders.collection import (
     ALIKE_POLICIES,
+    ON_PURPOSE,
     REJECTS_FILE,
     Collection,
     Item,
@@ -48,11 +42,18 @@ from mmclip_jax.data.builders.collection import (
     alike_option,
     check_storing,
     entities_option,
-    listed_labels,
     option,
 )
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.table_images import Found, TableImages
+from mmclip_jax.data.builders.tablefile import Row, Table, read_table
+from mmclip_jax.data.ids import BadId, shown
 from mmclip_jax.data.schema import SPLITS, LabelState, report_text
-from mmclip_jax.errors import UserError
+from mmclip_jax.data.views import plain, view_of
+from mmclip_jax.errors import UserError, listed
+
+_FRONTAL = ("frontal",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,26 +63,37 @@ class TableOptions:
     A column option is the column's name in the table, "" to find it by its usual names, or "-" to leave it unused.
     """
 
-    table: str = dataclasses.field(metadata={"help": "CSV, TSV or Parquet file, one row an image"})
+    table: str = dataclasses.field(metadata={"help": "CSV, TSV, Excel or Parquet file, one row an image or a study"})
     images: str = dataclasses.field(metadata={"help": "folder that the image column's paths are relative to"})
     name: str = dataclasses.field(metadata={"help": "name of the data set (directory, and source of its images)"})
     unpaired_table: str = option("", "second table, of images with labels only (its report columns are not read)")
     unpaired_images: str = option("", "folder of the second table's images; default: the same as --images")
 
+    join: str = option(
+        "path",
+        "how rows find images: path, of the image column; accession or sop, by accession number or SOP instance UID in "
+        "DICOM headers; folder, all images of a study's folder",
+        tuple(JOINS),
+    )
+    allow_outside: bool = option(False, "paths of images may lead out of --images (.., absolute paths, links)")
+
     image_column: str = option("", "column of image paths")
     patient_column: str = option("", "column of patient ids (give the image column if each image is another patient)")
     study_column: str = option("", "column of study ids; default: each image is a study of its own")
-    view_column: str = option("", "column of views (PA, AP, ...)")
-    sex_column: str = option("", "column of sexes")
-    age_column: str = option("", "column of ages in years")
+    accession_column: str = option("", "column of accession numbers, for --join accession")
+    sop_column: str = option("", "column of SOP instance UIDs, for --join sop")
+    view_column: str = option("", "column of views (PA, AP, ...); default: by name, else from DICOM headers")
+    sex_column: str = option("", "column of sexes; default: by name, else from DICOM headers")
+    age_column: str = option("", "column of ages in years; default: by name, else from DICOM headers")
     report_column: str = option("", "column of whole reports")
     findings_column: str = option("", "column of reports' findings")
     impression_column: str = option("", "column of reports' impressions")
     split_column: str = option("", "column of splits (train, validation, test); default: by patient, see --shares")
-    labels_column: str = option("", "column that lists an image's labels, joined by --label-separator")
+    labels_column: str = option("", "column that lists an image's labels, joined by --label-separator; - for none")
     label_columns: tuple[str, ...] = option(
         (),
-        "columns of one label each (1 present, 0 absent, -1 uncertain, blank unknown); default: all named like a kind",
+        "columns of one label each (1 or yes present, 0 or no absent, -1 uncertain, blank unknown); default: all named "
+        "like a kind; - uses none",
     )
     box_columns: tuple[str, ...] = option((), "one column of box lists, or four: x, y, width, height")
     box_kind_column: str = option("", "column of the kind that a row's box shows")
@@ -95,7 +107,8 @@ class TableOptions:
         "", '"pixels" of the file, "fraction", or WIDTHxHEIGHT; default: the number in the column\'s name, else pixels'
     )
     box_format: str = option("xywh", "xywh (corner, width, height) or xyxy (two corners)")
-    views: tuple[str, ...] = option((), "views to keep; default: all")
+    views: tuple[str, ...] = option(_FRONTAL, "views to keep, e.g. PA,AP; frontal: all but laterals; all: every one")
+    sex_map: tuple[str, ...] = option((), 'what the words of the sex column mean, e.g. "0=F,1=M"')
 
     split: str = option("", "put every row into this one split")
     shares: tuple[float, ...] = option((0.8, 0.1, 0.1), "shares of patients in train, validation, test")
@@ -108,6 +121,8 @@ class TableOptions:
     max_reject_share: float = option(0.001, "the build stops if more than this share of rows cannot be used")
     entities: str = entities_option()
     csv_encoding: str = option("utf-8", "character encoding of a CSV file")
+    csv_separator: str = option("", "what parts the columns of a CSV file; default: found by itself")
+    sheet: str = option("", "sheet of an Excel file; default: the first that is not empty")
     workers: int = option(0, "processes that read images; 0: one a core")
 
     def __post_init__(self) -> None:
@@ -129,11 +144,16 @@ class TableOptions:
             raise UserError(f"name {self.name!r}: use small letters, digits and _ only, a letter first")
         if self.name == "phantom":
             raise UserError("name 'phantom' is that of the built-in data set, whose texts are shown: choose another")
-        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        bad = ranges.Several(ranges.SHARE).problem(self.shares)
+        if bad or len(self.shares) != 3 or abs(sum(self.shares) - 1) > 1e-6:
             raise UserError(f"shares {self.shares}: three numbers, for train, validation, test, that sum to 1")
         if self.split and self.split not in SPLITS:
             raise UserError(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
-        for name, known in (("encoding", ("jpeg", "png")), ("alike_ids", ALIKE_POLICIES)):
+        for name, known in (
+            ("encoding", ("jpeg", "png")),
+            ("alike_ids", ALIKE_POLICIES),
+            ("join", tuple(JOINS)),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(f"{name.replace('_', ' ')} {getattr(self, name)!r} is not one of {', '.join(known)}")
         if self.box_format not in ("xywh", "xyxy"):
@@ -146,6 +166,9 @@ class TableOptions:
         for item in self.label_map:
             if "=" not in item:
                 raise UserError(f"label map {item!r}: write LABEL=kind")
+        for item in self.sex_map:
+            if item.rpartition("=")[2] not in ("M", "F", "") or "=" not in item:
+                raise UserError(f"sex map {item!r}: write WORD=M, WORD=F, or WORD= for unknown")
         parse_frame(self.box_frame)
 
 
@@ -171,7 +194,10 @@ class BuildSummary:
             if table["columns_not_used"]:
                 lines.append(f"    not used: {', '.join(table['columns_not_used'])}")
             if table["rows_of_other_views"]:
-                lines.append(f"    {table['rows_of_other_views']} rows of other views left out")
+                lines.append(
+                    f"    {table['rows_of_other_views']} rows of other views left out (--views all keeps every view)"
+                )
+            lines += [f"    {note}" for note in table["notes"]]
         meanings: dict[str, list[str]] = {}
         for string, kind in facts["label_strings"].items():
             meanings.setdefault(kind or "(ignored)", []).append(string)
@@ -214,12 +240,13 @@ class _Source:
 
     table: Table
     columns: Columns
-    folder: pathlib.Path
+    images: TableImages
     id_prefix: str
     separator: str
     universe: frozenset[str]  # the kinds that are absent where a row's list lacks them
     frame: Frame
     frame_was_told: bool
+    sexes: Mapping[str, str]  # what words of the sex column mean, if it is not what they usually mean
 
 
 class TableBuilder(Collection):
@@ -236,6 +263,10 @@ class TableBuilder(Collection):
         self._label_strings: dict[str, str] = {}
         self._unknown: collections.Counter[str] = collections.Counter()
         self._tables: list[dict[str, Any]] = []
+
+    def notes(self) -> list[list[str]]:
+        """How the images of each table were found, for a person."""
+        return [table["notes"] for table in self._tables]
 
     def facts(self) -> Mapping[str, Any]:
         """The tables as they were understood."""
@@ -264,10 +295,10 @@ class TableBuilder(Collection):
         """The label strings that nobody knows, and what to do about them."""
         if not self._unknown:
             return ""
-        labels = ", ".join(f"{label} ({count} rows)" for label, count in self._unknown.most_common(20))
+        labels = ", ".join(f"{listed([label])} ({count} rows)" for label, count in self._unknown.most_common(20))
         return (
-            f"Unknown labels: {labels}; say what they mean with --label-map LABEL=KIND, or leave them out with "
-            f"--ignore-labels LABEL. "
+            f"Unknown labels: {labels}; say what they mean with --label-map LABEL=KIND, leave them out with "
+            f"--ignore-labels LABEL, or the whole column with --labels-column -. "
         )
 
     # The tables
@@ -277,26 +308,32 @@ class TableBuilder(Collection):
         folder = pathlib.Path(images).expanduser()
         if not folder.is_dir():
             raise UserError(f"image folder {folder} does not exist")
-        table = read_table(path, options.csv_encoding)
+        table = read_table(path, options.csv_encoding, options.csv_separator, options.sheet)
         chosen = {role: getattr(options, f"{role.replace(' ', '_')}_column") for role in USUAL_NAMES}
         if not with_reports:
             chosen |= dict.fromkeys(REPORT_ROLES, UNUSED)
-        columns = Columns(table, self._kinds, chosen, options.label_columns, options.box_columns, options.box_format)
+        columns = Columns(
+            table, self._kinds, chosen, options.label_columns, options.box_columns, options.box_format, options.join
+        )
         self._label_strings |= columns.labels
         separator = options.label_separator
         if separator == "auto":
             separator = separator_of([columns.get(row, "labels") for row in table.rows])
         frame = parse_frame(options.box_frame)
         in_name = re.search(r"\d+$", columns.boxes[0]) if len(columns.boxes) == 1 else None
+        finder = TableImages(folder, options.join, options.allow_outside)
+        finder.strip_prefix([columns.get(row, "image") for row in table.rows])
+        told = {plain(word): sex for word, _, sex in (item.rpartition("=") for item in options.sex_map)}
         return _Source(
             table=table,
             columns=columns,
-            folder=folder,
+            images=finder,
             id_prefix=id_prefix,
             separator=separator,
             universe=self._universe(table, columns, separator),
             frame=frame or (parse_frame(in_name[0]) if in_name else "pixels"),
             frame_was_told=bool(frame),
+            sexes=sex_meanings(columns.get(row, "sex") for row in table.rows) | told,
         )
 
     def _universe(self, table: Table, columns: Columns, separator: str) -> frozenset[str]:
@@ -307,7 +344,8 @@ class TableBuilder(Collection):
         kinds = set()
         for cell in {columns.get(row, "labels") for row in table.rows}:
             try:
-                kinds |= {self._kinds(label) for label in split_labels(cell, separator)}
+                labels = split_labels(cell, separator)
+                kinds |= {self._kinds(label) for label in labels if self._kinds.denies(label)}
             except BadRow:
                 continue  # the row itself is left out, with the reason, when its turn comes
         return frozenset(kind for kind in kinds if kind)
@@ -315,30 +353,18 @@ class TableBuilder(Collection):
     def _read(self, source: _Source, seen: dict[pathlib.Path, str]) -> Iterator[Item | Reject]:
         """The images of a table. `seen` says where each image file was named first; it is added to."""
         table, columns = source.table, source.columns
-        views = {parse_view(view) for view in self.options.views}
-        other_views = 0
+        role = next(role for role in (*JOINS[self.options.join][0], "image") if role in columns.role)
         rows_of: dict[str, list[Row]] = {}
         for number, reason in table.ragged:
             yield _reject(source, number, "", reason)
         for row in table.rows:
-            if views and parse_view(columns.get(row, "view")) not in views:
-                other_views += 1
-            elif image := columns.get(row, "image"):
+            if image := columns.get(row, role):
                 rows_of.setdefault(image, []).append(row)
             else:
-                yield _reject(source, row.number, "", "no image is named")
+                yield _reject(source, row.number, "", f"no {role} is named")
         count = len(table.rows) + len(table.ragged)
-        self.rows += count - other_views
-        self._tables.append(
-            {
-                "file": table.file.name,
-                "rows": count,
-                "rows_of_other_views": other_views,
-                "columns": columns.described(),
-                "columns_not_used": columns.unused,
-                "label_universe": sorted(source.universe),
-            }
-        )
+        self.rows += count
+        other_views: set[int] = set()
         for image, rows in rows_of.items():
             same = [rows[0]]
             for row in rows[1:]:
@@ -347,14 +373,44 @@ class TableBuilder(Collection):
                 else:
                     same.append(row)
             try:
-                yield self._item(source, image, same, seen)
+                for item in self._items(source, image, same, seen):
+                    if unwanted := self._unwanted_view(item):
+                        other_views |= {row.number for row in same}
+                        yield _reject(source, item.row, item.id, unwanted, ON_PURPOSE)
+                    else:
+                        yield item
             except BadRow as bad:
                 for row in same:
                     yield _reject(source, row.number, image, str(bad))
+        self.rows -= len(other_views)
+        self._tables.append(
+            {
+                "file": table.file.name,
+                "rows": count,
+                "rows_of_other_views": len(other_views),
+                "columns": columns.described(),
+                "columns_not_used": columns.unused,
+                "label_universe": sorted(source.universe),
+                "notes": [*table.notes, *source.images.notes()],
+            }
+        )
+
+    def _unwanted_view(self, item: Item) -> str:
+        """Why an image's view is left out; "" if it is kept."""
+        kept = {view_of(view) for view in self.options.views}
+        if not kept or "all" in kept:
+            return ""
+        if "frontal" in kept and item.view != "LATERAL":
+            return ""
+        return "" if item.view in kept else f"view {listed([item.view]) or 'unknown'}"
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
-        """Where tables have a row for each box, an image has several rows; "" if this is one of these."""
+        """Why a row is not one of several that a study has, or an image (a row for each box); "" if it is."""
         columns = source.columns
+        if self.options.join != "path":
+            used = {*columns.role.values(), *columns.labels, *columns.boxes}
+            differs = [n for n in source.table.header if n in used and columns.cell(first, n) != columns.cell(row, n)]
+            return f"the study is in row {first.number} too, but column {differs[0]!r} differs" if differs else ""
         if len(columns.boxes) != 4:
             return f"the image is in row {first.number} too"
         apart = {*columns.boxes, columns.role.get("box kind", "")}
@@ -363,47 +419,100 @@ class TableBuilder(Collection):
                 return f"the image is in row {first.number} too, but column {name!r} differs"
         return ""
 
-    def _item(self, source: _Source, image: str, rows: Sequence[Row], seen: dict[pathlib.Path, str]) -> Item:
+    def _items(self, source: _Source, image: str, rows: Sequence[Row], seen: dict[pathlib.Path, str]) -> Iterator[Item]:
+        """The images that rows with one name of an image, or of a study, mean.
+
+        Raises:
+          BadRow: all that is wrong with the row.
+        """
         columns, row = source.columns, rows[0]
-        file = _find_file(source.folder, image)
+        problems: list[str] = []
+
+        def checked(read: Callable[[], Any], otherwise: Any) -> Any:
+            try:
+                return read()
+            except (BadRow, BadId) as bad:
+                problems.append(str(bad))
+                return otherwise
+
+        found: Sequence[Found] = checked(lambda: self._found(source, image, row), ())
         here = f"{source.table.file.name} row {row.number}"
-        if seen.setdefault(file.resolve(), here) != here:
-            raise BadRow(f"the image is in {seen[file.resolve()]} too")
+        for each in found:
+            file = pathlib.Path(each.place).resolve()
+            if seen.setdefault(file, here) != here:
+                problems.append(f"the image is in {seen[file]} too")
         patient = columns.get(row, "patient")
         if not patient:
-            raise BadRow("no patient is named")
-        findings = columns.get(row, "findings") or columns.get(row, "report")
-        impression = columns.get(row, "impression")
-        labels = self._labels(source, row)
-        if not report_text(findings, impression) and not set(labels.values()) & {LabelState.PRESENT, LabelState.ABSENT}:
-            raise BadRow("no report and no label that is present or absent")
-        id = source.id_prefix + image
+            problems.append("no patient is named")
+        findings, impression = self._report(columns, row, columns.get(row, "study") or source.id_prefix + image)
+        labels = checked(lambda: self._labels(source, row), None)
+        told = labels is None or set(labels.values()) & {LabelState.PRESENT, LabelState.ABSENT}
+        if not told and not report_text(findings, impression):
+            problems.append("no report and no label that is present or absent")
+        split = checked(lambda: self._split(columns, row), "")
+        boxes = checked(lambda: tuple((kind, box.numbers) for each in rows for kind, box in
+                                      self._boxes(columns, each, labels or {})), ())  # fmt: skip
+        if boxes and len(found) > 1:
+            problems.append(f"boxes, but the row means {len(found)} images")
+        if problems:
+            raise BadRow("; ".join(dict.fromkeys(problems)))
+        by_path = self.options.join == "path"
+        own_study = columns.get(row, "study") or (image if self.options.join in ("accession", "folder") else "")
+        for each in found:
+            id = source.id_prefix + (image if by_path else each.name)
+            view, sex, age, study = self._of_header(source, row, image, each)
+            yield Item(
+                table=str(source.table.file),
+                row=row.number,
+                file=each.place,
+                id=id,
+                split=split,
+                patient=patient,
+                study=own_study or study or id,
+                view=view,
+                sex=sex,
+                age=age,
+                findings=findings,
+                impression=impression,
+                labels=labels,
+                boxes=boxes,
+                frame=source.frame,
+                frame_was_told=source.frame_was_told,
+                box_format=self.options.box_format,
+                value_range=self.options.value_range
+                if self.options.value_range in ("auto", "full")
+                else int(self.options.value_range),
+            )
+
+    def _found(self, source: _Source, image: str, row: Row) -> Sequence[Found]:
+        pictures = source.table.pictures.get(source.columns.role.get("image", ""), ())
+        place = pictures[row.number - 2] if pictures else ""
+        return [Found(place, image)] if place else source.images.find(image)
+
+    def _of_header(self, source: _Source, row: Row, image: str, found: Found) -> tuple[str, str, float, str]:
+        """(view, sex, age, study) of an image: the table's, else its DICOM header's; what cannot be read is listed."""
+        columns = source.columns
+        view = view_of(columns.get(row, "view"))
+        sex = sex_of(columns.get(row, "sex"), source.sexes)
         age = parse_age(columns.get(row, "age"))
-        if age is None:
-            reason = f"age {columns.get(row, 'age')!r} is not 0 to 120 years"
-            self.rejects.append(_reject(source, row.number, image, reason, "age left out"))
-        return Item(
-            table=str(source.table.file),
-            row=row.number,
-            file=str(file),
-            id=id,
-            split=self._split(columns, row),
-            patient=patient,
-            study=columns.get(row, "study") or id,
-            view=parse_view(columns.get(row, "view")),
-            sex=parse_sex(columns.get(row, "sex")),
-            age=math.nan if age is None else age,
-            findings=findings,
-            impression=impression,
-            labels=labels,
-            boxes=tuple((kind, box.numbers) for each in rows for kind, box in self._boxes(columns, each, labels)),
-            frame=source.frame,
-            frame_was_told=source.frame_was_told,
-            box_format=self.options.box_format,
-            value_range=self.options.value_range
-            if self.options.value_range in ("auto", "full")
-            else int(self.options.value_range),
-        )
+        for name, value in (("sex", sex), ("age", age)):
+            if value is None:
+                means = "not M, F or unknown (--sex-map says what it means)" if name == "sex" else "not 0 to 120 years"
+                reason = f"{name} {shown(columns.get(row, name))} is {means}"
+                self.rejects.append(_reject(source, row.number, image, reason, f"{name} left out"))
+        study = ""
+        if not (view and sex and age == age and columns.get(row, "study")):
+            header = dicom_headers.read(found.place) or dicom_headers.Header()
+            source.images.how["with a DICOM header"] += bool(header.sop)
+            view = view or header.view
+            sex = sex_of(header.sex) if sex == "" else sex
+            age = parse_age(header.age) if age is not None and math.isnan(age) else age
+            study = header.study
+        return view, sex or "", math.nan if age is None else age, study
+
+    def _report(self, columns: Columns, row: Row, study: str) -> tuple[str, str]:
+        """(findings, impression) of a row, from these columns or else from that of whole reports."""
+        return columns.get(row, "findings") or columns.get(row, "report"), columns.get(row, "impression")
 
     def _split(self, columns: Columns, row: Row) -> str:
         if self.options.split:
@@ -416,7 +525,7 @@ class TableBuilder(Collection):
         kind = self._kinds(label)
         if kind is None:
             self._unknown[label] += 1
-            raise BadRow(f"unknown label {label!r}")
+            raise BadRow(f"unknown label {shown(label)}")
         self._label_strings[label] = kind
         return kind
 
@@ -424,21 +533,15 @@ class TableBuilder(Collection):
         labels: dict[str, LabelState] = {}
         for name, kind in source.columns.labels.items():
             state = label_state(name, source.columns.cell(row, name))
-            if state is not None:
+            if state is not None and (state != LabelState.ABSENT or self._kinds.denies(name)):
                 labels[kind] = state
         listed = split_labels(source.columns.get(row, "labels"), source.separator)
         present = {kind for kind in [self._kind(label) for label in listed] if kind}
-        for kind, state in listed_labels(present, source.universe if present else ()).items():
-            if labels.setdefault(kind, state) != state and state == LabelState.PRESENT:
+        for kind, state in listed_labels(present, source.universe if present else (), listed).items():
+            if labels.setdefault(kind, state) != state and kind in present:
                 raise BadRow(f"the list of labels has {kind}, its own column says {labels[kind].name.lower()}")
-        if labels.get("no_finding") == LabelState.PRESENT:
-            found = [
-                kind
-                for kind, state in labels.items()
-                if state == LabelState.PRESENT and kind != "no_finding" and not prompts.is_device(kind)
-            ]
-            if found:
-                raise BadRow(f"labelled as no finding and as {', '.join(found)}")
+        if found := prompts.beside_no_finding(k for k, state in labels.items() if state == LabelState.PRESENT):
+            raise BadRow(f"labelled as no finding and as {', '.join(found)}")
         return labels
 
     def _boxes(self, columns: Columns, row: Row, labels: Mapping[str, LabelState]) -> Iterator[tuple[str, RawBox]]:
@@ -457,14 +560,3 @@ class TableBuilder(Collection):
 
 def _reject(source: _Source, row: int, image: str, reason: str, *consequence: str) -> Reject:
     return Reject(str(source.table.file), row, image, reason, *consequence)
-
-
-def _find_file(folder: pathlib.Path, image: str) -> pathlib.Path:
-    file = folder / image
-    if file.is_file():
-        return file
-    if not file.suffix:
-        for suffix in (".png", ".jpg", ".jpeg"):
-            if file.with_name(file.name + suffix).is_file():
-                return file.with_name(file.name + suffix)
-    raise BadRow("there is no such image file")

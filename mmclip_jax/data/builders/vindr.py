@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.collection import Collection, Item, Reject
@@ -84,7 +84,8 @@ class VinDr(Collection):
             seen = readings.setdefault(row["image_id"], _Readings(file.name, number, split))
             names = {name: cell for name, cell in row.items() if name not in ("image_id", "rad_id")}
             if not universe:
-                universe = self.kinds_of(names, file.name, 1, "") | ({"no_finding"} & _kinds(names))
+                self.kinds_of(names, file.name, 1, "")  # lists those that nobody knows
+                universe = prompts.denied_by(names)
             seen.labels[row.get("rad_id") or _CONSENSUS] |= self.kinds_of(
                 [name for name, cell in names.items() if cell in ("1", "1.0")], file.name, number, row["image_id"]
             )
@@ -96,7 +97,7 @@ class VinDr(Collection):
         for number, row in self.table(file, "image_id", "class_name", *_CORNERS, count=count):
             image = row["image_id"]
             kinds = self.kinds_of([row["class_name"]], file.name, number, image)
-            universe |= kinds
+            universe |= prompts.denied_by([row["class_name"]])
             seen = readings.setdefault(image, _Readings(file.name, number, split))
             seen.labels[row.get("rad_id") or _CONSENSUS] |= kinds
             if row.get("width") and row.get("height"):
@@ -112,22 +113,16 @@ class VinDr(Collection):
         return universe
 
 
-def _kinds(labels: Iterable[str]) -> set[str]:
-    return {kind for label in labels if (kind := prompts.kind_of(label)) is not None}
-
-
 def _settle(named: Mapping[str, set[str]], universe: set[str]) -> dict[str, LabelState]:
-    """The state of each kind from what each reader names."""
+    """The state of each kind from what each reader names; who names a kind names its broader ones of the universe."""
     labels = {}
-    for kind in sorted(universe):
-        votes = sum(kind in kinds for kinds in named.values())
+    readers = [kinds | (prompts.implied(kinds) & universe) for kinds in named.values()]
+    for kind in sorted(universe.union(*readers)):
+        votes = sum(kind in kinds for kinds in readers)
         if 2 * votes > len(named):
             labels[kind] = LabelState.PRESENT
         else:
             labels[kind] = LabelState.UNCERTAIN if votes else LabelState.ABSENT
-    present = {kind for kind, state in labels.items() if state == LabelState.PRESENT}
-    for wider in {wider for kind in present for wider in prompts.ancestors(kind)} - present:
-        labels.pop(wider, None)
     return labels
 
 

@@ -29,7 +29,9 @@ NO_FINDING = "no_finding"
 LABELS = ("observation", "anatomy", "device", "modifier")
 CUES = ("before", "after", "normal", "pseudo", "terminator", "conjunction", "affirming", "verb")
 
-_KIND_FIELDS = {"display", "category", "count", "is_a", "phrases", "terms", "labels"}
+EVERYTHING = "everything"  # in place of kinds that a label string leaves open
+
+_KIND_FIELDS = {"display", "category", "count", "is_a", "implies", "beside", "phrases", "terms", "labels", "narrow"}
 _UNCOUNTED = re.compile(r"(?:ed|(?<!thicken)ing|al|[a-z]{3}ar|ic|ous|ary|ive|oid|nent|ae|mata|(?<![sui])s|[^a-z])$")
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -43,9 +45,12 @@ class Kind:
     category: str
     count: bool
     is_a: tuple[str, ...]
+    implies: bool
+    beside: tuple[str, ...]
     phrases: tuple[str, ...]
     terms: tuple[str, ...]
     labels: tuple[str, ...]
+    narrow: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +65,18 @@ class Term:
 class Resources:
     """What the files say, checked.
 
-    kinds: by name, in the order of the file. names: squeezed name or label string to kind; unmapped: squeezed label
-    strings that deliberately stand for no kind. terms: normalised term (see `normalise`) to what it means. cues: the
-    negation cues by role. compose: (observation, anatomy) to kind. prompts: the grammar; tokenizer: a file.
+    kinds: by name, in the order of the file. names: squeezed name or label string to kind. unmapped: squeezed label
+    strings that deliberately stand for no kind. narrow: squeezed names of a part of their kind. left_open: squeezed
+    label string to the kinds of which a list that has it says nothing, beside those that its own kind leaves open.
+    terms: normalised term (see `normalise`) to what it means. cues: the negation cues by role. compose: (observation,
+    anatomy) to kind. prompts: the grammar; tokenizer: a file.
     """
 
     kinds: Mapping[str, Kind]
     names: Mapping[str, str]
     unmapped: frozenset[str]
+    narrow: frozenset[str]
+    left_open: Mapping[str, frozenset[str]]
     terms: Mapping[str, Term]
     cues: Mapping[str, tuple[str, ...]]
     compose: Mapping[tuple[str, str], str]
@@ -130,13 +139,16 @@ def _load(directory: Path) -> Resources:
     if not any(file.is_file() for file in files.values()):
         raise UserError(f"{directory}: no resource file here; it may hold copies of {', '.join(files)}")
     files = {name: file if file.is_file() else PACKAGED / name for name, file in files.items()}
-    kinds = _read_kinds(files[VOCABULARY])
+    left_open: dict[str, frozenset[str]] = {}
+    kinds = _read_kinds(files[VOCABULARY], left_open)
     terms, compose = _read_lexicon(files[LEXICON], files[VOCABULARY], kinds)
     names = _read_names(files[VOCABULARY], kinds)
     return Resources(
         kinds=kinds,
         names=names,
-        unmapped=_read_unmapped(files[UNMAPPED], names),
+        unmapped=_read_unmapped(files[UNMAPPED], names, kinds, left_open),
+        narrow=_read_narrow(files[VOCABULARY], kinds, names),
+        left_open=left_open,
         terms=terms,
         cues=_read_cues(files[NEGATION], terms),
         compose=compose,
@@ -145,16 +157,48 @@ def _load(directory: Path) -> Resources:
     )
 
 
-def _read_unmapped(file: Path, names: Mapping[str, str]) -> frozenset[str]:
+def _read_unmapped(
+    file: Path, names: Mapping[str, str], kinds: Mapping[str, Kind], left_open: dict[str, frozenset[str]]
+) -> frozenset[str]:
     unmapped = set()
-    for reason, labels in read_yaml(file).items():
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise UserError(f"{file}: {reason!r} is not followed by a list of label strings")
-        for label in labels:
+    for reason, entries in read_yaml(file).items():
+        for label in _labels(file, repr(reason), entries, left_open):
             if squeeze(label) in names:
                 raise UserError(f"{file}: {label!r} is a name of {names[squeeze(label)]} in the vocabulary")
             unmapped.add(squeeze(label))
+    for label, open_kinds in left_open.items():
+        if unknown := open_kinds - set(kinds) - {EVERYTHING}:
+            raise UserError(f"{file}: {label!r} leaves {sorted(unknown)[0]} open, which is no kind of the vocabulary")
+    every = frozenset(kinds)
+    left_open.update({label: every for label, open_kinds in left_open.items() if EVERYTHING in open_kinds})
     return frozenset(unmapped)
+
+
+def _read_narrow(file: Path, kinds: Mapping[str, Kind], names: Mapping[str, str]) -> frozenset[str]:
+    narrow = {squeeze(form) for kind in kinds.values() for name in kind.narrow for form in (name, plural(name))}
+    for kind in kinds.values():
+        if stray := [name for name in kind.narrow if names.get(squeeze(name)) != kind.name]:
+            raise UserError(f"{file}: {stray[0]!r} of narrow is no term or label of kind {kind.name}")
+        if squeeze(kind.name) in narrow or squeeze(kind.display) in narrow:
+            raise UserError(f"{file}: kind {kind.name} is called by a name that narrow says is a part of it")
+    return frozenset(narrow)
+
+
+def _labels(file: Path, where: str, value: Any, left_open: dict[str, frozenset[str]]) -> tuple[str, ...]:
+    """The strings of a list whose entries are strings, or mappings of one string to the kinds that it leaves open."""
+    if not isinstance(value, list):
+        raise UserError(f"{file}: {where} is not followed by a list of label strings")
+    labels: list[Any] = []
+    for entry in value:
+        label: Any = entry
+        open_kinds: Any = []
+        if isinstance(entry, dict) and len(entry) == 1:
+            ((label, open_kinds),) = entry.items()
+        labels.append(label)
+        found = _strings(file, f"what {label!r} of {where} leaves open", open_kinds)
+        if isinstance(label, str) and found:
+            left_open[squeeze(label)] = frozenset(found)
+    return _strings(file, where, labels)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -211,7 +255,7 @@ def _strings(file: Path, where: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _read_kinds(file: Path) -> dict[str, Kind]:
+def _read_kinds(file: Path, left_open: dict[str, frozenset[str]]) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for name, entry in read_yaml(file).items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -224,13 +268,15 @@ def _read_kinds(file: Path) -> dict[str, Kind]:
             raise UserError(f"{file}: the category of kind {name} must be observation or device")
         lists = {
             field: _strings(file, f"{field} of {name}", entry.get(field, []))
-            for field in ("is_a", "phrases", "terms", "labels")
+            for field in ("is_a", "beside", "phrases", "terms", "narrow")
         }
         kind = Kind(
             name=name,
             display=entry["display"],
             category=entry.get("category", "observation"),
             count=bool(entry.get("count", False)),
+            implies=bool(entry.get("implies", True)),
+            labels=_labels(file, f"labels of {name}", entry.get("labels", []), left_open),
             **lists,
         )
         if name != NO_FINDING:
@@ -241,8 +287,9 @@ def _read_kinds(file: Path) -> dict[str, Kind]:
     if NO_FINDING not in kinds:
         raise UserError(f"{file}: the kind {NO_FINDING} is missing")
     for kind in kinds.values():
-        if unknown := set(kind.is_a) - set(kinds):
-            raise UserError(f"{file}: kind {kind.name} is_a {sorted(unknown)[0]}, which is no kind of this file")
+        for field, named in (("is_a", kind.is_a), ("beside", kind.beside)):
+            if unknown := set(named) - set(kinds):
+                raise UserError(f"{file}: kind {kind.name} {field} {sorted(unknown)[0]}, which is no kind of this file")
     for name in kinds:
         if name in ancestors(kinds, name):
             raise UserError(f"{file}: is_a leads from {name} back to itself")

@@ -1,9 +1,11 @@
 import collections
 import csv
 import dataclasses
+import fcntl
 import io
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmclip_jax.data import records
+from mmclip_jax.data import records, spool
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.collection import (
     ON_PURPOSE,
@@ -26,10 +28,10 @@ from mmclip_jax.data.builders.collection import (
     CollectionOptions,
     Item,
     Reject,
-    listed_labels,
     settle_uncertain,
     split_of_patient,
 )
+from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
@@ -114,13 +116,13 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path: pathlib.Path) -> None
     process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
     chunks = tmp_path / "killed" / ".unfinished-toy"
     deadline = time.monotonic() + 60
-    while len(list(chunks.glob("*.pickle"))) < 2:
+    while len(list(chunks.glob("*.chunk"))) < 2:
         assert time.monotonic() < deadline, "no chunk was kept"
         assert process.poll() is None, "the build ended too early"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 2 <= len(list(chunks.glob("*.pickle"))) < 5
+    assert 2 <= len(list(chunks.glob("*.chunk"))) < 5
     assert contents(build(tmp_path, "killed")) == contents(build(tmp_path, "whole"))
 
 
@@ -153,6 +155,82 @@ def test_kept_chunks_are_used_unless_a_file_has_changed(
     assert "0003" in again
     assert len(again) <= 64, "the chunk of the changed file is made anew, and no other"
     assert (examples["0003.png"].original_height, examples["0003.png"].original_width) == (19, 29)
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: pathlib.Path):
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return pathlib.Path.touch, (self.file,)
+
+
+def stopped(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """The folder of chunks of a build that was stopped before its end."""
+
+    def interrupted(self: Any, directory: pathlib.Path) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path)
+    return tmp_path / "out" / ".unfinished-toy"
+
+
+def test_chunks_run_no_code_and_are_their_owners_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(70):
+        draw(tmp_path / "images", number)
+    chunks = stopped(tmp_path, monkeypatch)
+    kept = sorted(chunks.iterdir())
+    assert len(kept) >= 2
+    assert chunks.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
+    sprung = tmp_path / "sprung"
+    trap = pickle.dumps(Trap(sprung))
+    kept[0].write_bytes(trap)
+    for name in (kept[0].with_suffix(".pickle"), chunks / "0.pickle", kept[1].with_suffix(".999999999")):
+        name.write_bytes(trap)
+    stopped(tmp_path, monkeypatch)
+    assert {file.suffix for file in chunks.iterdir()} == {".chunk"}, "what others left is gone at the start"
+    path = build(tmp_path)
+    assert not sprung.exists()
+    assert contents(path) == contents(build(tmp_path, "whole"))
+    assert not chunks.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "junk", "json"])
+def test_damaged_chunks_are_made_anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    for number in range(10):
+        draw(tmp_path / "images", number)
+    kept = max(stopped(tmp_path, monkeypatch).iterdir(), key=lambda file: file.stat().st_size)
+    data = bytearray(kept.read_bytes())
+    if damage == "bit":
+        data[len(data) // 2] ^= 4
+    changed = {"cut": data[:-9], "bit": data, "empty": b"\0" * 40, "junk": b"\xff" * 99}
+    if damage == "json":  # whole, but of another form
+        with open(kept, "wb") as stream:
+            spool.write(stream, {"id": "x", "words": 1}, [b"x"])
+    else:
+        kept.write_bytes(changed[damage])
+    assert contents(build(tmp_path)) == contents(build(tmp_path, "whole"))
+
+
+def test_what_killed_builds_left_is_removed_and_a_living_ones_is_not(tmp_path: pathlib.Path) -> None:
+    for number in range(3):
+        draw(tmp_path / "images", number)
+    out = tmp_path / "out"
+    dead, living, other = (out / name for name in (".building-toy-dead", ".building-toy-live", ".building-x-dead"))
+    for folder in (dead, living, other):
+        (folder / "spool").mkdir(parents=True)
+        (folder / "spool" / "train_paired.spool").write_bytes(b"a report")
+        (folder / "lock").touch()
+    with open(living / "lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build(tmp_path)
+    assert [folder.exists() for folder in (dead, living, other)] == [False, True, True]
 
 
 # What is left out

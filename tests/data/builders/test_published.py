@@ -260,6 +260,33 @@ def test_padchest_end_to_end(bench: Any) -> None:
     assert (c.original_min, c.original_max) == (0, sixteen.max())
 
 
+def test_padchest_lists_deny_what_their_author_could_have_said(bench: Any) -> None:
+    lists = [
+        ("a", "1", "Physician", ["cyst", "mass"]),
+        ("b", "2", "Physician", ["normal"]),
+        ("c", "3", "RNN_model", ["consolidation", "mass"]),
+        ("d", "4", "RNN_model", ["pleural effusion", "unchanged"]),
+        ("e", "5", "RNN_model", ["increased density", "pulmonary mass"]),
+        ("f", "6", "RNN_model", ["mass"]),
+    ]
+    rows = [f'{i}.png,20140915,s{i},{patient},1930.0,F,PA,{who},"{named}"' for i, patient, who, named in lists]
+    header = "ImageID,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,MethodLabel,Labels\n"
+    bench.write(f"{PADCHEST}.gz", header + "\n".join(rows) + "\n")
+    for number, name in enumerate("abcdef"):
+        picture(bench.raw / f"{name}.png", number)
+    examples, facts = bench.build("padchest")
+    rest = {"consolidation": A, "pleural_effusion": A}
+    # "mass" may be one of the lung or of the mediastinum; and the network never says "cyst", so that it denies none.
+    assert examples["a.png"].labels == rest | {"cyst": P, "no_finding": A}
+    assert examples["b.png"].labels == rest | {"cyst": A, "mass": A, "lung_opacity": A, "no_finding": P}
+    assert examples["c.png"].labels == {"consolidation": P, "lung_opacity": P, "pleural_effusion": A}
+    assert examples["d.png"].labels == {"pleural_effusion": P}
+    assert examples["e.png"].labels == {
+        "mass": P, "lung_opacity": P, "consolidation": A, "pleural_effusion": A,
+    }  # fmt: skip
+    assert facts["left_out_on_purpose"] == {"no label is a kind of the vocabulary": 1}
+
+
 # RSNA
 
 
@@ -396,6 +423,27 @@ def test_vindr_of_physionet(bench: Any) -> None:
     )
     assert examples["t"].split == "test"
     assert examples["a"].split in ("train", "validation")
+
+
+def test_vindr_readers_who_name_a_kind_name_the_broader_one(bench: Any) -> None:
+    rows = [
+        f"{image},{reader},{name},,,,"
+        for image, named in (
+            ("a", ["Consolidation", "Nodule/Mass", "No finding"]),
+            ("b", ["Rib fracture", "Rib fracture", "Clavicle fracture"]),
+            ("c", ["Lung Opacity", "Lung Opacity", "Lung Opacity"]),
+        )
+        for reader, name in zip(("R1", "R2", "R3"), named, strict=True)
+    ]
+    bench.write("train.csv", "image_id,rad_id,class_name,x_min,y_min,x_max,y_max\n" + "\n".join(rows) + "\n")
+    for number, name in enumerate("abc"):
+        picture(bench.raw / f"train/{name}.png", number)
+    examples, _ = bench.build("vindr")
+    rest = dict.fromkeys(("clavicle_fracture", "consolidation", "lung_lesion", "no_finding", "rib_fracture"), A)
+    a = {"consolidation": U, "lung_lesion": U, "no_finding": U, "lung_opacity": P}
+    assert examples["a"].labels == rest | a, "two of three saw an opacity of some kind"
+    assert examples["b"].labels == rest | {"rib_fracture": P, "clavicle_fracture": U, "lung_opacity": A}
+    assert examples["c"].labels == rest | {"lung_opacity": P}
 
 
 # Of all

@@ -32,7 +32,12 @@ class Folder:
         return str(self.path / name)
 
     def build(self, table: str, **options: Any) -> BuildSummary:
-        given = {"table": table, "images": str(self.path / "images"), "name": "mine", "workers": 1} | options
+        given: dict[str, Any] = {
+            "table": table,
+            "images": str(self.path / "images"),
+            "name": "mine",
+            "workers": 1,
+        } | options
         return build_table(TableOptions(**given), self.path / "out", overwrite=True)
 
     def examples(self, table: str, **options: Any) -> dict[str, Example]:
@@ -63,7 +68,7 @@ def test_csv_and_parquet_give_one_patient(folder: Folder) -> None:
 
     pairs = folder.table("pairs.csv", lines("image,patient,report", ["10000032", "10000033"]))
     for kind in (pyarrow.float64(), pyarrow.int64(), pyarrow.decimal128(24, 2), pyarrow.string(), pyarrow.binary()):
-        patients = ["10000032", "10000033"] if kind in (pyarrow.string(),) else [10000032, 10000033]
+        patients: list[Any] = ["10000032", "10000033"] if kind in (pyarrow.string(),) else [10000032, 10000033]
         if kind == pyarrow.binary():
             patients = [b"10000032", b"10000033"]
         columns = {"image": ["2.png", "3.png"], "patient": pyarrow.array(patients).cast(kind), "labels": ["Edema"] * 2}
@@ -103,7 +108,7 @@ def test_normal_forms_of_unicode_are_one_patient(folder: Folder) -> None:
 def test_studies_are_compared_within_a_patient(folder: Folder) -> None:
     text = "image,patient,study,labels\n0.png,a,1,Edema\n1.png,b,01,Mass\n2.png,a,2.0,Edema\n3.png,a,2,Edema\n"
     assert [e.study for _, e in sorted(folder.examples(folder.table("t.csv", text)).items())] == ["1", "01", "2", "2"]
-    with pytest.raises(UserError, match="study '1' .*'01'"):
+    with pytest.raises(UserError, match=r"study '1' .*'01'"):
         folder.build(folder.table("t.csv", text.replace("b,01", "a,01")))
 
 
@@ -117,5 +122,5 @@ def test_two_spellings_of_one_image_are_listed(folder: Folder) -> None:
     folder.image("7 .png", 8)
     table = folder.table("t.csv", "image,patient,labels\n7 .png,1,Edema\n7\u00a0.png,2,Mass\n8.png,3,Mass\n")
     folder.image("7\u00a0.png", 9)
-    with pytest.raises(UserError, match="row 3: the image's id is that of .*t.csv row 2 too"):
+    with pytest.raises(UserError, match=r"row 3: the image's id is that of .*t.csv row 2 too"):
         folder.build(table)
