@@ -7,6 +7,7 @@ by block, so that memory stays bounded however many images there are.
 
 import contextlib
 import dataclasses
+import mmap
 import os
 import pathlib
 import stat
@@ -79,6 +80,7 @@ def alike(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
     test_coarse = _coarse(test["thumbnail"])
     for start in range(0, len(train), _TRAIN_BLOCK):
         block = np.array(train[start : start + _TRAIN_BLOCK])
+        _let_go(train)
         bits, coarse = np.ascontiguousarray(block["bits"]), _coarse(block["thumbnail"])
         for first in range(0, len(test), _TEST_BLOCK):
             some = test[first : first + _TEST_BLOCK]
@@ -93,6 +95,13 @@ def alike(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
                     if value > best[row]:
                         best[row], twin[row] = value, start + place
     return [(int(twin[row]), int(row)) for row in np.flatnonzero(best >= ALIKE)]
+
+
+def _let_go(looks: np.ndarray) -> None:
+    """Drops what was read of a mapped file from this process's memory; the file, and what was written, stay."""
+    mapped = getattr(looks, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _coarse(thumbnails: np.ndarray) -> np.ndarray:
@@ -185,3 +194,5 @@ def unreadable(looks: np.ndarray) -> int:
 def _fill(looks: np.ndarray, made: Iterable[np.ndarray]) -> None:
     for row, look in enumerate(made):
         looks[row] = look
+        if row % _TRAIN_BLOCK == 0:
+            _let_go(looks)

@@ -199,7 +199,7 @@ def test_the_command_asks_and_is_told(tmp_path: pathlib.Path, capsys: pytest.Cap
 
 def test_training_takes_the_same_flags(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(train_lib, "train", lambda config, workdir: asked.append(config.data))
+    monkeypatch.setattr(train_lib, "train", lambda config, *_, **__: asked.append(config.data))
     config = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py")
     told = ["--allow-leakage", "a drill", "--same-ids", "a,b", "--other-ids", "c,d", "--other-ids", "e,e"]
     assert cli.main(["train", "--config", config, "--workdir", str(tmp_path / "w"), *told]) == 0
