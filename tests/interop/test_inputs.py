@@ -326,8 +326,8 @@ class Path:
     ("bad", "message"),
     [
         (None, "not None"),
-        (np.float32([[0, 255], [3, 4]]), "float32 must be 0 to 1"),
-        (np.float32([[0, np.nan], [1, 0]]), "float32 must be 0 to 1"),
+        (np.array([[0, 255], [3, 4]], np.float32), "float32 must be 0 to 1"),
+        (np.array([[0, np.nan], [1, 0]], np.float32), "float32 must be 0 to 1"),
         (np.array([[0, -1], [3, 4]]), "from -1 to 4"),
         (np.array([[0, 70000], [3, 4]]), "from 0 to 70000"),
         (np.array([[1j, 2], [3, 4]]), "complex128"),
@@ -384,7 +384,7 @@ def test_texts_are_strings_and_lists_are_of_one_length() -> None:
     with pytest.raises(UserError, match="3 images, 2 texts"):
         check_equal(images=[1, 2, 3], texts=["a", "b"])
     check_equal(images=np.zeros((2, 3, 3)), texts=("a", "b"))
-    for bad in ([5], [-1], [0.5], [None], None, "0"):
+    for wrong in ([5], [-1], [0.5], [None], None, "0"):
         with pytest.raises(UserError, match="masked"):
-            check_numbers("masked", bad, 5)
+            check_numbers("masked", wrong, 5)
     check_numbers("masked", np.arange(5), 5)

@@ -209,7 +209,7 @@ def test_damaged_chunks_are_made_anew(tmp_path: pathlib.Path, monkeypatch: pytes
     data = bytearray(kept.read_bytes())
     if damage == "bit":
         data[len(data) // 2] ^= 4
-    changed = {"cut": data[:-9], "bit": data, "empty": b"\0" * 40, "junk": b"\xff" * 99}
+    changed = {"cut": bytes(data[:-9]), "bit": bytes(data), "empty": bytes(40), "junk": b"\xff" * 99}
     if damage == "json":  # whole, but of another form
         with open(kept, "wb") as stream:
             spool.write(stream, {"id": "x", "words": 1}, [b"x"])
