@@ -119,7 +119,7 @@ def read_header(data: bytes) -> Any:
             rows, columns, samples = int(header.Rows), int(header.Columns), int(header.SamplesPerPixel)
             frames = int(header.get("NumberOfFrames") or 1)
             allocated = int(header.BitsAllocated)
-            stored, high = int(header.BitsStored), int(header.HighBit)
+            stored, high, signed = int(header.BitsStored), int(header.HighBit), int(header.PixelRepresentation)
             header.PhotometricInterpretation = str(header.PhotometricInterpretation).strip().upper()
             _raise_groups(header)
         except UserError:
@@ -134,6 +134,8 @@ def read_header(data: bytes) -> Any:
         raise UserError(f"the DICOM file has {frames} frames: an image is one; extract the one to use")
     check_pixels(columns, rows)
     fits = 1 <= stored <= allocated and stored - 1 <= high < allocated
+    if signed not in (0, 1):
+        raise UserError("the DICOM file's pixel representation is neither 0 nor 1: it is damaged")
     if samples not in (1, 3) or allocated not in (8, 16) or not fits:
         raise UserError(
             f"DICOM pixels of {samples} samples, {allocated} bits allocated, {stored} stored, high bit {high} are not "

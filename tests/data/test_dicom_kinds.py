@@ -506,6 +506,15 @@ def test_a_table_of_unsigned_entries_behind_signed_pixels() -> None:
     assert found.maximum == entries[STORED].max()
 
 
+@pytest.mark.parametrize("damage", [(b"US\x02\0\0\0", b"Us\x02\0\0\0"), (b"US\x02\0\0\0", b"US\x02\0\x07\0")])
+def test_a_damaged_pixel_representation_is_one_line(damage: tuple[bytes, bytes]) -> None:
+    tag = b"\x28\0\x03\x01"
+    data = dicom_file(STORED)
+    assert tag + damage[0] in data
+    with pytest.raises(UserError, match=r"damaged"):
+        pixels(data.replace(tag + damage[0], tag + damage[1]))
+
+
 def test_bytes_behind_the_pixels_do_not_count() -> None:
     ds = dataset(STORED)
     ds.PixelData = STORED.tobytes() + bytes(64)

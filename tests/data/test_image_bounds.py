@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 import mmclip_jax
 from mmclip_jax.data import stored
+from mmclip_jax.data.images import store_image
 from mmclip_jax.data.transforms import decode_image
 from mmclip_jax.errors import UserError
 
@@ -71,6 +72,14 @@ def large_png(width: int, height: int, bits: int, colour_type: int) -> bytes:
 )
 def test_148_megapixels_are_read_within_their_own_size(bits: int, colour_type: int, mebibytes: int) -> None:
     assert bounded(large_png(12200, 12130, bits, colour_type), mebibytes).startswith("(16, 16)")
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png"])
+def test_images_that_are_too_long_are_refused(encoding: str) -> None:
+    """A JPEG has 65,500 pixels a side at most."""
+    data = encoded(np.tile(GREY[:1], (9, 1200)))
+    with pytest.raises(UserError, match="67200 x 9 pixels: no radiograph is so long"):
+        store_image(data, encoding=encoding)
 
 
 def test_more_is_refused_before_it_is_decoded() -> None:
