@@ -14,7 +14,6 @@ from mmclip_jax.data import grey as grey_lib
 from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
-
 MAX_SIDE = 65_500  # of a stored image: what a JPEG can have
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import mmclip_jax
@@ -162,6 +164,21 @@ def test_cut_files_are_no_pictures(name: str) -> None:
     for length in range(0, len(data) - 1, 37):
         with pytest.raises(ValueError, match=r"PNG|JPEG"):
             stored.strip_metadata(data[:length])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(telling_files())), st.data())
+def test_damaged_files_are_stripped_or_refused(name: str, data: Any) -> None:
+    changed = bytearray(telling_files()[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        changed[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        stripped = stored.strip_metadata(bytes(changed))
+    except ValueError:
+        return
+    assert len(stripped) <= len(changed)
+    assert stored.strip_metadata(stripped) == stripped
 
 
 # Formats
