@@ -7,6 +7,7 @@ for each pixel.
 
 import dataclasses
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mmclip_jax.errors import UserError
 
 MAX_PIXELS = 150_000_000  # the largest radiographs have about 30 million
 MAX_INFLATED = 320 << 20  # bytes: two for each of these pixels, and the header
+MAX_HEADER = 1 << 20  # bytes of a deflated file that are inflated for its header: what identifies it stands first
 EXPLICIT = b"1.2.840.10008.1.2.1\0"
 JPEG_FRAMES = frozenset([*range(0xC0, 0xD0), 0xF7]) - {0xC4, 0xC8, 0xCC}  # all that start a frame; the last is JPEG-LS
 
@@ -176,11 +178,41 @@ class _File(io.BytesIO):
         return super().read(size)
 
 
-def _inflate(data: bytes, start: int) -> bytes:
-    """A deflated file as an uncompressed one, of `MAX_INFLATED` bytes at most."""
+class _FileOnDisk(io.BufferedReader):
+    """The same for a file that is not in memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _IsDeflated(self.tell())
+        return super().read(size)
+
+
+def read_elements(file: str | os.PathLike[str], tags: list[str]) -> Any:
+    """The elements of a file with these keywords, as a pydicom data set, without reading its pixels.
+
+    Of a deflated file the first `MAX_HEADER` bytes are inflated, whatever stands before them.
+
+    Raises:
+      OSError: there is no such file.
+      Exception: whatever pydicom raises for a damaged one.
+    """
+    import pydicom
+
+    options: dict[str, Any] = {"force": True, "stop_before_pixels": True, "specific_tags": tags}
+    with quiet(), open(file, "rb", buffering=0) as raw:
+        try:
+            return pydicom.dcmread(_FileOnDisk(raw), **options)
+        except _IsDeflated as deflated:
+            raw.seek(0)
+            data = raw.read(deflated.start + MAX_HEADER)  # what is compressed is no longer than what comes of it
+            return pydicom.dcmread(_File(_inflate(data, deflated.start, MAX_HEADER, whole=False)), **options)
+
+
+def _inflate(data: bytes, start: int, most: int = MAX_INFLATED, whole: bool = True) -> bytes:
+    """A deflated file as an uncompressed one, of `most` bytes at most; whole: more of them are an error."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
-    if not inflater.eof:
+    inflated = inflater.decompress(memoryview(data)[start:], most)
+    if whole and not inflater.eof:
         raise UserError(f"the deflated DICOM file is truncated, or has more than {MAX_INFLATED >> 20} MiB")
     syntax = b"\x02\x00\x10\x00UI" + struct.pack("<H", len(EXPLICIT)) + EXPLICIT
     return b"".join([bytes(128), b"DICM", syntax, inflated])

@@ -1,10 +1,12 @@
 """What DICOM allows and real files hold: each kind against pixels computed by hand."""
 
 import io
+import pathlib
 import resource
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -21,7 +23,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from mmclip_jax.data import codec, luts
-from mmclip_jax.data.dicom import Decoded, decode_dicom
+from mmclip_jax.data.dicom import Decoded, decode_dicom, read_elements
 from mmclip_jax.errors import UserError
 
 Y, X = np.mgrid[:36, :52]
@@ -438,6 +440,27 @@ def test_a_deflated_file_without_preamble_is_read() -> None:
     data = in_syntax(dataset(STORED), DeflatedExplicitVRLittleEndian)
     for whole in (data, data[132:], b"y" * 128 + data[128:]):
         np.testing.assert_array_equal(pixels(whole), spread(STORED))
+
+
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_elements_are_read_without_the_pixels(syntax: Any, tmp_path: pathlib.Path) -> None:
+    ds = dataset(STORED, PatientID="7", ViewPosition="PA")
+    data = written(ds) if syntax is None else in_syntax(ds, syntax)
+    for whole in (data, data[132:]):
+        (tmp_path / "x").write_bytes(whole)
+        found = read_elements(tmp_path / "x", ["PatientID", "ViewPosition"])
+        assert (found.PatientID, found.ViewPosition, "PixelData" in found) == ("7", "PA", False)
+
+
+def test_elements_of_a_file_that_inflates_to_gigabytes(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x").write_bytes(deflated(2048, b""))
+    tracemalloc.start()
+    try:
+        read_elements(tmp_path / "x", ["PatientID"])
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 200e6
 
 
 def test_the_grey_of_colour_is_pillows() -> None:
