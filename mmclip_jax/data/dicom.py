@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mmclip_jax.errors import UserError
 
 MAX_PIXELS = 150_000_000  # the largest radiographs have about 30 million
 MAX_INFLATED = 320 << 20  # bytes: two for each of these pixels, and the header
+MAX_HEADER = 1 << 20  # bytes of a deflated file that are inflated for its header: what identifies it stands first
 EXPLICIT = b"1.2.840.10008.1.2.1\0"
 JPEG_FRAMES = frozenset([*range(0xC0, 0xD0), 0xF7]) - {0xC4, 0xC8, 0xCC}  # all that start a frame; the last is JPEG-LS
 
@@ -120,7 +121,7 @@ def read_header(data: bytes) -> Any:
             rows, columns, samples = int(header.Rows), int(header.Columns), int(header.SamplesPerPixel)
             frames = int(header.get("NumberOfFrames") or 1)
             allocated = int(header.BitsAllocated)
-            stored, high = int(header.BitsStored), int(header.HighBit)
+            stored, high, signed = int(header.BitsStored), int(header.HighBit), int(header.PixelRepresentation)
             header.PhotometricInterpretation = str(header.PhotometricInterpretation).strip().upper()
             _raise_groups(header)
         except UserError:
@@ -135,6 +136,8 @@ def read_header(data: bytes) -> Any:
         raise UserError(f"the DICOM file has {frames} frames: an image is one; extract the one to use")
     check_pixels(columns, rows)
     fits = 1 <= stored <= allocated and stored - 1 <= high < allocated
+    if signed not in (0, 1):
+        raise UserError("the DICOM file's pixel representation is neither 0 nor 1: it is damaged")
     if samples not in (1, 3) or allocated not in (8, 16) or not fits:
         raise UserError(
             f"DICOM pixels of {samples} samples, {allocated} bits allocated, {stored} stored, high bit {high} are not "
@@ -175,8 +178,8 @@ class _File(io.BytesIO):
         return super().read(size)
 
 
-class _OpenFile(io.BufferedReader):
-    """The same of a file on disk."""
+class _FileOnDisk(io.BufferedReader):
+    """The same for a file that is not in memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
@@ -184,33 +187,33 @@ class _OpenFile(io.BufferedReader):
         return super().read(size)
 
 
-def read_tags(file: str | os.PathLike[str], tags: Sequence[str], most: int) -> Any:
-    """Some elements of a file, those of its pixels and behind them left out; of a deflated one, `most` bytes are read.
+def read_elements(file: str | os.PathLike[str], tags: list[str]) -> Any:
+    """The elements of a file with these keywords, as a pydicom data set, without reading its pixels.
 
-    Raises whatever pydicom does for a damaged file.
+    Of a deflated file the first `MAX_HEADER` bytes are inflated, whatever stands before them.
+
+    Raises:
+      OSError: there is no such file.
+      Exception: whatever pydicom raises for a damaged one.
     """
     import pydicom
 
-    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": list(tags), "force": True}
-    with quiet(), _OpenFile(io.FileIO(os.fspath(file))) as stream:
+    options: dict[str, Any] = {"force": True, "stop_before_pixels": True, "specific_tags": tags}
+    with quiet(), open(file, "rb", buffering=0) as raw:
         try:
-            return pydicom.dcmread(stream, **options)
+            return pydicom.dcmread(_FileOnDisk(raw), **options)
         except _IsDeflated as deflated:
-            stream.seek(deflated.start)
-            begun = zlib.decompressobj(-zlib.MAX_WBITS).decompress(io.BufferedReader.read(stream, -1), most)
-            return pydicom.dcmread(io.BytesIO(_plain(begun)), **options)
+            raw.seek(0)
+            data = raw.read(deflated.start + MAX_HEADER)  # what is compressed is no longer than what comes of it
+            return pydicom.dcmread(_File(_inflate(data, deflated.start, MAX_HEADER, whole=False)), **options)
 
 
-def _inflate(data: bytes, start: int) -> bytes:
-    """A deflated file as an uncompressed one, of `MAX_INFLATED` bytes at most."""
+def _inflate(data: bytes, start: int, most: int = MAX_INFLATED, whole: bool = True) -> bytes:
+    """A deflated file as an uncompressed one, of `most` bytes at most; whole: more of them are an error."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(memoryview(data)[start:], MAX_INFLATED)
-    if not inflater.eof:
+    inflated = inflater.decompress(memoryview(data)[start:], most)
+    if whole and not inflater.eof:
         raise UserError(f"the deflated DICOM file is truncated, or has more than {MAX_INFLATED >> 20} MiB")
-    return _plain(inflated)
-
-
-def _plain(inflated: bytes) -> bytes:
     syntax = b"\x02\x00\x10\x00UI" + struct.pack("<H", len(EXPLICIT)) + EXPLICIT
     return b"".join([bytes(128), b"DICM", syntax, inflated])
 

@@ -14,6 +14,8 @@ from mmclip_jax.data import grey as grey_lib
 from mmclip_jax.data.stored import open_stored
 from mmclip_jax.errors import UserError
 
+MAX_SIDE = 65_500  # of a stored image: what a JPEG can have
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredImage:
@@ -61,6 +63,8 @@ def store_image(
     width, height, grey = source.width, source.height, source.grey
     scale = min(1.0, shorter_side / min(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if max(size) > MAX_SIDE:
+        raise UserError(f"the image is {width} x {height} pixels: no radiograph is so long and narrow")
     if grey.size != size:
         # The gap has most of a large reduction done by plain averages, with the same result to the eye.
         grey = grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -1,10 +1,12 @@
 """What DICOM allows and real files hold: each kind against pixels computed by hand."""
 
 import io
+import pathlib
 import resource
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -21,7 +23,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from mmclip_jax.data import codec, luts
-from mmclip_jax.data.dicom import Decoded, decode_dicom
+from mmclip_jax.data.dicom import Decoded, decode_dicom, read_elements
 from mmclip_jax.errors import UserError
 
 Y, X = np.mgrid[:36, :52]
@@ -440,6 +442,27 @@ def test_a_deflated_file_without_preamble_is_read() -> None:
         np.testing.assert_array_equal(pixels(whole), spread(STORED))
 
 
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_elements_are_read_without_the_pixels(syntax: Any, tmp_path: pathlib.Path) -> None:
+    ds = dataset(STORED, PatientID="7", ViewPosition="PA")
+    data = written(ds) if syntax is None else in_syntax(ds, syntax)
+    for whole in (data, data[132:]):
+        (tmp_path / "x").write_bytes(whole)
+        found = read_elements(tmp_path / "x", ["PatientID", "ViewPosition"])
+        assert (found.PatientID, found.ViewPosition, "PixelData" in found) == ("7", "PA", False)
+
+
+def test_elements_of_a_file_that_inflates_to_gigabytes(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x").write_bytes(deflated(2048, b""))
+    tracemalloc.start()
+    try:
+        read_elements(tmp_path / "x", ["PatientID"])
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 200e6
+
+
 def test_the_grey_of_colour_is_pillows() -> None:
     rgb = colours()
     found: Decoded = decode_dicom(dicom_file(rgb, 8))
@@ -504,6 +527,15 @@ def test_a_table_of_unsigned_entries_behind_signed_pixels() -> None:
     found = decode_dicom(written(ds))
     np.testing.assert_array_equal(found.pixels, spread(entries[STORED]))
     assert found.maximum == entries[STORED].max()
+
+
+@pytest.mark.parametrize("damage", [(b"US\x02\0\0\0", b"Us\x02\0\0\0"), (b"US\x02\0\0\0", b"US\x02\0\x07\0")])
+def test_a_damaged_pixel_representation_is_one_line(damage: tuple[bytes, bytes]) -> None:
+    tag = b"\x28\0\x03\x01"
+    data = dicom_file(STORED)
+    assert tag + damage[0] in data
+    with pytest.raises(UserError, match=r"damaged"):
+        pixels(data.replace(tag + damage[0], tag + damage[1]))
 
 
 def test_bytes_behind_the_pixels_do_not_count() -> None:

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import mmclip_jax
 from mmclip_jax.data import stored
+from mmclip_jax.data.images import store_image
 from mmclip_jax.data.transforms import decode_image
 from mmclip_jax.errors import UserError
 
@@ -71,6 +74,14 @@ def large_png(width: int, height: int, bits: int, colour_type: int) -> bytes:
 )
 def test_148_megapixels_are_read_within_their_own_size(bits: int, colour_type: int, mebibytes: int) -> None:
     assert bounded(large_png(12200, 12130, bits, colour_type), mebibytes).startswith("(16, 16)")
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png"])
+def test_images_that_are_too_long_are_refused(encoding: str) -> None:
+    """A JPEG has 65,500 pixels a side at most."""
+    data = encoded(np.tile(GREY[:1], (9, 1200)))
+    with pytest.raises(UserError, match="67200 x 9 pixels: no radiograph is so long"):
+        store_image(data, encoding=encoding)
 
 
 def test_more_is_refused_before_it_is_decoded() -> None:
@@ -153,6 +164,21 @@ def test_cut_files_are_no_pictures(name: str) -> None:
     for length in range(0, len(data) - 1, 37):
         with pytest.raises(ValueError, match=r"PNG|JPEG"):
             stored.strip_metadata(data[:length])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(telling_files())), st.data())
+def test_damaged_files_are_stripped_or_refused(name: str, data: Any) -> None:
+    changed = bytearray(telling_files()[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(changed) - 1))
+        changed[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        stripped = stored.strip_metadata(bytes(changed))
+    except ValueError:
+        return
+    assert len(stripped) <= len(changed)
+    assert stored.strip_metadata(stripped) == stripped
 
 
 # Formats

@@ -44,9 +44,7 @@ def test_examples_come_back(examples: list[Example]) -> None:
 
 def test_numbers_of_numpy_and_unknown_ages() -> None:
     numbers: dict[str, Any] = {"age": np.float32(63), "original_width": np.int32(7), "original_min": math.nan}
-    example = Example(
-        "a", b"x", "s", "train", "p", "t", boxes=(Box("mass", *np.float64([0, 0.1, 0.2, 0.3])),), **numbers
-    )
+    example = Example("a", b"x", "s", "train", "p", "t", boxes=(Box("mass", *np.array([0, 0.1, 0.2, 0.3])),), **numbers)
     stream = io.BytesIO()
     spool.write(stream, *spool.example_parts(example))
     stream.seek(0)

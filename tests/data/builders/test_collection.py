@@ -28,10 +28,10 @@ from mmclip_jax.data.builders.collection import (
     CollectionOptions,
     Item,
     Reject,
+    listed_labels,
     settle_uncertain,
     split_of_patient,
 )
-from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
@@ -209,7 +209,7 @@ def test_damaged_chunks_are_made_anew(tmp_path: pathlib.Path, monkeypatch: pytes
     data = bytearray(kept.read_bytes())
     if damage == "bit":
         data[len(data) // 2] ^= 4
-    changed: dict[str, bytes | bytearray] = {"cut": data[:-9], "bit": data, "empty": b"\0" * 40, "junk": b"\xff" * 99}
+    changed = {"cut": bytes(data[:-9]), "bit": bytes(data), "empty": bytes(40), "junk": b"\xff" * 99}
     if damage == "json":  # whole, but of another form
         with open(kept, "wb") as stream:
             spool.write(stream, {"id": "x", "words": 1}, [b"x"])
