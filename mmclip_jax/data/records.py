@@ -357,6 +357,7 @@ def finish_example(
     view: str = "",
     sex: str = "",
     age: float = float("nan"),
+    scanner: str = "",
 ) -> Example:
     """An Example with what can be derived filled in: pixel digest, original size, the report's entities.
 
@@ -380,6 +381,7 @@ def finish_example(
       view: e.g. "PA", or "".
       sex: "M", "F" or "".
       age: years, or NaN.
+      scanner: the manufacturer of the machine, or "".
 
     Raises:
       ValueError: neither image nor pixels, or not 8-bit grey.
@@ -417,6 +419,7 @@ def finish_example(
         view=view,
         sex=sex,
         age=float(age),
+        scanner=scanner,
         findings=findings.strip(),
         impression=impression.strip(),
         entities=tuple(entities),
@@ -604,6 +607,8 @@ def _content_digest(example: Example) -> bytes:
     """Digest of all that an example says, with its pixels in place of the compressed file."""
     content = dataclasses.asdict(dataclasses.replace(example, image=b"", labels={}))
     content["image"] = ""
+    if not example.scanner:  # older records have no such field: what says nothing changes no digest
+        del content["scanner"]
     content["labels"] = {kind: int(state) for kind, state in example.labels.items()}
     # Numbers are hashed as they are stored, so that what is read back has the same digest.
     for name in ("age", "original_min", "original_max"):

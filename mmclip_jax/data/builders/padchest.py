@@ -1,12 +1,12 @@
 """PadChest of BIMCV, Alicante."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
-from mmclip_jax.data import prompts
-from mmclip_jax.data.builders.cells import BadRow, parse_sex, split_labels
+from mmclip_jax.data import ids, prompts
+from mmclip_jax.data.builders.cells import BadRow, split_labels
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, listed_labels
-from mmclip_jax.data.builders.files import ImageFiles
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 _VIEWS = {"L": "LATERAL", "AP_horizontal": "AP_HORIZONTAL"}
@@ -19,6 +19,7 @@ class PadChest(Collection):
     The physicians' images are the test split. The other images of their patients (labelled by a recurrent network) are
     left out on purpose; a tenth of the remaining patients is the validation split. Unlisted kinds are absent, except
     where no label is a kind of the vocabulary: such images are left out on purpose. The Spanish reports are not stored.
+    The manufacturer of the machine is kept as the scanner.
     """
 
     name = "padchest"
@@ -32,9 +33,10 @@ class PadChest(Collection):
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of the table, in its order."""
-        file = self.required(f"{_TABLE}.gz", _TABLE)
-        images = ImageFiles([self.manual_dir], (".png",))
+        file = self.required(f"{_TABLE}.gz")
         rows = list(self.table(file, "ImageID", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels"))
+        for _, row in rows:
+            row["PatientID"] = _patient(row["PatientID"])
         by_physicians = {row["PatientID"] for _, row in rows if row["MethodLabel"] == "Physician"}
         names = {label for _, row in rows for label in _listed(row["Labels"])}
         universe = {kind for name in names if (kind := prompts.kind_of(name)) is not None}
@@ -42,12 +44,14 @@ class PadChest(Collection):
         for number, row in rows:
             image, patient = row["ImageID"], row["PatientID"]
             if not image or not patient or image in seen:
-                yield Reject(file.name, number, image, "no image or no patient is named, or the image was named before")
+                reason = (
+                    "no image or no patient (whose number must have all its digits) is named, or the image was before"
+                )
+                yield Reject(file.name, number, image, reason)
                 continue
             seen.add(image)
             try:
                 labels = split_labels(row["Labels"], ",")
-                sex = parse_sex(row.get("PatientSex_DICOM", ""))
             except BadRow as bad:
                 yield Reject(file.name, number, image, str(bad))
                 continue
@@ -55,12 +59,13 @@ class PadChest(Collection):
             item = Item(
                 table=file.name,
                 row=number,
-                file=images.find(image) or "",
+                file=self.index.find(image),
                 id=image,
                 patient=patient,
                 study=row["StudyID"] or image,
                 view=view,
-                sex=sex,
+                sex=self.sex(row.get("PatientSex_DICOM", ""), file.name, number, image),
+                scanner=row.get("Manufacturer_DICOM", "").strip(),
                 age=self.age(_years(row), file.name, number, image),
             )
             if self._unwanted(item):
@@ -90,8 +95,17 @@ def _listed(cell: str) -> list[str]:
 
 def _years(row: dict[str, str]) -> str:
     """Age at the study, from the years that the table has; "" where it lacks one."""
-    born, taken = row.get("PatientBirth", "").removesuffix(".0"), row.get("StudyDate_DICOM", "")[:4]
-    return str(int(taken) - int(born)) if born.isdigit() and taken.isdigit() else ""
+    born = re.fullmatch(r"([0-9]{4})(?:\.0)?", row.get("PatientBirth", ""))
+    taken = re.fullmatch(r"([0-9]{4})[0-9]{4}(?:\.0)?", row.get("StudyDate_DICOM", ""))
+    return str(int(taken[1]) - int(born[1])) if born and taken else ""
+
+
+def _patient(cell: str) -> str:
+    """The patient's number; "" where a spreadsheet has cut its 39 digits."""
+    try:
+        return ids.clean_id(cell)
+    except ids.BadId:
+        return ""
 
 
 BUILDER = PadChest
