@@ -656,13 +656,17 @@ def dataset_dir(path: str | os.PathLike[str]) -> epath.Path:
     place = files.locate(path)
     if not place.is_dir():
         raise UserError(f"{place} is not a directory; give the directory of a built data set")
-    for pattern in ("", "*", "*/*"):
-        found = sorted(file.parent for file in place.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
+    level = [place]
+    for _ in range(3):
+        found = sorted(directory for directory in level if (directory / _INFO_FILE).exists())
         if len(found) == 1:
             return found[0]
         if found:
             names = ", ".join(str(directory.relative_to(place)) for directory in found)
             raise UserError(f"{place} holds {len(found)} data sets ({names}); give the path of one of them")
+        # No glob: a path may have brackets or stars in its name.
+        inner = [entry for directory in level for entry in directory.iterdir()]
+        level = [entry for entry in inner if not entry.name.startswith(".") and entry.is_dir()]
     inside = sorted(entry.name for entry in place.iterdir())
     shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     raise UserError(

@@ -171,7 +171,7 @@ def from_features(features: Mapping[str, Any]) -> Example:
 
     Records that were written before there were masks, value ranges and scanners are read as having none.
     """
-    texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS if name in features}
+    texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS if name in features or name != "scanner"}
     report = report_text(texts["findings"], texts["impression"])
     entities, labels, boxes = features["entities"], features["labels"], features["boxes"]
     masks = features.get("masks", {"kind": (), "image": ()})
