@@ -12,6 +12,7 @@ from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
 from mmclip_jax.data.builders.files import TABLE_PACKINGS
+from mmclip_jax.data.builders.reading import OTHER_HEADINGS
 from mmclip_jax.data.builders.sections import read_report
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -143,7 +144,8 @@ class MimicCxr(Collection):
         for number, row in self.table(file, "study_id", count=False):
             labels: dict[str, LabelState] = {}
             for name, cell in row.items():
-                kind = None if name in ("subject_id", "study_id") else prompts.kind_of(name)
+                heading = OTHER_HEADINGS.get(name, name)
+                kind = None if name in ("subject_id", "study_id") else prompts.kind_of(heading)
                 try:
                     state = None if kind is None else label_state(name, cell)
                 except BadRow as bad:

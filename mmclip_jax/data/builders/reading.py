@@ -12,6 +12,10 @@ from mmclip_jax.data.schema import LabelState
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
+# The label of CheXpert and MIMIC-CXR that is headed so in tables by radiologists (MIMIC-CXR-JPG 2.1.0, CheXlocalize).
+OTHER_HEADINGS = {"Airspace Opacity": "Lung Opacity"}
+
+
 def finite(cell: str, what: str = "the cell") -> float:
     """A finite number as tables write it; "nan", "64px" and "1_000" are none.
 
@@ -45,7 +49,7 @@ def labels_of_columns(row: Mapping[str, str], other_columns: Collection[str]) ->
     """
     labels: dict[str, LabelState] = {}
     for name, cell in row.items():
-        kind = None if name in other_columns else prompts.kind_of(name)
+        kind = None if name in other_columns else prompts.kind_of(OTHER_HEADINGS.get(name, name))
         state = None if kind is None else label_state(name, cell)
         if kind is not None and state is not None:
             labels[kind] = state
