@@ -74,7 +74,7 @@ class _Entry:
 
     @property
     def shown(self) -> str:
-        return "/".join(self.parts)
+        return _shown("/".join(self.parts))
 
 
 class NotFound(str):
@@ -159,7 +159,7 @@ class FileIndex:
             found = [self.find(stem + suffix) for suffix in suffixes]
             found = [place for place in found if place or str(place)]
             if len(found) > 1 and all(found):
-                return NotFound(_ambiguity(stem, *(os.path.relpath(place, self.folder) for place in found[:2])))
+                return NotFound(_ambiguity(stem, *(_shown(os.path.relpath(place, self.folder)) for place in found[:2])))
             if found:
                 return next((place for place in found if not place), found[0])
         return NotFound("")
@@ -184,6 +184,11 @@ class FileIndex:
         names = [name for name in self._others if re.fullmatch(pattern, name, re.IGNORECASE)]
         found = [file for name in names if (file := self.find_table(name)) is not None]
         return sorted(found)
+
+
+def _shown(path: str) -> str:
+    """A path for messages: a name that is not UTF-8 would stop the list of rejects."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _folded(parts: Sequence[str]) -> tuple[str, ...]:
