@@ -8,11 +8,11 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import io
 import lzma
 import os
 import pathlib
 import re
+import stat
 import struct
 import tempfile
 import unicodedata
@@ -36,7 +36,7 @@ _COMPANION_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbnail", "thumbnails", "thumbs"}
 )
-_MASKS = re.compile(r"(?<![a-z])(?:masks?|segmentations?)(?![a-z])")
+_MASKS = re.compile(r"(?:.*[^a-z])?masks?(?:[^a-z].*)?|(?:gt_)?segmentations?|segs?")
 _IMAGES = re.compile(r"(?<![a-z])(?:images?|imgs?|and|with|x-?rays?|cxrs?|dicoms?)(?![a-z])")
 
 
@@ -56,8 +56,8 @@ def companion(parts: Sequence[str]) -> bool:
 
 def holds_masks(folder: str) -> bool:
     """Whether the name of a folder or archive says that masks are in it, and no images ("masks", "png_masks")."""
-    name = folder.casefold()
-    return bool(_MASKS.search(name)) and not _IMAGES.search(name)
+    name = folder.casefold().removesuffix(".zip")
+    return bool(_MASKS.fullmatch(name)) and not _IMAGES.search(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,10 +250,13 @@ def _choose(entries: list[_Entry], wanted: tuple[str, ...]) -> str:
 
 def _same(first: _Entry, other: _Entry) -> bool:
     """Whether two entries surely are one file: linked, or packed again."""
-    if first.crc is None and other.crc is None:
-        return os.path.samefile(first.place, other.place)
-    if first.crc is None:
-        return os.path.getsize(first.place) == other.size
+    try:
+        if first.crc is None and other.crc is None:
+            return os.path.samefile(first.place, other.place)
+        if first.crc is None:
+            return os.path.getsize(first.place) == other.size
+    except OSError:  # a link that leads nowhere
+        return False
     return (first.size, first.crc) == (other.size, other.crc)
 
 
@@ -274,6 +277,8 @@ def read_bytes(place: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
     """
     archive, member = _split(place)
     if not member:
+        if not stat.S_ISREG(os.stat(archive).st_mode):
+            raise UserError("it is no ordinary file")
         with open(archive, "rb") as stream:
             data = stream.read(limit + 1)
     else:
@@ -353,8 +358,8 @@ def plain_table(place: pathlib.Path) -> Iterator[pathlib.Path]:
         if len(inside) != 1:
             raise UserError(f"archive {archive} holds {len(inside)} files where one table is expected: unpack it")
         member = inside[0].place.partition(f"{archive}{_INSIDE}")[2]
-    data = io.BytesIO(read_bytes(f"{archive}{_INSIDE}{member}", MAX_TABLE_BYTES))
     with tempfile.TemporaryDirectory() as scratch:
-        unpacked = pathlib.Path(scratch) / (member.rpartition("/")[2] or "table.csv")
-        unpacked.write_bytes(data.getbuffer())
+        unpacked = pathlib.Path(scratch) / "table.csv"
+        unpacked = unpacked.with_name(member.rpartition("/")[2][-100:] or unpacked.name)
+        unpacked.write_bytes(read_bytes(f"{archive}{_INSIDE}{member}", MAX_TABLE_BYTES))
         yield unpacked

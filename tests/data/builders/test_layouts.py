@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import os
 import pathlib
+import shutil
 import zipfile
 from typing import Any
 
@@ -33,6 +35,7 @@ from PIL import Image
 from workbench import Bench, bench, drawing, picture
 
 from mmclip_jax.data.builders import registry
+from mmclip_jax.data.builders.files import FileIndex
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
@@ -220,6 +223,65 @@ def test_chexpert_two_sizes_are_not_mixed(bench: Bench) -> None:
     chexpert_full(bench)
     with pytest.raises(UserError, match=r"two files are named train.csv: .*batch 1.*train.csv and .*small/train.csv"):
         bench.build("chexpert")
+
+
+def test_chexpert_is_read_from_its_archives(bench: Bench) -> None:
+    expected = chexpert_full(bench)
+    for folder in [folder for folder in sorted(bench.raw.iterdir()) if folder.is_dir()]:
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        zipped(folder.with_name(f"{folder.name}.zip"), {str(f.relative_to(folder)): f.read_bytes() for f in files})
+        shutil.rmtree(folder)
+    assert {entry.suffix for entry in bench.raw.iterdir()} == {".zip", ".csv", ".md"}
+    examples, _ = bench.build("chexpert")
+    assert set(examples) == expected
+
+
+def test_links_in_a_circle_end(bench: Bench) -> None:
+    expected = nih_box(bench)
+    (bench.raw / "images" / "round").symlink_to(bench.raw)
+    (bench.raw / "again").symlink_to(bench.raw / "images")
+    (bench.raw / "images" / "00000009_000.png").symlink_to(bench.raw / "nowhere")
+    examples, _ = bench.build("chestxray14")
+    assert set(examples) == expected
+
+
+def test_what_is_no_ordinary_file_is_not_waited_for(bench: Bench) -> None:
+    nih_box(bench)
+    (bench.raw / "images" / "00000001_000.png").unlink()
+    os.mkfifo(bench.raw / "images" / "00000001_000.png")
+    with pytest.raises(UserError, match="no ordinary file"):
+        bench.build("chestxray14")
+
+
+@pytest.mark.parametrize(
+    ("folder", "masks"),
+    [
+        *(("mask", True), ("Masks", True), ("png_masks", True), ("train-mask", True), ("masks256", True)),
+        *(("segmentation", True), ("gt_segmentations", True), ("masks.zip", True), ("masks/train", True)),
+        *(("siim-acr-pneumothorax-segmentation", False), ("images-and-masks", False), ("unmasked", False)),
+        *(("train", False), ("dicom-images-train", False), ("maskrcnn", False)),
+    ],
+)
+def test_folders_of_masks_are_known_by_name(tmp_path: pathlib.Path, folder: str, masks: bool) -> None:
+    if folder.endswith(".zip"):
+        zipped(tmp_path / folder, {"x.png": b"x"})
+    else:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").write_bytes(b"x")
+    index = FileIndex(tmp_path)
+    assert (index.masks, len(index), bool(index.find("x.png"))) == ((1, 0, False) if masks else (0, 1, True))
+
+
+def test_names_in_other_letters(tmp_path: pathlib.Path) -> None:
+    for name in ("A.PNG", "u\u0308.png", "b.png", "B.png"):
+        (tmp_path / name).write_bytes(b"x")
+    index = FileIndex(tmp_path)
+    assert index.find("a.png").endswith("A.PNG")
+    assert index.find("\u00fc.png").endswith("u\u0308.png"), "accents as macOS writes them"
+    assert index.find("b.png").endswith("/b.png")
+    assert index.find("B.png").endswith("/B.png")
+    assert not index.find("b.PNG"), "which of the two is meant?"
+    assert "two files are named b.PNG" in str(index.find("b.PNG"))
 
 
 def test_an_unpacked_archive_beside_its_contents_is_no_second_file(bench: Bench) -> None:
