@@ -209,6 +209,16 @@ def test_padchest_scanner(bench: Bench) -> None:
     assert {subgroups.ATTRIBUTES["scanner"](example) for example in examples.values()} == {"PhilipsMedicalSystems"}
 
 
+def test_chexlocalize_by_its_other_heading(bench: Bench) -> None:
+    path = "CheXpert/val/patient64541/study1/view1_frontal.jpg"
+    bench.write("CheXpert/val_labels.csv", f"Path,No Finding,Airspace Opacity\n{path},0,1\n")
+    picture(bench.raw / path)
+    examples, _ = bench.build("chexpert")
+    (example,) = examples.values()
+    assert (example.id, example.split) == ("valid/patient64541/study1/view1_frontal.jpg", "validation")
+    assert example.labels == {"no_finding": A, "lung_opacity": P}
+
+
 def test_chexpert_first_batch_finds_its_siblings(bench: Bench) -> None:
     expected = chexpert_full(bench)
     around = bench.raw
@@ -356,6 +366,7 @@ def test_vindr_boxes_of_resized_copies_are_refused(bench: Bench) -> None:
     with pytest.raises(UserError, match=r"the size of the original must be told; see --box-frame") as caught:
         bench.build("vindr")
     assert "--box-format" not in str(caught.value)
+    assert not bench.builder("vindr", on_bad="skip").items, "before any image is read"
 
 
 def test_vindr_originals_sizes_are_taken_from_columns(bench: Bench) -> None:

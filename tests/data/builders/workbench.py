@@ -81,4 +81,4 @@ def wheel_table(wheel_dir: pathlib.Path) -> Callable[[str], pd.DataFrame]:
 def all_images_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """For counting the rows of whole tables: every image is found, none is ever read."""
     monkeypatch.setattr(files.FileIndex, "find", lambda self, *wanted: wanted[0])
-    monkeypatch.setattr(files.FileIndex, "find_any", lambda self, stem: stem)
+    monkeypatch.setattr(files.FileIndex, "find_any", lambda self, stem: f"{stem}.dcm")
