@@ -8,7 +8,7 @@ from typing import Any
 
 from mmclip_jax.data import ids
 from mmclip_jax.data.builders import files
-from mmclip_jax.data.builders.cells import BadRow
+from mmclip_jax.data.builders.cells import BadRow, parse_view
 from mmclip_jax.data.builders.collection import Collection, Item, Reject
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.data.resources import NO_FINDING
@@ -31,7 +31,8 @@ class Rsna(Collection):
     The challenge's "patientId" is an image's. Who the patients are is told by the mapping that the RSNA published
     beside it (challenge image -> file of ChestX-ray14): with it, patients have their numbers of ChestX-ray14, so that
     splits are by patient and ids of both sets can be compared. Without it every image counts as a patient of its own,
-    and the build says so. Sex, age and view come from the DICOM headers.
+    and the build says so. Sex, age and view come from the DICOM headers, or, with the mapping, from the table of
+    ChestX-ray14 where it lies there too.
     """
 
     name = "rsna"
@@ -56,12 +57,15 @@ class Rsna(Collection):
         """Yields the images of stage_2_train_labels.csv."""
         file = self.required("stage_2_train_labels.csv")
         classes = self._classes()
-        patient_of = self._mapping()
+        nih_of = self._mapping()
+        people = self._people() if nih_of else {}
         rows_of: dict[str, list[tuple[int, dict[str, str]]]] = collections.defaultdict(list)
         for number, row in self.table(file, "patientId", *_BOX_COLUMNS, "Target"):
             rows_of[row["patientId"]].append((number, row))
         for image, rows in rows_of.items():
-            made = self.attempt(file.name, rows[0][0], image, self._item, file.name, image, rows, classes, patient_of)
+            made = self.attempt(
+                file.name, rows[0][0], image, self._item, file.name, image, rows, classes, nih_of, people
+            )
             if isinstance(made, Reject):
                 yield from (Reject(file.name, number, image, made.reason) for number, _ in rows)
             else:
@@ -74,7 +78,8 @@ class Rsna(Collection):
         image: str,
         rows: Sequence[tuple[int, Mapping[str, str]]],
         classes: Mapping[str, str],
-        patient_of: Mapping[str, str],
+        nih_of: Mapping[str, str],
+        people: Mapping[str, Mapping[str, str]],
     ) -> Item:
         targets = {row["Target"] for _, row in rows}
         try:
@@ -87,14 +92,19 @@ class Rsna(Collection):
         labels = _CLASSES.get(classes.get(image, ""), {"pneumonia": state})
         if labels["pneumonia"] != state:
             raise BadRow(f"Target contradicts the class {classes[image]!r}")
-        self._patients["mapped" if image in patient_of else "not_mapped"] += 1
+        number, nih = rows[0][0], nih_of.get(image, "")
+        self._patients["mapped" if nih else "not_mapped"] += 1
+        person = people.get(nih, {})
         return Item(
             table=table,
-            row=rows[0][0],
+            row=number,
             file=self.index.find_any(image),
             id=image,
-            patient=patient_of.get(image, image),
+            patient=_patient(nih) or image,
             study=image,
+            view=parse_view(person.get("View Position", "")),
+            sex=self.sex(person.get("Patient Gender", ""), table, number, image),
+            age=self.age(person.get("Patient Age", ""), table, number, image),
             labels=labels,
             boxes=tuple(("pneumonia", box) for box in boxes),
             frame=(1024.0, 1024.0),
@@ -115,7 +125,7 @@ class Rsna(Collection):
         return classes
 
     def _mapping(self) -> dict[str, str]:
-        """Image of the challenge -> number of the patient in ChestX-ray14; {} without the mapping."""
+        """Image of the challenge -> file of ChestX-ray14; {} without the mapping."""
         file = self.optional(_MAPPING)
         if file is None:
             return {}
@@ -130,11 +140,17 @@ class Rsna(Collection):
                 ) from None
         found: dict[str, str] = {}
         for image, name in pairs:
-            match = _NIH_FILE.fullmatch(name)
-            if match is None or found.setdefault(image, match[1]) != match[1]:
+            if not _patient(name) or found.setdefault(image, name) != name:
                 raise UserError(f"{file}: {ids.shown(image)} has no one file of ChestX-ray14: download it again")
         self._patients["of"] = "chestxray14"
         return found
+
+    def _people(self) -> dict[str, Mapping[str, str]]:
+        """File of ChestX-ray14 -> its row in that set's table, where it lies here too."""
+        file = self.optional("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+        return (
+            {} if file is None else {row["Image Index"]: row for _, row in self.table(file, "Image Index", count=False)}
+        )
 
     def _tell_patients(self) -> None:
         mapped, not_mapped = self._patients["mapped"], self._patients["not_mapped"]
@@ -148,6 +164,12 @@ class Rsna(Collection):
                 f"PATIENTS ARE UNKNOWN: {_MAPPING} is not there, so every image counts as a patient of its own, and "
                 "images of one patient are in different splits. Get it from the RSNA's page of the challenge"
             )
+
+
+def _patient(nih: str) -> str:
+    """The patient's number in ChestX-ray14, from the name of a file of it; "" if it is none."""
+    match = _NIH_FILE.fullmatch(nih)
+    return match[1] if match else ""
 
 
 BUILDER = Rsna

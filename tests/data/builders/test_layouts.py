@@ -155,6 +155,19 @@ def test_rsna_patients_are_those_of_chestxray14(bench: Bench) -> None:
     assert {e.patient for e in nih.values()} == {e.patient for e in examples.values()}
 
 
+def test_rsna_copies_have_sex_and_age_of_chestxray14(bench: Bench) -> None:
+    bench.write("stage_2_train_labels.csv", RSNA_HEADER + "a,,,,,0\nb,,,,,0\n")
+    bench.write(MAPPING, json.dumps([mapped("a", "00000013_005.png"), mapped("b", "00000002_001.png")]))
+    bench.write("Data_Entry_2017.csv", NIH_HEADER + "00000013_005.png,Mass,5,13,058Y,F,AP\n")
+    for n, name in enumerate("ab"):
+        picture(bench.raw / "png" / f"{name}.png", n, 64, 64)
+    examples, _ = bench.build("rsna")
+    a, b = examples["a"], examples["b"]
+    assert (a.patient, a.sex, a.age, a.view) == ("13", "F", 58, "AP")
+    assert (b.patient, b.sex, b.view) == ("2", "", "")
+    assert np.isnan(b.age)
+
+
 def test_rsna_without_its_mapping_says_so(bench: Bench) -> None:
     rsna_of_few_patients(bench, mapping=False)
     examples, facts = bench.build("rsna")
