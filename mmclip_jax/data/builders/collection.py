@@ -261,7 +261,9 @@ class Collection(records.RecordsBuilder):
             try:
                 read = read_table(str(plain))
             except UserError as error:
-                raise UserError(str(error).replace(str(plain), str(file))) from error
+                message, flag, _ = str(error).replace(str(plain), str(file)).partition("; give its encoding")
+                # Published tables are UTF-8, and there is no flag for another encoding.
+                raise UserError(f"{message}, as it was published: download it again" if flag else message) from error
         missing = [name for name in columns if name not in read.header]
         if missing:
             raise UserError(f"table {file}: there is no column {missing[0]!r} among {', '.join(read.header)}")

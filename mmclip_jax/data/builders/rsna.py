@@ -47,7 +47,7 @@ class Rsna(Collection):
 
     def __init__(self, options: Any, data_dir: Any):
         super().__init__(options, data_dir)
-        self._patients = {"of": self.name, "mapped": 0, "not_mapped": 0}
+        self._patients: dict[str, Any] = {"of": self.name, "mapped": 0, "not_mapped": 0}
 
     def facts(self) -> Mapping[str, Any]:
         """Whose patients the ids name: "chestxray14" where the mapping was there, else "rsna" (an image each)."""

@@ -1,10 +1,12 @@
 """Published sets as they are downloaded (layouts.py), and what stands beside the files on real disks."""
 
+import dataclasses
 import gzip
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import zipfile
 from typing import Any
@@ -496,3 +498,29 @@ def test_covidx_negatives_say_nothing_of_other_findings(bench: Bench) -> None:
     covidx_2(bench)
     examples, _ = bench.build("covidx")
     assert examples["train/b32dc4d1.png"].labels == {"covid_19": A}
+
+
+@pytest.mark.parametrize(("name", "how"), LAYOUTS)
+def test_messages_name_only_flags_that_are_there(bench: Bench, name: str, how: str) -> None:
+    LAYOUTS[name, how](bench)
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(registry.load(name).Options)}
+    tables = [file for suffix in ("csv", "txt") for file in sorted(bench.raw.rglob(f"*.{suffix}"))]
+    if not tables:
+        pytest.skip("all tables are packed")
+    table = next((file for file in tables if "submission" not in file.name and "cheXbert" not in file.name), tables[0])
+    original = table.read_bytes()
+    lines = original.splitlines(keepends=True)
+    seen = []
+    for damaged in (
+        *(b"\xe9" + original, original.decode().encode("utf-16"), b"", b"x\n", lines[0], b"x," + original),
+        *(original.replace(b",", b";"), original.replace(b"1", b"\xc2\xb2"), b"".join([*lines, lines[-1]])),
+    ):
+        table.write_bytes(damaged)
+        try:
+            bench.build(name, max_reject_share=0.0)
+        except UserError as error:
+            seen.append(str(error))
+    assert seen
+    for message in seen:
+        assert set(re.findall(r"--[a-z][a-z-]+", message)) <= flags, message
+        assert "\n" not in message
