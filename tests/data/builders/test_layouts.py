@@ -36,6 +36,7 @@ from layouts import (
 from PIL import Image
 from workbench import Bench, bench, drawing, picture
 
+from mmclip_jax.data import info
 from mmclip_jax.data.builders import registry
 from mmclip_jax.data.builders.files import FileIndex
 from mmclip_jax.data.schema import LabelState
@@ -180,6 +181,7 @@ def test_rsna_without_its_mapping_says_so(bench: Bench) -> None:
     assert MAPPING in note
     built = registry.Built(bench.folder, {**facts}, 0.0)
     assert "NOTE: PATIENTS ARE UNKNOWN" in str(built)
+    assert "NOTE: PATIENTS ARE UNKNOWN" in info.describe(bench.folder / "out" / "rsna")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"subset_img_id": "a", "img_id": "x.png"}]', "[" * 100_000])
