@@ -50,6 +50,7 @@ def companion(parts: Sequence[str]) -> bool:
     return (
         name in _COMPANION_FILES
         or name.startswith((".", "~$"))
+        or name.endswith(":zone.identifier")
         or any(folder in _COMPANION_FOLDERS or folder.startswith(".") for folder in folders)
     )
 
@@ -221,7 +222,8 @@ def _walk(folder: pathlib.Path, top: str) -> Iterator[_Entry]:
 
 def _members(archive: _Entry) -> Iterator[_Entry]:
     for member in _open_archive(archive.place).infolist():
-        parts = tuple(part for part in member.filename.split("/") if part not in ("", "."))
+        slashed = member.filename.replace("\\", "/")  # programs on Windows wrote the others
+        parts = tuple(part for part in slashed.split("/") if part not in ("", "."))
         if parts and not member.is_dir():
             place = f"{archive.place}{_INSIDE}{member.filename}"
             yield _Entry((*archive.parts[:-1], archive.parts[-1], *parts), place, member.file_size, member.CRC)

@@ -38,7 +38,7 @@ from workbench import Bench, bench, drawing, picture
 
 from mmclip_jax.data import info
 from mmclip_jax.data.builders import registry
-from mmclip_jax.data.builders.files import FileIndex
+from mmclip_jax.data.builders.files import FileIndex, read_bytes
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
@@ -297,6 +297,34 @@ def test_folders_of_masks_are_known_by_name(tmp_path: pathlib.Path, folder: str,
         (tmp_path / folder / "x.png").write_bytes(b"x")
     index = FileIndex(tmp_path)
     assert (index.masks, len(index), bool(index.find("x.png"))) == ((1, 0, False) if masks else (0, 1, True))
+
+
+def test_archives_of_other_systems(tmp_path: pathlib.Path) -> None:
+    zipped(tmp_path / "a.zip", {"train\\x.png": b"one", "__MACOSX\\train\\._x.png": b"", "masks\\y.png": b"mask"})
+    (tmp_path / "x.png:Zone.Identifier").write_bytes(b"[ZoneTransfer]")
+    index = FileIndex(tmp_path, depth=2)
+    assert read_bytes(index.find("train/x.png")) == b"one"
+    assert (index.companions, index.masks, len(index)) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "unknown compression", "longer than told"])
+def test_members_that_cannot_be_read_are_one_clear_error(tmp_path: pathlib.Path, kind: str) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.png", png(1))
+        size = archive.getinfo("x.png").file_size
+    data = bytearray(file.read_bytes())
+    centre = data.index(b"PK\1\2")
+    if kind == "encrypted":
+        data[6] |= 1
+        data[centre + 8] |= 1
+    elif kind == "unknown compression":
+        data[8] = data[centre + 10] = 97
+    else:
+        data[22:26] = data[centre + 24 : centre + 28] = (size // 2).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot be read from a\.zip"):
+        read_bytes(FileIndex(tmp_path).find("x.png"))
 
 
 def test_names_in_other_letters(tmp_path: pathlib.Path) -> None:
