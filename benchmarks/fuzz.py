@@ -5,8 +5,9 @@
 
 An input is a valid file of which bytes or bits were changed, put in, taken out, repeated or cut off; `TARGETS` names
 what is tried: images, and tables through whole builds, whose records must be readable and complete where a build is
-accepted. An input depends on the seed, the target and its number alone. Inputs run in a process that may crash or hang:
-the table counts that, and the numbers of such inputs are printed below it. Exits with 1 if there was any.
+accepted; files of the published data sets are damaged by `fuzz_builders.py`. An input depends on the seed, the target
+and its number alone. Inputs run in a process that may crash or hang: the table counts that, and the numbers of such
+inputs are printed below it. Exits with 1 if there was any.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -36,7 +37,9 @@ from mmclip_jax.data.images import store_image
 from mmclip_jax.errors import UserError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data"))
+sys.path.append(str(Path(__file__).resolve().parent))
 import dicoms
+import fuzz_builders
 
 SECONDS = 20.0  # the limit for one input
 SHOWN = 50  # of the inputs that failed
@@ -50,10 +53,15 @@ TELLING = (
 
 
 class Target(NamedTuple):
-    """seeds: makes the valid inputs; function: takes one, damaged."""
+    """seeds: makes the valid inputs; function: takes one, damaged; mutate: damages; by default `mutated`, of bytes."""
 
-    seeds: Callable[[], Sequence[bytes]]
-    function: Callable[[bytes], object]
+    seeds: Callable[[], Sequence[Any]]
+    function: Callable[[Any], object]
+    mutate: Callable[[Sequence[Any], str, int, int], Any] | None = None
+
+    def damaged(self, seeds: Sequence[Any], name: str, seed: int, number: int) -> Any:
+        """The damaged input of a number."""
+        return (self.mutate or mutated)(seeds, name, seed, number)
 
 
 def _store(data: bytes) -> object:
@@ -249,7 +257,7 @@ def repaired(data: bytes) -> bytes:
     return b"".join([*parts, data[at:]])
 
 
-def outcome(function: Callable[[bytes], object], data: bytes) -> str:
+def outcome(function: Callable[[Any], object], data: Any) -> str:
     """One of the first four of `COLUMNS`, the kind of an error or warning after a colon."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -263,20 +271,26 @@ def outcome(function: Callable[[bytes], object], data: bytes) -> str:
     return f"warning: {caught[0].category.__name__}" if caught else found
 
 
-def _work(connection: Connection, target: Target, seeds: Sequence[bytes], name: str, seed: int, numbers: range) -> None:
+TARGETS |= {
+    name: Target(seeds, fuzz_builders.build, fuzz_builders.mutator(mutated))
+    for name, seeds in fuzz_builders.targets().items()
+}
+
+
+def _work(connection: Connection, target: Target, seeds: Sequence[Any], name: str, seed: int, numbers: range) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     for number in numbers:
         start = time.perf_counter()
-        found = outcome(target.function, mutated(seeds, name, seed, number))
+        found = outcome(target.function, target.damaged(seeds, name, seed, number))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         connection.send((found, time.perf_counter() - start, peak))
     connection.send(None)
 
 
-def _take_all(target: Target, seeds: Sequence[bytes]) -> None:
+def _take_all(target: Target, seeds: Sequence[Any]) -> None:
     for data in seeds:
         target.function(data)
 
@@ -327,12 +341,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     options = parser.parse_args(arguments)
-    print(f"{'target':<8}{'inputs':>8}" + "".join(f"{column:>13}" for column in COLUMNS) + "   slowest, s   peak, MiB")
+    print(f"{'target':<12}{'inputs':>8}" + "".join(f"{column:>13}" for column in COLUMNS) + "   slowest, s   peak, MiB")
     failures = []
     for name in options.only:
         counts, slowest, peak, failed = run(name, options.count, options.seed)
         columns = "".join(f"{counts[column]:>13}" for column in COLUMNS)
-        print(f"{name:<8}{options.count:>8}{columns}{slowest:>13.2f}{peak:>12.0f}", flush=True)
+        print(f"{name:<12}{options.count:>8}{columns}{slowest:>13.2f}{peak:>12.0f}", flush=True)
         failures += failed
     print("\n".join(failures[:SHOWN]))
     if len(failures) > SHOWN:

@@ -170,17 +170,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
       UserError: a line is no JSON object of numbers with a step. An incomplete last line, as a killed run leaves, is
         dropped.
     """
-<<<<<<< HEAD
-    place = epath.Path(path)
-    if not place.exists():
-        return []
-    lines = place.read_bytes().split(b"\n")
-=======
     file = epath.Path(path)
     if not file.exists():
         return []
     lines = file.read_bytes().split(b"\n")
->>>>>>> lost
     rows: dict[int, dict[str, float | None]] = {}
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
         try:

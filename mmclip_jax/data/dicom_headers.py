@@ -8,11 +8,10 @@ import functools
 import os
 from typing import Any
 
-from mmclip_jax.data.dicom import is_dicom, read_tags
+from mmclip_jax.data.dicom import is_dicom, read_elements
 from mmclip_jax.data.views import view_of, views_in
 
 _START = 4096  # bytes of a file that tell whether it is DICOM, and its transfer syntax
-_INFLATED = 1 << 20  # bytes of a deflated header at most
 _TAGS = """SOPInstanceUID StudyInstanceUID AccessionNumber PatientID PatientSex PatientAge Modality Rows ViewPosition
     ViewCodeSequence ImageLaterality Laterality PatientOrientation SeriesDescription ProtocolName
     AcquisitionDeviceProcessingDescription"""
@@ -59,7 +58,7 @@ def _read(file: str, size: int, changed: int) -> Header | None:
     if not is_dicom_file(file):
         return None
     try:
-        return _header(read_tags(file, _TAGS.split(), _INFLATED))
+        return _header(read_elements(file, _TAGS.split()))
     except Exception:  # pydicom raises whatever a damaged file leads to; reading the image will say what is wrong
         return None
 

@@ -30,6 +30,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         lines.append(f"sources: {', '.join(counts)}")
     if "rejects" in facts:
         lines.append(f"{facts['rejects']} rows could not be used; {directory / 'rejects.csv'} lists them")
+    lines += [f"NOTE: {note}" for note in facts.get("notes", [])]
     lines += [
         "",
         *_table(("part", "images", "patients", "studies", "boxes", "MB"), [_part_row(*i) for i in splits.items()]),

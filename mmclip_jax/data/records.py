@@ -379,6 +379,7 @@ def finish_example(
     view: str = "",
     sex: str = "",
     age: float = float("nan"),
+    scanner: str = "",
 ) -> Example:
     """An Example with what can be derived filled in: pixel digest, original size, the report's entities.
 
@@ -402,6 +403,7 @@ def finish_example(
       view: e.g. "PA", or "".
       sex: "M", "F" or "".
       age: years, or NaN.
+      scanner: the manufacturer of the machine, or "".
 
     Raises:
       ValueError: neither image nor pixels, or not 8-bit grey.
@@ -437,6 +439,7 @@ def finish_example(
         view=view,
         sex=sex,
         age=float(age),
+        scanner=scanner,
         findings=findings.strip(),
         impression=impression.strip(),
         entities=tuple(entities),
@@ -624,6 +627,8 @@ def _content_digest(example: Example) -> bytes:
     """Digest of all that an example says, with its pixels in place of the compressed file."""
     content = dataclasses.asdict(dataclasses.replace(example, image=b"", labels={}))
     content["image"] = ""
+    if not example.scanner:  # older records have no such field: what says nothing changes no digest
+        del content["scanner"]
     content["labels"] = {kind: int(state) for kind, state in example.labels.items()}
     # Numbers are hashed as they are stored, so that what is read back has the same digest.
     for name in ("age", "original_min", "original_max"):
@@ -671,13 +676,17 @@ def dataset_dir(path: str | os.PathLike[str]) -> epath.Path:
     place = files.locate(path)
     if not place.is_dir():
         raise UserError(f"{place} is not a directory; give the directory of a built data set")
-    for pattern in ("", "*", "*/*"):
-        found = sorted(file.parent for file in place.glob(f"{pattern}/{_INFO_FILE}" if pattern else _INFO_FILE))
+    level = [place]
+    for _ in range(3):
+        found = sorted(directory for directory in level if (directory / _INFO_FILE).exists())
         if len(found) == 1:
             return found[0]
         if found:
             names = ", ".join(str(directory.relative_to(place)) for directory in found)
             raise UserError(f"{place} holds {len(found)} data sets ({names}); give the path of one of them")
+        # No glob: a path may have brackets or stars in its name.
+        inner = [entry for directory in level for entry in directory.iterdir()]
+        level = [entry for entry in inner if not entry.name.startswith(".") and entry.is_dir()]
     inside = sorted(entry.name for entry in place.iterdir())
     shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     raise UserError(

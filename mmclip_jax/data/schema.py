@@ -66,7 +66,8 @@ class Example:
     """One image with everything its source knows of it.
 
     image: the encoded file (PNG or JPEG, 8-bit grey) as stored. `text` is the report that entity offsets refer to.
-    age in years, NaN where unknown; sex "M", "F" or ""; view e.g. "PA", "AP", "" where unknown.
+    age in years, NaN where unknown; sex "M", "F" or ""; view e.g. "PA", "AP", "" where unknown; scanner: the
+    manufacturer of the machine, "" where unknown.
     original_height, original_width: pixels of the file that the stored image was made from; original_min, original_max:
     the values that they had there, NaN where unknown.
     """
@@ -91,6 +92,7 @@ class Example:
     original_width: int = 0
     original_min: float = float("nan")
     original_max: float = float("nan")
+    scanner: str = ""
 
     @property
     def text(self) -> str:
@@ -115,7 +117,7 @@ def pixels_sha256(pixels: np.ndarray) -> str:
 
 
 _TEXT_FIELDS = (
-    "id", "source", "split", "patient", "study", "view", "sex", "findings", "impression", "pixels_sha256",
+    "id", "source", "split", "patient", "study", "view", "sex", "findings", "impression", "pixels_sha256", "scanner",
 )  # fmt: skip
 
 
@@ -167,9 +169,9 @@ def to_features(example: Example) -> dict[str, Any]:
 def from_features(features: Mapping[str, Any]) -> Example:
     """Reads back what `to_features` wrote, as a TFDS data source returns it (image undecoded, text as bytes).
 
-    Records that were written before there were masks and value ranges are read as having none.
+    Records that were written before there were masks, value ranges and scanners are read as having none.
     """
-    texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS}
+    texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS if name in features or name != "scanner"}
     report = report_text(texts["findings"], texts["impression"])
     entities, labels, boxes = features["entities"], features["labels"], features["boxes"]
     masks = features.get("masks", {"kind": (), "image": ()})

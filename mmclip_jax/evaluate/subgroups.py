@@ -1,6 +1,6 @@
-"""Do scores work alike for everybody? Macro AUROC by age band, sex and view, with differences and their intervals.
+"""Do scores work alike for everybody? Macro AUROC by age band, sex, view and scanner, with differences and intervals.
 
-Records know no scanner; the nearest to it is the source, and sources are evaluated apart anyway.
+The scanner is its manufacturer, where a data set tells it (PadChest does); sources are evaluated apart anyway.
 """
 
 import math
@@ -31,6 +31,7 @@ ATTRIBUTES: dict[str, Callable[[Example], str]] = {
     "age": age_band,
     "sex": lambda example: example.sex,
     "view": lambda example: example.view,
+    "scanner": lambda example: example.scanner,
 }
 
 

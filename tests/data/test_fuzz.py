@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from mmclip_jax.data.builders import registry
+
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
@@ -24,13 +26,17 @@ def fuzz() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("PNG", 200), ("JPEG", 200), ("TIFF", 100), ("DICOM", 100), ("CSV", 25), ("XML", 25)]
+    ("name", "count"),
+    [
+        *(("PNG", 200), ("JPEG", 200), ("TIFF", 100), ("DICOM", 100), ("CSV", 25), ("XML", 25), ("ZIP", 25)),
+        *((name, 25) for name in registry.COLLECTIONS),
+    ],
 )
 def test_damaged_inputs(fuzz: ModuleType, name: str, count: int) -> None:
     target = fuzz.TARGETS[name]
     seeds = target.seeds()
     assert {fuzz.outcome(target.function, seed) for seed in seeds} == {"accepted"}
-    found = Counter(fuzz.outcome(target.function, fuzz.mutated(seeds, name, 5, number)) for number in range(count))
+    found = Counter(fuzz.outcome(target.function, target.damaged(seeds, name, 5, number)) for number in range(count))
     assert set(found) == {"accepted", "refused"}
 
 

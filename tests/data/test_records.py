@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import io
 import json
 import math
@@ -462,3 +463,22 @@ def test_map_in_order(threads: int) -> None:
 def test_map_in_order_passes_errors_on() -> None:
     with pytest.raises(ZeroDivisionError):
         list(records.map_in_order(lambda x: 1 // x, [3, 0, 1], 2))
+
+
+def test_a_scanner_is_kept_and_older_records_have_none() -> None:
+    plain = EXAMPLES[0]
+    scanned = dataclasses.replace(plain, scanner="Philips")
+    assert records._content_digest(scanned) != records._content_digest(plain)
+    written = schema.to_features(scanned)
+    stored = {name: value.encode() if isinstance(value, str) else value for name, value in written.items()}
+    for name in ("entities", "labels", "boxes", "masks"):
+        keys = schema.features()[name].feature.keys()
+        stored[name] = {
+            key: [v.encode() if isinstance(v := each[key], str) else v for each in written[name]] for key in keys
+        }
+    assert schema.from_features(stored).scanner == "Philips"
+    del stored["scanner"]
+    assert schema.from_features(stored).scanner == ""
+    del stored["view"]
+    with pytest.raises(KeyError):
+        schema.from_features(stored)

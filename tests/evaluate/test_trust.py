@@ -215,8 +215,8 @@ def _people(count: int = 400, seed: int = 0) -> tuple[list[Example], np.ndarray,
 def test_subgroups_have_their_own_auroc_and_gaps_with_intervals() -> None:
     examples, labels, scores, patients = _people()
     found = subgroups.evaluate(examples, labels, scores, patients, ["a", "b"], resamples=300)
-    age, sex, view = found
-    assert [each["attribute"] for each in found] == ["age", "sex", "view"]
+    age, sex, view, _ = found
+    assert [each["attribute"] for each in found] == ["age", "sex", "view", "scanner"]
     for attribute in (age, sex):
         key = subgroups.ATTRIBUTES[attribute["attribute"]]
         names = np.array([key(e) for e in examples])
@@ -246,7 +246,7 @@ def test_small_groups_and_rare_findings_are_named_not_dropped() -> None:
     examples[:20] = [dataclasses.replace(example, age=10.0) for example in examples[:20]]
     labels[:, 1] = 0
     labels[:6, 1] = 1
-    age, sex, _ = subgroups.evaluate(examples, labels, scores, patients, ["a", "b"], resamples=20)
+    age, sex, *_ = subgroups.evaluate(examples, labels, scores, patients, ["a", "b"], resamples=20)
     assert age["left_out"] == {"0-17": 20}
     assert (age["findings"], sex["findings"]) == (["a"], ["a"])
     labels[:, 0] = 0

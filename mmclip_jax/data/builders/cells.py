@@ -151,7 +151,7 @@ def fraction_box(kind: str, numbers: Sequence[float], frame: tuple[float, float]
     width, height = frame
     fractions = [corners[0] / width, corners[1] / height, corners[2] / width, corners[3] / height]
     if not all(-0.01 <= value <= 1.01 for value in fractions):
-        raise BadRow(f"box {list(numbers)} lies outside of {width:g} x {height:g}; see --box-frame and --box-format")
+        raise BadRow(f"box {list(numbers)} lies outside of {width:g} x {height:g}")
     x_min, y_min, x_max, y_max = (min(max(value, 0.0), 1.0) for value in fractions)
     if not (x_min < x_max and y_min < y_max):
         raise BadRow(f"box {list(numbers)} is empty")

@@ -2,13 +2,14 @@
 
 import collections
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from mmclip_jax.data import prompts
-from mmclip_jax.data.builders.cells import parse_sex, parse_view
+from mmclip_jax.data import ids, prompts
+from mmclip_jax.data.builders import files
+from mmclip_jax.data.builders.cells import BadRow, parse_view
 from mmclip_jax.data.builders.collection import Collection, Item, Reject
-from mmclip_jax.data.builders.files import ImageFiles
 from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.errors import UserError
 
 # BBox_List_2017.csv heads its four columns so.
@@ -30,13 +31,12 @@ class ChestXray14(Collection):
     instructions = (
         "download from the NIH Clinical Center's Box folder (nihcc.app.box.com, ChestXray-NIHCC): Data_Entry_2017.csv "
         "or Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt and images_001.tar.gz to "
-        "images_012.tar.gz (42 GB), the latter unpacked."
+        "images_012.tar.gz (42 GB), the latter unpacked; or Kaggle's copy (nih-chest-xrays/data) whole."
     )
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of Data_Entry_2017, in its order."""
-        file = self.required("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv.gz")
-        images = ImageFiles([self.manual_dir], (".png",))
+        file = self.required("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
         official = self._official()
         boxes = self._boxes()
         rows = list(self.table(file, "Image Index", "Finding Labels", "Patient ID"))
@@ -44,8 +44,8 @@ class ChestXray14(Collection):
         universe = prompts.denied_by(names)
         seen: set[str] = set()
         for number, row in rows:
-            image, patient = row["Image Index"], row["Patient ID"]
-            if not image or not patient or image in seen:
+            image = row["Image Index"]
+            if not image or not row["Patient ID"] or image in seen:
                 yield Reject(file.name, number, image, "no image or no patient is named, or the image was named before")
                 continue
             seen.add(image)
@@ -53,54 +53,69 @@ class ChestXray14(Collection):
             if official and not split:
                 yield Reject(file.name, number, image, "the image is in neither train_val_list.txt nor test_list.txt")
                 continue
-            if split == "train":
-                split = self.divided(patient)
-            present = self.kinds_of(filter(None, row["Finding Labels"].split("|")), file.name, number, image)
-            yield Item(
-                table=file.name,
-                row=number,
-                file=images.find(image) or "",
-                id=image,
-                patient=patient,
-                study=f"{patient}_{row.get('Follow-up #', image)}",
-                split=split,
-                view=parse_view(row.get("View Position", "")),
-                sex=parse_sex(row.get("Patient Gender", "")),
-                age=self.age(row.get("Patient Age", ""), file.name, number, image),
-                labels=listed_labels(present, universe if present else ()),
-                boxes=tuple(boxes.get(image, ())),
-                frame=_FRAME,
-            )
+            found = boxes.get(image, ())
+            yield self.attempt(file.name, number, image, self._item, file.name, number, row, split, universe, found)
+
+    def _item(
+        self,
+        table: str,
+        number: int,
+        row: Mapping[str, str],
+        split: str,
+        universe: Iterable[str],
+        boxes: Iterable[tuple[str, tuple[float, float, float, float]]],
+    ) -> Item:
+        image = row["Image Index"]
+        patient = patient_number(row["Patient ID"])
+        present = self.kinds_of(filter(None, row["Finding Labels"].split("|")), table, number, image)
+        return Item(
+            table=table,
+            row=number,
+            file=self.index.find(image),
+            id=image,
+            patient=patient,
+            study=f"{patient}_{row.get('Follow-up #') or image}",
+            split=self.divided(patient) if split == "train" else split,
+            view=parse_view(row.get("View Position", "")),
+            sex=self.sex(row.get("Patient Gender", ""), table, number, image),
+            age=self.age(row.get("Patient Age", ""), table, number, image),
+            labels=listed_labels(present, universe if present else ()),
+            boxes=tuple(boxes),
+            frame=_FRAME,
+        )
 
     def _official(self) -> dict[str, str]:
         """File name -> "train" or "test" by the official lists; {} if they are not there."""
-        lists = {"train": self.manual_dir / "train_val_list.txt", "test": self.manual_dir / "test_list.txt"}
-        there = [file for file in lists.values() if file.is_file()]
+        lists = {"train": self.optional("train_val_list.txt"), "test": self.optional("test_list.txt")}
+        there = [file for file in lists.values() if file is not None]
         if len(there) == 1:
             raise UserError(f"{self.manual_dir} has {there[0].name} without the other list: give both or none")
-        if not there:
-            return {}
-        return {name: split for split, file in lists.items() for name in _lines(file)}
+        return {name: split for split, file in lists.items() if file is not None for name in _lines(file)}
 
     def _boxes(self) -> dict[str, list[tuple[str, tuple[float, float, float, float]]]]:
         found: dict[str, list[tuple[str, tuple[float, float, float, float]]]] = collections.defaultdict(list)
-        file = next((f for f in self.manual_dir.glob("BBox_List_2017.csv*") if f.suffix in (".csv", ".gz")), None)
+        file = self.optional("BBox_List_2017.csv")
         if file is None:
             return found
         for number, row in self.table(file, "Image Index", "Finding Label", *_BOX_COLUMNS, count=False):
             image = row["Image Index"]
             for kind in self.kinds_of([row["Finding Label"]], file.name, number, image):
                 try:
-                    x, y, width, height = (float(row[column]) for column in _BOX_COLUMNS)
-                except ValueError:
-                    self.rejects.append(Reject(file.name, number, image, "the box is not four numbers"))
-                    continue
-                found[image].append((kind, (x, y, width, height)))
+                    found[image].append((kind, four_numbers(row[column] for column in _BOX_COLUMNS)))
+                except BadRow as bad:
+                    self.rejects.append(Reject(file.name, number, image, str(bad)))
         return found
 
 
+def patient_number(cell: str) -> str:
+    """The patient's number without zeros in front: file names have them ("00000013_005.png"), the table has not."""
+    cell = ids.clean_id(cell)
+    return cell.lstrip("0") or "0" if cell.isdecimal() else cell
+
+
 def _lines(file: pathlib.Path) -> list[str]:
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with files.plain_table(file) as plain:
+        return [line.strip() for line in files.read_text(plain).splitlines() if line.strip()]
 
 
 BUILDER = ChestXray14

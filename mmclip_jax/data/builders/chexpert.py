@@ -1,23 +1,34 @@
-"""CheXpert of Stanford, in its small and its full size."""
+"""CheXpert of Stanford, in its small and its full size, with the labels and images of CheXlocalize."""
 
-import os
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
-from mmclip_jax.data import prompts
-from mmclip_jax.data.builders.cells import BadRow, label_state, parse_sex
+from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import Collection, Item, Reject
-from mmclip_jax.data.schema import LabelState
+from mmclip_jax.data.builders.reading import labels_of_columns
 
 _NOT_LABELS = frozenset({"Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"})
-_PATH = re.compile(r"(?:.*?/)?((?:train|valid|test)/(patient\d+)/(study\d+)/view\d+_(?:frontal|lateral)\.jpg)")
+_PATH = re.compile(
+    r"(?:.*/)?(?:train|valid|val|test)/(patient[0-9]+)/(study[0-9]+)/(view[0-9]+_(?:frontal|lateral)\.(?:jpe?g|png))",
+    re.ASCII,
+)
+# Split -> (the folder that ids name, its tables). CheXlocalize's table of the validation part says the same of the same
+# images as valid.csv, but has neither sex nor age.
+_TABLES = {
+    "train": ("train", ("train.csv",)),
+    "validation": ("valid", ("valid.csv", "val_labels.csv")),
+    "test": ("test", ("test_labels.csv",)),
+}
+_BATCHES = r"(?i)CheXpert-v1\.0 batch \d.*"
 
 
 class CheXpert(Collection):
     """223,414 training images of 64,540 patients with labels mined from reports; validation and test by radiologists.
 
     The splits are the official ones. In the training labels 1 is present, 0 absent, -1 uncertain and blank unknown;
-    `uncertain` says what becomes of -1, and the facts keep that choice.
+    `uncertain` says what becomes of -1, and the facts keep that choice. Images are found by patient, study and view, in
+    the folders of the small size as in the four batches of the full one, unpacked or not.
     """
 
     name = "chexpert"
@@ -25,54 +36,57 @@ class CheXpert(Collection):
     citation = "Irvin et al., CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels, AAAI 2019."
     licence = "Stanford University Dataset Research Use Agreement (no sharing, no commercial use)."
     instructions = (
-        "register at stanfordaimi.azurewebsites.net (CheXpert) and download CheXpert-v1.0 (439 GB) or "
-        "CheXpert-v1.0-small (11 GB) with train.csv and valid.csv; test_labels.csv and the test images come with "
-        "CheXlocalize there. Give the folder that holds train.csv."
+        "register at stanfordaimi.azurewebsites.net (CheXpert) and download the four batches of CheXpert-v1.0 (439 GB; "
+        "batch 1 has train.csv, valid.csv and the folder valid/, batches 2 to 4 the training images) or "
+        "CheXpert-v1.0-small (11 GB: train.csv, valid.csv, train/, valid/); the test part (CheXpert/test_labels.csv, "
+        "val_labels.csv, test/, val/) comes with CheXlocalize there. Give the folder that holds it all."
     )
+    index_depth = 3
+
+    @functools.cached_property
+    def index(self) -> files.FileIndex:
+        """All files; where the first batch was named, those of its siblings too."""
+        if re.fullmatch(_BATCHES, self.manual_dir.resolve().name):
+            return files.FileIndex(self.manual_dir.resolve().parent, self.index_depth, _BATCHES)
+        return super().index
 
     def read(self) -> Iterator[Item | Reject]:
-        """Yields the images of train.csv, then of valid.csv and test_labels.csv where they are there."""
-        tables = [(self.required("train.csv", "train.csv.gz"), "train")]
-        for name, split in (("valid.csv", "validation"), ("test_labels.csv", "test")):
-            if (self.manual_dir / name).is_file():
-                tables.append((self.manual_dir / name, split))
+        """Yields the images of the tables of training, validation and test, as far as they are there."""
         seen: set[str] = set()
-        for file, split in tables:
+        any_table = False
+        for split, (folder, names) in _TABLES.items():
+            file = self.optional(*names)
+            if file is None:
+                continue
+            any_table = True
             for number, row in self.table(file, "Path"):
                 match = _PATH.fullmatch(row["Path"])
-                if not match or match[1] in seen:
+                id = f"{folder}/{match[1]}/{match[2]}/{match[3]}" if match else ""
+                if match is None or id in seen:
                     reason = (
                         "the image was named before" if match else "the path is not .../patientN/studyN/viewN_...jpg"
                     )
                     yield Reject(file.name, number, row["Path"], reason)
                     continue
-                seen.add(match[1])
-                try:
-                    labels = _labels(row)
-                    sex = parse_sex(row.get("Sex", ""))
-                except BadRow as bad:
-                    yield Reject(file.name, number, match[1], str(bad))
-                    continue
-                yield Item(
-                    table=file.name,
-                    row=number,
-                    file=self._find(row["Path"], match[1]),
-                    id=match[1],
-                    patient=match[2],
-                    study=f"{match[2]}/{match[3]}",
-                    split=split,
-                    view=_view(row),
-                    sex=sex,
-                    age=self.age(row.get("Age", ""), file.name, number, match[1]),
-                    labels=labels,
-                )
+                seen.add(id)
+                yield self.attempt(file.name, number, id, self._item, file.name, number, row, id, match, split)
+        if not any_table:
+            self.required("train.csv")
 
-    def _find(self, path: str, inner: str) -> str:
-        """Tables name the folder that the archive had ("CheXpert-v1.0-small/..."); users have others."""
-        for place in (self.manual_dir / inner, self.manual_dir / path, self.manual_dir.parent / path):
-            if os.path.isfile(place):
-                return str(place)
-        return ""
+    def _item(self, table: str, number: int, row: Mapping[str, str], id: str, match: re.Match[str], split: str) -> Item:
+        return Item(
+            table=table,
+            row=number,
+            file=self.index.find(row["Path"]),
+            id=id,
+            patient=match[1],
+            study=f"{match[1]}/{match[2]}",
+            split=split,
+            view=_view(row),
+            sex=self.sex(row.get("Sex", ""), table, number, id),
+            age=self.age(row.get("Age", ""), table, number, id),
+            labels=labels_of_columns(row, _NOT_LABELS),
+        )
 
 
 def _view(row: Mapping[str, str]) -> str:
@@ -80,18 +94,6 @@ def _view(row: Mapping[str, str]) -> str:
     if "_lateral" in row["Path"]:
         return "LATERAL"
     return row.get("AP/PA", "") if row.get("AP/PA") in ("AP", "PA") else ""
-
-
-def _labels(row: Mapping[str, str]) -> dict[str, LabelState]:
-    labels: dict[str, LabelState] = {}
-    for name, cell in row.items():
-        kind = None if name in _NOT_LABELS else prompts.kind_of(name)
-        state = None if kind is None else label_state(name, cell)
-        if kind is not None and state is not None:
-            labels[kind] = state
-    if diseases := prompts.beside_no_finding(k for k, state in labels.items() if state == LabelState.PRESENT):
-        raise BadRow(f"labelled as no finding and as {', '.join(diseases)}")
-    return labels
 
 
 BUILDER = CheXpert

@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 
 import mmclip_jax
 from mmclip_jax import spreadsheet
-from mmclip_jax.data import ids, prompts, recognisers, records, resources, spool
+from mmclip_jax.data import dicom, ids, prompts, recognisers, records, resources, spool
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age
-from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, to_png
+from mmclip_jax.data.builders.cells import BadRow, Frame, fraction_box, parse_age, parse_sex, parse_view
+from mmclip_jax.data.builders.masks import RunLengths, bounds, decode, looks_like_mask, to_png
 from mmclip_jax.data.builders.report_language import without_other_languages
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.images import store_image
@@ -51,6 +51,7 @@ _CHUNK = 64
 _CHUNK_SUFFIX = ".chunk"
 _ID_COLUMN = re.compile(r"(^|[_ ])[iI][dD]s?$|[a-z]I[dD]$|^(study|subject|patient)$")
 _PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'…?|\"[^\"]*\"…?|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
+_NO_FILE = "there is no such image file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Item:
     """An image that has passed every check that does not need its pixels.
 
     table, row: where a person finds it; the first row that names it, where there are several.
-    file: as `files.read_bytes` takes it; "" if it was not found.
+    file: as `files.read_bytes` takes it, or "" or a `files.NotFound` if it was not found.
+    scanner: the manufacturer of the machine, or "".
+    from_header: whether a DICOM file's header fills in view, sex and age where they are unknown.
     split: "" has the patient's id decide.
     boxes: (kind, four numbers in units of `frame` as `box_format` says).
     masks: regions; several of one kind are one mask, and each gives a box.
@@ -89,6 +92,8 @@ class Item:
     view: str = ""
     sex: str = ""
     age: float = math.nan
+    scanner: str = ""
+    from_header: bool = False
     findings: str = ""
     impression: str = ""
     labels: Mapping[str, LabelState] = dataclasses.field(default_factory=dict)
@@ -187,18 +192,26 @@ class Collection(records.RecordsBuilder):
     Attributes:
       rejects: what was left out so far, on purpose or not.
       rows: how many rows the tables have, those left out included.
+      notes: what a user must know of this build, such as that patients are unknown; told, and kept in the facts.
+      index_depth: how many parts of an image's path tell it from others, see `files.FileIndex`.
+      box_flags: the flags that a message about boxes may name; "" where the builder has none.
+      refuses_masks: whether an image of two values is refused as a mask.
     """
 
     Options: ClassVar[type[CollectionOptions]] = CollectionOptions
     licence: ClassVar[str] = ""
     instructions: ClassVar[str] = ""
     shares: Sequence[float] = (0.8, 0.1, 0.1)
+    index_depth: ClassVar[int] = 1
+    box_flags: ClassVar[str] = ""
+    refuses_masks: ClassVar[bool] = True
 
     def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
         super().__init__(data_dir)
         self.options = options
         self.rejects: list[Reject] = []
         self.rows = 0
+        self.notes: list[str] = []
         self._train_rows: list[fractions.Row] = []
         self._language: Mapping[str, Any] = {}
 
@@ -222,29 +235,55 @@ class Collection(records.RecordsBuilder):
             raise UserError(f"folder {folder} does not exist; how to get {self.name}: {self.instructions}")
         return folder
 
-    def required(self, *names: str) -> pathlib.Path:
-        """The first of these files that exists in the manual directory.
+    @functools.cached_property
+    def index(self) -> files.FileIndex:
+        """All files below the manual directory; made when first asked for, since large sets take minutes."""
+        return files.FileIndex(self.manual_dir, self.index_depth)
+
+    def optional(self, *names: str) -> pathlib.Path | None:
+        """The first of these tables, perhaps packed (.gz, .zip): in the manual directory, else anywhere below it.
 
         Raises:
-          UserError: none does; the message tells how to get it.
+          UserError: several different files below it have the name; the message names two.
         """
-        for name in names:
+        packed = [name.removesuffix(".gz") + packing for name in names for packing in files.TABLE_PACKINGS]
+        for name in packed:
             if (self.manual_dir / name).is_file():
                 return self.manual_dir / name
-        raise UserError(f"{self.manual_dir} has no {' or '.join(names)}; how to get {self.name}: {self.instructions}")
+        return next(filter(None, map(self.index.find_table, packed)), None)
+
+    def required(self, *names: str) -> pathlib.Path:
+        """As `optional`.
+
+        Raises:
+          UserError: there is none; the message tells how to get it.
+        """
+        found = self.optional(*names)
+        if found is None:
+            shown = [each for name in names for each in dict.fromkeys((name, name.removesuffix(".gz")))]
+            raise UserError(
+                f"{self.manual_dir} has no {' or '.join(shown)}; how to get {self.name}: {self.instructions}"
+            )
+        return found
 
     def table(self, file: pathlib.Path, *columns: str, count: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
         """The rows of a table as (number, cells by column); rows that are not as long as the header join the rejects.
 
         Args:
-          file: CSV, perhaps gzipped.
+          file: CSV, perhaps packed, as `required` gives it.
           columns: those that must be there.
           count: whether its rows are what the limit on rejects is a share of (those of a side table are not).
 
         Raises:
           UserError: it cannot be read, or lacks a column.
         """
-        read = read_table(str(file))
+        with files.plain_table(file) as plain:
+            try:
+                read = read_table(str(plain))
+            except UserError as error:
+                message, flag, _ = str(error).replace(str(plain), str(file)).partition("; give its encoding")
+                # Published tables are UTF-8, and there is no flag for another encoding.
+                raise UserError(f"{message}, as it was published: download it again" if flag else message) from error
         missing = [name for name in columns if name not in read.header]
         if missing:
             raise UserError(f"table {file}: there is no column {missing[0]!r} among {listed(read.header)}")
@@ -258,6 +297,21 @@ class Collection(records.RecordsBuilder):
                 with contextlib.suppress(ids.BadId):
                     cells[name] = ids.clean_id(cells[name])
             yield row.number, cells
+
+    @staticmethod
+    def key(cell: str) -> str:
+        """An id by which tables are joined, in the spelling that is stored; as it is where that cannot be told."""
+        try:
+            return ids.clean_id(cell)
+        except ids.BadId:
+            return cell
+
+    def attempt(self, table: str, row: int, image: str, make: Callable[..., Item], *args: Any) -> Item | Reject:
+        """What `make` returns, or the reject of the row where it raises BadRow or BadId."""
+        try:
+            return make(*args)
+        except (BadRow, ids.BadId) as bad:
+            return Reject(table, row, image, str(bad))
 
     def divided(self, patient: str) -> str:
         """Which of train and validation (a tenth of the patients) a patient of an official training part belongs to."""
@@ -284,10 +338,17 @@ class Collection(records.RecordsBuilder):
         """Years, NaN where unknown; an impossible age is listed."""
         age = parse_age(cell)
         if age is None:
-            self.rejects.append(
-                Reject(table, row, image, f"age {ids.shown(cell)} is not 0 to 120 years", "age left out")
-            )
+            reason = f"age {ids.shown(cell)} is not 0 to 120 years"
+            self.rejects.append(Reject(table, row, image, reason, "age left out"))
         return math.nan if age is None else age
+
+    def sex(self, cell: str, table: str, row: int, image: str) -> str:
+        """M, F, or "" where unknown; a cell that says something else is listed."""
+        try:
+            return parse_sex(cell)
+        except BadRow as bad:
+            self.rejects.append(Reject(table, row, image, str(bad), "sex left out"))
+            return ""
 
     # What records.build calls
 
@@ -324,6 +385,8 @@ class Collection(records.RecordsBuilder):
         return {
             "rows": self.rows,
             "rejects": left_out,
+            "notes": self.notes,
+            **self._passed_over(),
             "left_out_on_purpose": dict(sorted(on_purpose.items())),
             "cells_left_out": len(self.rejects) - left_out - on_purpose.total() - joined,
             "ids_joined": joined,
@@ -332,6 +395,12 @@ class Collection(records.RecordsBuilder):
             **({"language": self._language} if self._language else {}),
             **self.facts(),
         }
+
+    def _passed_over(self) -> dict[str, int]:
+        """How many files were no part of the data set; {} where no folder was searched."""
+        if "index" not in self.__dict__:
+            return {}
+        return {"companions_passed_over": self.index.companions, "masks_passed_over": self.index.masks}
 
     def described_options(self) -> dict[str, Any]:
         """The options as the facts keep them: a record of what was asked, not of this machine."""
@@ -361,7 +430,7 @@ class Collection(records.RecordsBuilder):
             elif problem := self._unwanted(read):
                 self.rejects.append(Reject(read.table, read.row, read.id, problem, ON_PURPOSE))
             elif not read.file:
-                self.rejects.append(Reject(read.table, read.row, read.id, "there is no such image file"))
+                self.rejects.append(Reject(read.table, read.row, read.id, str(read.file) or _NO_FILE))
             elif (other := first.setdefault(read.id, read)) is not read:
                 problem = f"the image's id is that of {other.table} row {other.row} too"
                 self.rejects.append(Reject(read.table, read.row, read.id, problem))
@@ -453,6 +522,9 @@ class Collection(records.RecordsBuilder):
             recogniser,
             language,
             resources.digest(resources.for_language(language)),
+            frontal=getattr(self.options, "views", "all") == "frontal",
+            box_flags=self.box_flags,
+            refuses_masks=self.refuses_masks,
         )
         return functools.partial(_make_chunk, storing, self._chunks_dir)
 
@@ -482,8 +554,14 @@ class Collection(records.RecordsBuilder):
         return [reject for reject in self.rejects if reject.consequence == LEFT_OUT]
 
     def reject_hint(self) -> str:
-        """What a subclass knows of the cause and remedy of many rejects; ends with a space if not empty."""
-        return ""
+        """What is known of the cause and remedy of many rejects; ends with a space if not empty."""
+        hint = ""
+        if "index" in self.__dict__ and any(each.reason == _NO_FILE for each in self.rejects):
+            if self.index.packed:
+                hint += f"{self.index.packed[0]} is not read: unpack it. "
+            if self.index.masks:
+                hint += f"{self.index.masks} images were passed over since their folders are named as masks. "
+        return hint
 
     def _check_rejects(self) -> None:
         """Raises UserError, and keeps the list, if too many rows cannot be used."""
@@ -593,6 +671,9 @@ class Storing:
     entities: str = recognisers.LEXICON
     language: str = resources.ENGLISH
     words: str = ""
+    frontal: bool = False
+    box_flags: str = ""
+    refuses_masks: bool = True
     package: str = mmclip_jax.__version__
 
 
@@ -654,23 +735,32 @@ def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
     Entities are left to the recogniser, which takes many reports at once.
     """
     try:
+        data = files.read_bytes(item.file)
         stored = store_image(
-            files.read_bytes(item.file),
-            shorter_side=storing.shorter_side,
-            value_range=item.value_range,
-            encoding=storing.encoding,
+            data, shorter_side=storing.shorter_side, value_range=item.value_range, encoding=storing.encoding
         )
+        if storing.refuses_masks and looks_like_mask(stored.pixels):
+            raise BadRow("the image has two values only: it is a mask, not a radiograph")
         size = (float(stored.original_width), float(stored.original_height))
-        frame = _frame_of(item, size)
-        boxes = [fraction_box(kind, numbers, frame, item.box_format) for kind, numbers in item.boxes]
+        try:
+            frame = _frame_of(item, size, dicom.is_dicom(data))
+            boxes = [fraction_box(kind, numbers, frame, item.box_format) for kind, numbers in item.boxes]
+        except BadRow as bad:
+            raise BadRow(f"{bad}; see {storing.box_flags}" if storing.box_flags else str(bad)) from None
         regions: dict[str, Any] = {}
         for runs in item.masks:
+            _check_shape((float(runs.width), float(runs.height)), size, "the mask")
             inside = decode(runs)
             boxes.append(fraction_box(runs.kind, bounds(inside), (float(runs.width), float(runs.height)), "xywh"))
             regions[runs.kind] = regions[runs.kind] | inside if runs.kind in regions else inside
     except (BadRow, UserError, OSError) as error:
         yield Reject(item.table, item.row, item.id, str(error))
         return
+    if item.from_header and dicom.is_dicom(data):
+        item = _with_header(item, data)
+        if storing.frontal and item.view not in FRONTAL_VIEWS:
+            yield Reject(item.table, item.row, item.id, f"view {item.view}", ON_PURPOSE)
+            return
     if stored.note:
         yield Reject(item.table, item.row, item.id, stored.note, SHOWN_BY_RANGE)
     yield records.finish_example(
@@ -693,19 +783,53 @@ def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
         view=item.view,
         sex=item.sex,
         age=item.age,
+        scanner=item.scanner,
     )
 
 
-def _frame_of(item: Item, size: tuple[float, float]) -> tuple[float, float]:
-    """(width, height) that box numbers are divided by; `size` is the original image's."""
+def _with_header(item: Item, data: bytes) -> Item:
+    """The item with view, sex and age of its DICOM header where tables tell none; what cannot be read is unknown."""
+    try:
+        header = dicom.read_header(data)
+        view, sex, age = (str(header.get(name) or "") for name in ("ViewPosition", "PatientSex", "PatientAge"))
+    except Exception:  # pydicom reads values when they are asked for, and raises whatever a damaged one leads to
+        return item
+    years = None if age.strip() in ("000Y", "0") else parse_age(age.strip())  # what is written where nothing is known
+    try:
+        sex = parse_sex(sex.strip())
+    except BadRow:
+        sex = ""
+    return dataclasses.replace(
+        item,
+        view=item.view or parse_view(view),
+        sex=item.sex or sex,
+        age=(math.nan if years is None else years) if math.isnan(item.age) else item.age,
+    )
+
+
+RESIZED = (
+    "the boxes are in pixels of the DICOM file, and this image is another file that may have been resized: the size of "
+    "the original must be told"
+)
+
+
+def _frame_of(item: Item, size: tuple[float, float], is_dicom: bool) -> tuple[float, float]:
+    """(width, height) that box numbers are divided by; `size` is the image file's."""
     frame = item.frame
+    if frame == "dicom" and item.boxes and not is_dicom:
+        raise BadRow(RESIZED)
     if frame == "fraction":
         return 1.0, 1.0
     if isinstance(frame, str):
         return size
-    if item.boxes and not item.frame_was_told and abs(frame[0] / frame[1] * size[1] / size[0] - 1) > 0.01:
-        raise BadRow(
-            f"boxes in a frame of {frame[0]:g} x {frame[1]:g}, but the image has {size[0]:g} x {size[1]:g} pixels; "
-            f"give the frame with --box-frame"
-        )
+    if item.boxes and not item.frame_was_told:
+        _check_shape(frame, size, "boxes")
     return frame
+
+
+def _check_shape(frame: tuple[float, float], size: tuple[float, float], what: str) -> None:
+    """Raises BadRow where the frame of boxes or masks and the image are not of one shape."""
+    if abs(frame[0] / frame[1] * size[1] / size[0] - 1) > 0.01:
+        raise BadRow(
+            f"{what} in a frame of {frame[0]:g} x {frame[1]:g}, but the image has {size[0]:g} x {size[1]:g} pixels"
+        )

@@ -2,18 +2,22 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 
+from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, CollectionOptions, Item, Reject, option
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
 _P, _A = LabelState.PRESENT, LabelState.ABSENT
+# From CXR-2 on there are two classes. "negative" is all that is no COVID-19: healthy people and other pneumonias, and
+# the lists do not tell which. "positive" is by a test of the person: the image may be without a finding.
 _CLASSES = {
     "positive": {"covid_19": _P},
     "negative": {"covid_19": _A},
-    "covid-19": {"covid_19": _P, NO_FINDING: _A},
+    "covid-19": {"covid_19": _P},
     "pneumonia": {"pneumonia": _P, "covid_19": _A, NO_FINDING: _A},
     "normal": {NO_FINDING: _P, "pneumonia": _A, "covid_19": _A},
 }
@@ -35,6 +39,7 @@ class CovidX(Collection):
     """Up to 84,818 images put together from other collections; COVID-19 or not.
 
     Its lists give the splits; val*.txt is there from CXR-4 on; without it, training patients are divided nine to one.
+    From CXR-2 on, "negative" says that it is no COVID-19, and nothing else: pneumonia and "no finding" are unknown.
     Patient numbers are unique within a source only. Published lists have patients in two splits: images of such a
     patient stay in one of them and are left out of the other on purpose.
     """
@@ -47,6 +52,7 @@ class CovidX(Collection):
         "download covidx-cxr2 (which also holds CXR-3 and CXR-4) from Kaggle: train*.txt, test*.txt, val*.txt and the "
         "folders train/, test/, val/ (30 GB)."
     )
+    index_depth = 2  # an image's name is unique in the folder of its split
     Options = CovidXOptions
 
     def read(self) -> Iterator[Item | Reject]:
@@ -75,7 +81,9 @@ class CovidX(Collection):
 
     def _list(self, split: str) -> pathlib.Path | None:
         stem = _FOLDERS[split]
-        found = [file for file in sorted(self.manual_dir.glob(f"{stem}*.txt")) if self.options.version in file.name]
+        listed = [file for file in self.manual_dir.iterdir() if re.fullmatch(rf"{stem}.*\.txt", file.name)]
+        listed = sorted(file for file in listed if file.is_file()) or self.index.tables(rf"{stem}.*\.txt")
+        found = [file for file in listed if self.options.version in file.name]
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise UserError(f"{self.manual_dir} has several lists ({names}): choose with --version")
@@ -84,8 +92,7 @@ class CovidX(Collection):
     def _read(self, file: pathlib.Path, split: str) -> list[Item | Reject]:
         read: list[Item | Reject] = []
         seen: set[str] = set()
-        folder = self.manual_dir / _FOLDERS[split]
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = files.read_text(file).splitlines()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -95,7 +102,7 @@ class CovidX(Collection):
                 reason = "the line is not: patient, file name, class, source"
                 read.append(Reject(file.name, number, "", reason))
                 continue
-            image, label, source = " ".join(words[1:-2]), words[-2].lower(), words[-1]
+            image, label, source = " ".join(words[1:-2]), words[-2].lower(), words[-1].lower()
             if image in seen:
                 read.append(Reject(file.name, number, image, "the image was named before"))
                 continue
@@ -104,7 +111,7 @@ class CovidX(Collection):
                 Item(
                     table=file.name,
                     row=number,
-                    file=str(folder / image) if (folder / image).is_file() else "",
+                    file=self.index.find(f"{_FOLDERS[split]}/{image}"),
                     id=f"{_FOLDERS[split]}/{image}",
                     patient=f"{source}:{words[0]}",
                     study=f"{source}:{image}",

@@ -1,17 +1,24 @@
 """MIMIC-CXR-JPG of Beth Israel Deaconess Medical Center, with the reports of MIMIC-CXR."""
 
+import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
+from mmclip_jax.data.builders.files import TABLE_PACKINGS
+from mmclip_jax.data.builders.reading import OTHER_HEADINGS
 from mmclip_jax.data.builders.sections import read_report
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
+_MANUAL = "mimic-cxr-2.1.0-test-set-labeled.csv"
+_PLAIN = re.compile(r"[A-Za-z0-9-]+")  # ids become parts of paths
 _VIEWS = {"LL": "LATERAL", "LATERAL": "LATERAL", "": "UNKNOWN"}
 
 
@@ -20,6 +27,10 @@ class MimicCxrOptions(ReportOptions):
     """What the build of MIMIC-CXR can be told."""
 
     labels: str = option("chexpert", "which labeller's labels to keep", ("chexpert", "negbio", "none"))
+    test_labels: str = option(
+        "manual", "labels of the test split: manual, a radiologist's where their table (of 2.1.0) is there; or mined",
+        ("manual", "mined"),
+    )  # fmt: skip
     without_report: str = option(
         "leave-out", "images whose report has neither findings nor impression: leave-out, or keep them as unpaired",
         ("leave-out", "unpaired"),
@@ -29,8 +40,9 @@ class MimicCxrOptions(ReportOptions):
 class MimicCxr(Collection):
     """377,110 images of 227,827 studies of 65,379 patients, with reports in English.
 
-    Splits are the official ones. A report's findings and impression are stored; both tables and raw text files of
-    reports are understood.
+    Splits are the official ones. Where the table of a radiologist's labels is there (2.1.0 has it, for 687 studies),
+    labels of the test split come from it alone, and the build tells so. A report's findings and impression are stored;
+    both tables and raw text files of reports are understood.
     """
 
     name = "mimic_cxr"
@@ -39,66 +51,101 @@ class MimicCxr(Collection):
     licence = "PhysioNet Credentialed Health Data License 1.5.0 (training and a signed agreement)."
     instructions = (
         "become a credentialed user of physionet.org and download mimic-cxr-jpg 2.0.0 or 2.1.0 (files/, 570 GB, and "
-        "mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz), and from mimic-cxr 2.0.0 "
+        "mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz; of 2.1.0 also "
+        "mimic-cxr-2.1.0-test-set-labeled.csv), and from mimic-cxr 2.0.0 "
         "mimic-cxr-reports.zip, unpacked beside it (or mimic_cxr_sectioned.csv made of it)."
     )
     Options = MimicCxrOptions
+
+    def __init__(self, options: Any, data_dir: Any):
+        super().__init__(options, data_dir)
+        self._test_images: collections.Counter[str] = collections.Counter()
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of the metadata table, in its order."""
         file = self._named("metadata")
         split_of = {
-            row["dicom_id"]: row["split"]
+            self.key(row["dicom_id"]): row["split"]
             for _, row in self.table(self._named("split"), "dicom_id", "split", count=False)
         }
         labels_of = self._labels()
+        manual_of = self._manual_labels(file.parent)
         report_of = self._reports()
         for number, row in self.table(file, "dicom_id", "subject_id", "study_id", "ViewPosition"):
-            image, patient, study = row["dicom_id"], row["subject_id"], row["study_id"]
-            try:
-                if not (image and patient and study):
-                    raise BadRow("no image, patient or study is named")
-                if image not in split_of:
-                    raise BadRow("the image is not in the table of splits")
-                split = parse_split("validation" if split_of[image] == "validate" else split_of[image])
-            except BadRow as bad:
-                yield Reject(file.name, number, image, str(bad))
+            image = self.key(row["dicom_id"])
+            item = self.attempt(file.name, number, image, self._item, file, number, row, split_of)
+            if isinstance(item, Reject):
+                yield item
                 continue
-            place = f"files/p{patient[:2]}/p{patient}/s{study}/{image}.jpg"
-            view = parse_view(row["ViewPosition"])
-            item = Item(
-                table=file.name,
-                row=number,
-                file=str(self.manual_dir / place) if os.path.isfile(self.manual_dir / place) else "",
-                id=image,
-                patient=patient,
-                study=study,
-                split=split,
-                view=_VIEWS.get(view, view),
-                labels=labels_of.get(study, {}),
-            )
+            labels = labels_of.get(item.study, {})
+            if item.split == "test" and manual_of is not None:
+                labels = manual_of.get(item.study, {})
+                self._test_images["labelled" if labels else "without_labels"] += 1
+            item = dataclasses.replace(item, labels=labels)
             if not self._unwanted(item):
-                findings, impression = report_of(patient, study)
+                findings, impression = report_of(item.patient, item.study)
                 if findings or impression:
                     item = dataclasses.replace(item, findings=findings, impression=impression)
                 elif self.options.without_report == "leave-out" or not item.labels:
                     yield Reject(file.name, number, image, "the report has neither findings nor impression", ON_PURPOSE)
                     continue
             yield item
+        if manual_of is not None:
+            labelled, others = self._test_images["labelled"], self._test_images["without_labels"]
+            self.notes.append(
+                f"labels of the test split are a radiologist's ({_MANUAL}): {labelled} images have them, {others} are "
+                f"left without labels; --test-labels mined takes the labeller's for all"
+            )
+
+    def _item(self, file: pathlib.Path, number: int, row: Mapping[str, str], split_of: Mapping[str, str]) -> Item:
+        image, patient, study = (self.key(row[name]) for name in ("dicom_id", "subject_id", "study_id"))
+        if not (image and patient and study):
+            raise BadRow("no image, patient or study is named")
+        if not all(map(_PLAIN.fullmatch, (image, patient, study))):
+            raise BadRow("an id has other characters than letters, digits and hyphens")
+        if image not in split_of:
+            raise BadRow("the image is not in the table of splits")
+        split = parse_split("validation" if split_of[image] == "validate" else split_of[image])
+        place = f"files/p{patient[:2]}/p{patient}/s{study}/{image}.jpg"
+        found = next((root / place for root in (file.parent, self.manual_dir) if os.path.isfile(root / place)), "")
+        view = parse_view(row["ViewPosition"])
+        return Item(
+            table=file.name,
+            row=number,
+            file=str(found),
+            id=image,
+            patient=patient,
+            study=study,
+            split=split,
+            view=_VIEWS.get(view, view),
+        )
+
+    def facts(self) -> Mapping[str, Any]:
+        """How many images of the test split have a radiologist's labels, where these were used."""
+        return {"test_labels": {"from": _MANUAL, **self._test_images}} if self._test_images else {}
 
     def _named(self, what: str) -> pathlib.Path:
-        return self.required(f"mimic-cxr-2.0.0-{what}.csv.gz", f"mimic-cxr-2.0.0-{what}.csv")
+        return self.required(f"mimic-cxr-2.0.0-{what}.csv.gz")
 
     def _labels(self) -> dict[str, dict[str, LabelState]]:
         """Study -> labels."""
-        if self.options.labels == "none":
-            return {}
-        file = self._named(self.options.labels)
+        return {} if self.options.labels == "none" else self._read_labels(self._named(self.options.labels))
+
+    def _manual_labels(self, folder: pathlib.Path) -> dict[str, dict[str, LabelState]] | None:
+        """Study -> labels by a radiologist; None where they are not there or not wanted."""
+        if self.options.labels == "none" or self.options.test_labels != "manual":
+            return None
+        files = [folder / f"{_MANUAL}{packing}" for packing in TABLE_PACKINGS]
+        file = next((file for file in files if file.is_file()), None)
+        return None if file is None else self._read_labels(file)
+
+    def _read_labels(self, file: pathlib.Path) -> dict[str, dict[str, LabelState]]:
         found: dict[str, dict[str, LabelState]] = {}
-        for number, row in self.table(file, "subject_id", "study_id", count=False):
+        for number, row in self.table(file, "study_id", count=False):
             labels: dict[str, LabelState] = {}
             for name, cell in row.items():
-                kind = None if name in ("subject_id", "study_id") else prompts.kind_of(name)
+                heading = OTHER_HEADINGS.get(name, name)
+                kind = None if name in ("subject_id", "study_id") else prompts.kind_of(heading)
                 try:
                     state = None if kind is None else label_state(name, cell)
                 except BadRow as bad:
@@ -106,7 +153,7 @@ class MimicCxr(Collection):
                     continue
                 if kind is not None and state is not None:
                     labels[kind] = state
-            found[row["study_id"]] = labels
+            found[self.key(row["study_id"])] = labels
         return found
 
     def _reports(self) -> Callable[[str, str], tuple[str, str]]:
@@ -114,7 +161,9 @@ class MimicCxr(Collection):
         for name in ("mimic_cxr_sectioned.csv", "mimic_cxr_sectioned.csv.gz"):
             if (self.manual_dir / name).is_file():
                 rows = self.table(self.manual_dir / name, "study", "findings", "impression", count=False)
-                by_study = {row["study"].removeprefix("s"): (row["findings"], row["impression"]) for _, row in rows}
+                by_study = {
+                    self.key(row["study"].removeprefix("s")): (row["findings"], row["impression"]) for _, row in rows
+                }
                 return lambda patient, study: by_study.get(study, ("", ""))
         roots = [self.manual_dir / name for name in ("mimic-cxr-reports/files", "files")]
         root = next((root for root in roots if next(root.glob("p*/p*/s*.txt"), None)), None)

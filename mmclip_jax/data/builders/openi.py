@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from xml.etree import ElementTree
 
 from mmclip_jax.data import prompts
+from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
-from mmclip_jax.data.builders.files import ImageFiles
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -31,25 +31,26 @@ class OpenI(Collection):
     citation = "Demner-Fushman et al., Preparing a collection of radiology examinations for distribution, JAMIA 2016."
     licence = "CC BY-NC-ND 4.0."
     instructions = (
-        "download NLMCXR_png.tgz (1.2 GB) and NLMCXR_reports.tgz from openi.nlm.nih.gov/faq and unpack both into one "
-        "folder, with indiana_projections.csv of Kaggle's chest-xrays-indiana-university beside them; or that copy "
-        "whole (indiana_reports.csv, indiana_projections.csv, images/, 14 GB)."
+        "download NLMCXR_png.tgz (1.2 GB; or NLMCXR_dcm.tgz, DICOM, 80 GB) and NLMCXR_reports.tgz (ecgen-radiology/) "
+        "from openi.nlm.nih.gov/faq and unpack both into one folder, with indiana_projections.csv of Kaggle's "
+        "chest-xrays-indiana-university beside them; or that copy whole (indiana_reports.csv, "
+        "indiana_projections.csv, images/, 14 GB)."
     )
     Options = ReportOptions
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of each report, in the order of the reports' numbers."""
-        images = ImageFiles([self.manual_dir], (".png",))
         views = self._views()
-        if (self.manual_dir / "indiana_reports.csv").is_file():
-            yield from self._read_kaggle(images, views)
+        reports = self.optional("indiana_reports.csv")
+        if reports is not None:
+            yield from self._read_kaggle(reports, views)
         else:
-            yield from self._read_nlm(images, views)
+            yield from self._read_nlm(views)
 
     def _views(self) -> dict[tuple[str, str], tuple[str, str]]:
         """(study number, series) -> (file name at Kaggle, view)."""
-        file = self.manual_dir / "indiana_projections.csv"
-        if not file.is_file():
+        file = self.optional("indiana_projections.csv")
+        if file is None:
             if self.options.views == "frontal":
                 raise UserError(
                     f"{self.manual_dir} has no indiana_projections.csv, which alone tells frontal from lateral images; "
@@ -63,23 +64,22 @@ class OpenI(Collection):
                 reason = "the file name has no series, or the projection is neither Frontal nor Lateral"
                 self.rejects.append(Reject(file.name, number, row["filename"], reason))
                 continue
-            views[row["uid"], series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
+            views[self.key(row["uid"]), series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
         return views
 
     def _read_kaggle(
-        self, images: ImageFiles, views: dict[tuple[str, str], tuple[str, str]]
+        self, file: pathlib.Path, views: dict[tuple[str, str], tuple[str, str]]
     ) -> Iterator[Item | Reject]:
-        file = self.manual_dir / "indiana_reports.csv"
         of_study: dict[str, list[tuple[str, str]]] = {}
         for (uid, _), image in views.items():
             of_study.setdefault(uid, []).append(image)
         for number, row in self.table(file, "uid", "MeSH", "findings", "impression"):
-            shown = [(name, images.find(name) or "", view) for name, view in of_study.get(row["uid"], [])]
+            shown = [(name, self.index.find(name), view) for name, view in of_study.get(self.key(row["uid"]), [])]
             codes = [code for code in row["MeSH"].split(";") if code.strip()]
             yield from self._items(file.name, number, row["uid"], codes, row["findings"], row["impression"], shown)
 
-    def _read_nlm(self, images: ImageFiles, views: dict[tuple[str, str], tuple[str, str]]) -> Iterator[Item | Reject]:
-        reports = sorted(self.manual_dir.rglob("*.xml"), key=lambda file: (len(file.stem), file.stem))
+    def _read_nlm(self, views: dict[tuple[str, str], tuple[str, str]]) -> Iterator[Item | Reject]:
+        reports = sorted(self.index.tables(r".*\.xml"), key=lambda file: (len(file.stem), file.stem))
         if not reports:
             raise UserError(f"{self.manual_dir} has no reports (*.xml); how to get {self.name}: {self.instructions}")
         for file in reports:
@@ -99,11 +99,16 @@ class OpenI(Collection):
                 name = str(parent.get("id", ""))
                 series = _SERIES.search(name)
                 _, view = views.get((number, series[0].rstrip("-")) if series else ("", ""), ("", "UNKNOWN"))
-                shown.append((f"{name}.png", images.find(f"{name}.png") or "", view))
+                shown.append((f"{name}.png", self._find(name), view))
             codes = [_text(code) for code in root.findall("MeSH/major")]
             yield from self._items(
                 file.name, 1, number, codes, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), shown
             )
+
+    def _find(self, name: str) -> str:
+        """The NLM's PNG have the whole name ("CXR1_1_IM-0001-3001.png"), its DICOM and Kaggle's lack the beginning."""
+        short = re.sub(r"^CXR\d+_", "", name)
+        return self.index.find(f"{name}.png", f"{short}.dcm", f"{short}.dcm.png")
 
     def _items(
         self,
@@ -141,7 +146,10 @@ class OpenI(Collection):
 
 def _parse(file: pathlib.Path) -> ElementTree.Element:
     """A report's XML. Entities are refused: published reports have none, and a few lines of them can fill memory."""
-    data = file.read_bytes()
+    try:
+        data = files.read_bytes(file, 64 * _MAX_BYTES)
+    except (UserError, OSError) as error:
+        raise BadRow(f"the report cannot be read ({error})") from None
     if len(data) > _MAX_BYTES:
         raise BadRow(f"the report has {len(data)} bytes, more than {_MAX_BYTES}")
     if b"<!ENTITY" in data or b"<!DOCTYPE" in data:

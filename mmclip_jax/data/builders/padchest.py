@@ -2,12 +2,12 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterator
 
-from mmclip_jax.data import prompts
-from mmclip_jax.data.builders.cells import BadRow, parse_sex, split_labels
+from mmclip_jax.data import ids, prompts
+from mmclip_jax.data.builders.cells import BadRow, split_labels
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject
-from mmclip_jax.data.builders.files import ImageFiles
 from mmclip_jax.data.builders.labels import listed_labels
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -23,7 +23,8 @@ class PadChest(Collection):
     The physicians' images are the test split. The other images of their patients (labelled by a recurrent network) are
     left out on purpose; a tenth of the remaining patients is the validation split. Unlisted kinds are absent, except
     those that the list leaves open, and kinds that only physicians use are unknown where the network labelled. Images
-    without a label of the vocabulary are left out on purpose. The Spanish reports are not stored.
+    without a label of the vocabulary are left out on purpose. The Spanish reports are not stored. The manufacturer of
+    the machine is kept as the scanner.
     """
 
     name = "padchest"
@@ -37,9 +38,10 @@ class PadChest(Collection):
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of the table, in its order."""
-        file = self.required(f"{_TABLE}.gz", _TABLE)
-        images = ImageFiles([self.manual_dir], (".png",))
+        file = self.required(f"{_TABLE}.gz")
         rows = list(self.table(file, "ImageID", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels"))
+        for _, row in rows:
+            row["PatientID"] = _patient(row["PatientID"])
         by_physicians = {row["PatientID"] for _, row in rows if row["MethodLabel"] == "Physician"}
         names: dict[str, set[str]] = collections.defaultdict(set)
         for _, row in rows:
@@ -50,12 +52,14 @@ class PadChest(Collection):
         for number, row in rows:
             image, patient = row["ImageID"], row["PatientID"]
             if not image or not patient or image in seen:
-                yield Reject(file.name, number, image, "no image or no patient is named, or the image was named before")
+                reason = (
+                    "no image or no patient (whose number must have all its digits) is named, or the image was before"
+                )
+                yield Reject(file.name, number, image, reason)
                 continue
             seen.add(image)
             try:
                 labels = _split(row["Labels"])
-                sex = parse_sex(row.get("PatientSex_DICOM", ""))
             except BadRow as bad:
                 yield Reject(file.name, number, image, str(bad))
                 continue
@@ -63,12 +67,13 @@ class PadChest(Collection):
             item = Item(
                 table=file.name,
                 row=number,
-                file=images.find(image) or "",
+                file=self.index.find(image),
                 id=image,
                 patient=patient,
                 study=row["StudyID"] or image,
                 view=view,
-                sex=sex,
+                sex=self.sex(row.get("PatientSex_DICOM", ""), file.name, number, image),
+                scanner=row.get("Manufacturer_DICOM", "").strip(),
                 age=self.age(_years(row), file.name, number, image),
             )
             if self._unwanted(item):
@@ -103,8 +108,17 @@ def _split(cell: str) -> list[str]:
 
 def _years(row: dict[str, str]) -> str:
     """Age at the study, from the years that the table has; "" where it lacks one."""
-    born, taken = row.get("PatientBirth", "").removesuffix(".0"), row.get("StudyDate_DICOM", "")[:4]
-    return str(int(taken) - int(born)) if born.isdigit() and taken.isdigit() else ""
+    born = re.fullmatch(r"([0-9]{4})(?:\.0)?", row.get("PatientBirth", ""))
+    taken = re.fullmatch(r"([0-9]{4})[0-9]{4}(?:\.0)?", row.get("StudyDate_DICOM", ""))
+    return str(int(taken[1]) - int(born[1])) if born and taken else ""
+
+
+def _patient(cell: str) -> str:
+    """The patient's number; "" where a spreadsheet has cut its 39 digits."""
+    try:
+        return ids.clean_id(cell)
+    except ids.BadId:
+        return ""
 
 
 BUILDER = PadChest

@@ -43,6 +43,12 @@ class Built:
         ]
         for part, counts in facts["splits"].items():
             lines.append(f"  {part:20s} {counts['examples']:7d} images {counts['patients']:7d} patients")
+        for note in facts.get("notes", []):
+            lines.append(f"  NOTE: {note}")
+        passed_over = {"companions": "companion files of operating systems", "masks": "images in folders of masks"}
+        for key, what in passed_over.items():
+            if count := facts.get(f"{key}_passed_over"):
+                lines.append(f"  {count} {what} passed over")
         for reason, count in facts["left_out_on_purpose"].items():
             lines.append(f"  {count} rows left out on purpose: {reason}")
         lines.append(f"  {facts['rejects']} rows could not be used, {facts['cells_left_out']} cells left out")

@@ -255,6 +255,8 @@ class TableBuilder(Collection):
     """The records builder of a user's table; `build_table` is the way to use it."""
 
     VERSION = "1.0.0"
+    box_flags = "--box-frame and --box-format"
+    refuses_masks = False
     split_remedy = f"correct the table, or have patients divided anew with --split-column {UNUSED}"
 
     def __init__(self, options: TableOptions, data_dir: str | os.PathLike[str]):

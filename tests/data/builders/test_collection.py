@@ -28,10 +28,10 @@ from mmclip_jax.data.builders.collection import (
     CollectionOptions,
     Item,
     Reject,
-    listed_labels,
     settle_uncertain,
     split_of_patient,
 )
+from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
@@ -421,13 +421,11 @@ def test_images_are_found_in_folders_and_archives(tmp_path: pathlib.Path) -> Non
         archive.writestr("in/side.PNG", b"inside")
         archive.writestr("0001.png", b"the folder's file goes first")
         archive.writestr("notes.txt", b"")
-    found = files.ImageFiles([tmp_path / "nowhere", tmp_path / "deep"])
-    assert len(found) == 2
-    assert files.read_bytes(found.find("side.PNG") or "") == b"inside"
-    assert files.read_bytes(found.find("0001.png") or "") == (tmp_path / "deep" / "0001.png").read_bytes()
-    assert found.find("notes.txt") is None
+    found = files.FileIndex(tmp_path / "deep")
+    assert len(found) == 3
+    assert files.read_bytes(found.find("side.PNG")) == b"inside"
     (tmp_path / "deep" / "broken.zip").write_bytes(b"PK but no archive")
     with pytest.raises(UserError, match=r"broken.zip cannot be read"):
-        files.ImageFiles([tmp_path / "deep"])
-    with pytest.raises(UserError, match="none of these image folders exists"):
-        files.ImageFiles([tmp_path / "nowhere"])
+        files.FileIndex(tmp_path / "deep")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        files.FileIndex(tmp_path / "nowhere")

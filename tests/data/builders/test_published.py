@@ -16,6 +16,7 @@ from PIL import Image
 from workbench import all_images_exist, bench, picture, wheel_table
 
 from mmclip_jax.data import prompts
+from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import ON_PURPOSE, split_of_patient
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -139,10 +140,8 @@ def test_chestxray14_lists_and_ages(bench: Any) -> None:
 def test_chexpert_whole_table(
     bench: Any, wheel_dir: pathlib.Path, wheel_table: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmclip_jax.data.builders.chexpert import CheXpert
-
     shutil.copy(wheel_dir / "chexpert_train.csv.gz", bench.raw / "train.csv.gz")
-    monkeypatch.setattr(CheXpert, "_find", lambda self, path, inner: path)
+    monkeypatch.setattr(files.FileIndex, "find", lambda self, *wanted: wanted[0])
     table = wheel_table("chexpert_train.csv.gz")
     builder = bench.builder("chexpert")
     frontal = table[table["Frontal/Lateral"] == "Frontal"]
@@ -413,7 +412,7 @@ def test_vindr_of_physionet(bench: Any) -> None:
     )
     for number, name in enumerate(("train/a", "train/b", "test/t")):
         picture(bench.raw / f"{name}.png", number)
-    examples, _ = bench.build("vindr")
+    examples, _ = bench.build("vindr", box_frame="pixels")
     assert examples["a"].labels == {"cardiomegaly": P, "pleural_effusion": U, "no_finding": A}
     assert examples["b"].labels == {"cardiomegaly": A, "pleural_effusion": A, "no_finding": P}
     assert examples["t"].labels == {"cardiomegaly": A, "pleural_effusion": P, "no_finding": A}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workbench import bench, picture
 
+from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import split_of_patient
 from mmclip_jax.data.builders.sections import read_report, sections
 from mmclip_jax.data.schema import LabelState
@@ -157,16 +158,7 @@ def unpack_openi(bench: Any, wheel_dir: pathlib.Path) -> dict[str, bytes]:
 @pytest.mark.wheel
 @pytest.mark.slow
 def test_openi_all_reports(bench: Any, wheel_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmclip_jax.data.builders import openi
-
-    class Everything:
-        def __init__(self, *_: Any):
-            pass
-
-        def find(self, name: str) -> str:
-            return name
-
-    monkeypatch.setattr(openi, "ImageFiles", Everything)
+    monkeypatch.setattr(files.FileIndex, "find", lambda self, *wanted: wanted[0])
     reports = unpack_openi(bench, wheel_dir)
     for name, data in reports.items():
         (bench.raw / name).write_bytes(data)

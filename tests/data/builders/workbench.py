@@ -1,7 +1,6 @@
 """Fixtures for builders of published data sets; imported by name, since a second conftest would hide the first."""
 
 import gzip
-import importlib
 import io
 import pathlib
 import zipfile
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mmclip_jax.data import records
-from mmclip_jax.data.builders import registry
+from mmclip_jax.data.builders import files, registry
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
 
 
@@ -81,16 +80,5 @@ def wheel_table(wheel_dir: pathlib.Path) -> Callable[[str], pd.DataFrame]:
 @pytest.fixture
 def all_images_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """For counting the rows of whole tables: every image is found, none is ever read."""
-
-    class Everything:
-        def __init__(self, *_: Any, **__: Any):
-            pass
-
-        def find(self, name: str) -> str:
-            return name
-
-        def find_any(self, stem: str) -> str:
-            return stem
-
-    for name in ("chestxray14", "padchest", "rsna", "siim", "vindr"):
-        monkeypatch.setattr(importlib.import_module(f"mmclip_jax.data.builders.{name}"), "ImageFiles", Everything)
+    monkeypatch.setattr(files.FileIndex, "find", lambda self, *wanted: wanted[0])
+    monkeypatch.setattr(files.FileIndex, "find_any", lambda self, stem: f"{stem}.dcm")
