@@ -501,6 +501,7 @@ class TableBuilder(Collection):
         if not (view and sex and age == age and columns.get(row, "study")):
             header = dicom_headers.read(found.place) or dicom_headers.Header()
             source.images.how["with a DICOM header"] += bool(header.sop)
+            source.images.compare_patient(columns.get(row, "patient"), header, row.number)
             view = view or header.view
             sex = sex_of(header.sex) if sex == "" else sex
             age = parse_age(header.age) if age is not None and math.isnan(age) else age
