@@ -335,6 +335,7 @@ class _Inspector:
                 images.store_image(files.read_bytes(item.file))
             except (UserError, OSError) as error:
                 rejects.append(Reject(item.table, item.row, item.id, str(error)))
+        self.nothing_to_read = bool(looked) and len(rejects) == len(looked)
         self.looked = f"{len(looked)} of {len(items)} images were decoded"
         return rejects
 
@@ -363,7 +364,7 @@ class _Inspector:
         found += [f"{count} left out on purpose: {reason}" for reason, count in sorted(on_purpose.items())]
         found += [self.looked] if columns is not None else []
         command: list[str] = []
-        if items:
+        if items and not self.nothing_to_read:
             command = ["mmclip", "data", "build", "table"]
             words = {**self.given, **self.options, "data_dir": self.data_dir}
             for option, value in words.items():

@@ -33,6 +33,7 @@ from mmclip_jax.data.builders.cells import (
 )
 from mmclip_jax.data.builders.collection import (
     ALIKE_POLICIES,
+    BETWEEN_FAULTS,
     ON_PURPOSE,
     REJECTS_FILE,
     Collection,
@@ -452,7 +453,7 @@ class TableBuilder(Collection):
         if boxes and len(found) > 1:
             problems.append(f"boxes, but the row means {len(found)} images")
         if problems:
-            raise BadRow("; ".join(dict.fromkeys(problems)))
+            raise BadRow(BETWEEN_FAULTS.join(dict.fromkeys(problems)))
         by_path = self.options.join == "path"
         own_study = columns.get(row, "study") or (image if self.options.join in ("accession", "folder") else "")
         for each in found:

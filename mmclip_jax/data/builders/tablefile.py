@@ -116,7 +116,10 @@ def text_of(value: Any) -> str:
     if value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            value = value.hex()  # what is different stays so
     elif isinstance(value, bool) or (
         isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value) < 2**53
     ):
@@ -386,7 +389,7 @@ def _holds_pictures(source: Any, field: Any) -> bool:
         return False
     first = next(source.iter_batches(batch_size=1, columns=[field.name]), None)
     value = first.column(0)[0].as_py() if first is not None and first.num_rows else None
-    return bool(value) and (value.startswith(_PICTURES) or is_dicom(value))
+    return isinstance(value, bytes) and (value.startswith(_PICTURES) or is_dicom(value))
 
 
 def _embedded(source: Any, file: pathlib.Path, column: str) -> tuple[list[str], list[str]]:

@@ -126,6 +126,11 @@ def test_nothing_private_is_shown(folder: pathlib.Path) -> None:
     assert "Jane" not in said
 
 
+def test_no_command_where_no_image_can_be_read(folder: pathlib.Path) -> None:
+    found = look(folder, "image,patient,labels\ndamaged.png,1,Edema\n")
+    assert found.command == []
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("image,report\n0.png,Clear.\n", "no column of patients"), ("a,b\n1,2\n", "no column of images"),

@@ -230,7 +230,7 @@ def test_parquet_builds_with_its_own_images(tmp_path: pathlib.Path) -> None:
         (datetime.date(2020, 1, 2), "2020-01-02"),
         (datetime.datetime(2020, 1, 2), "2020-01-02"),
         (b"abc", "abc"),
-        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"\xff\xfe", "fffe"),
         (True, "1"),
         (10**400, "1" + "0" * 400),
         (["a", None], '["a", null]'),
