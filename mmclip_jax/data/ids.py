@@ -43,7 +43,7 @@ def clean_id(cell: str) -> str:
     are kept.
 
     Raises:
-      BadId: it is longer than `LONGEST`, digits were lost ("1.0E+07", numbers of more than 15 digits as floats), or it is
+      BadId: longer than `LONGEST`, digits were lost ("1.0E+07", numbers of more than 15 digits as floats), or it is
         unclear whether a point parts thousands or a fraction ("10.000").
     """
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", cell))).strip()
