@@ -248,6 +248,10 @@ class _Source:
     sexes: Mapping[str, str]  # what words of the sex column mean, if it is not what they usually mean
 
 
+class _OtherView(Exception):
+    """A row cannot be used, but its images are left out on purpose anyway."""
+
+
 class TableBuilder(Collection):
     """The records builder of a user's table; `build_table` is the way to use it."""
 
@@ -372,11 +376,15 @@ class TableBuilder(Collection):
                     same.append(row)
             try:
                 for item in self._items(source, image, same, seen):
-                    if unwanted := self._unwanted_view(item):
+                    if unwanted := self._unwanted_view(item.view):
                         other_views |= {row.number for row in same}
                         yield _reject(source, item.row, item.id, unwanted, ON_PURPOSE)
                     else:
                         yield item
+            except _OtherView as bad:
+                other_views |= {row.number for row in same}
+                for row in same:
+                    yield _reject(source, row.number, image, str(bad), ON_PURPOSE)
             except BadRow as bad:
                 for row in same:
                     yield _reject(source, row.number, image, str(bad))
@@ -393,14 +401,14 @@ class TableBuilder(Collection):
             }
         )
 
-    def _unwanted_view(self, item: Item) -> str:
-        """Why an image's view is left out; "" if it is kept."""
+    def _unwanted_view(self, view: str) -> str:
+        """Why an image of this view is left out; "" if it is kept."""
         kept = {view_of(view) for view in self.options.views}
         if not kept or "all" in kept:
             return ""
-        if "frontal" in kept and item.view != "LATERAL":
+        if "frontal" in kept and view != "LATERAL":
             return ""
-        return "" if item.view in kept else f"view {_brief(item.view) or 'unknown'}"
+        return "" if view in kept else f"view {_brief(view) or 'unknown'}"
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
         """Why a row is not one of several that a study has, or an image (a row for each box); "" if it is."""
@@ -453,6 +461,7 @@ class TableBuilder(Collection):
         if boxes and len(found) > 1:
             problems.append(f"boxes, but the row means {len(found)} images")
         if problems:
+            self._check_view(columns, row, found)
             raise BadRow(BETWEEN_FAULTS.join(dict.fromkeys(problems)))
         by_path = self.options.join == "path"
         own_study = columns.get(row, "study") or (image if self.options.join in ("accession", "folder") else "")
@@ -481,6 +490,14 @@ class TableBuilder(Collection):
                 if self.options.value_range in ("auto", "full")
                 else int(self.options.value_range),
             )
+
+    def _check_view(self, columns: Columns, row: Row, found: Sequence[Found]) -> None:
+        """Raises _OtherView where all that a row means is of views that are left out: its faults do not matter then."""
+        told = view_of(columns.get(row, "view"))
+        views = [told] if told else [(dicom_headers.read(each.place) or dicom_headers.Header()).view for each in found]
+        unwanted = [self._unwanted_view(view) for view in views if view]
+        if unwanted and len(unwanted) == len(views) and all(unwanted):
+            raise _OtherView(unwanted[0])
 
     def _found(self, source: _Source, image: str, row: Row) -> Sequence[Found]:
         pictures = source.table.pictures.get(source.columns.role.get("image", ""), ())

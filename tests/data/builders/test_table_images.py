@@ -235,6 +235,16 @@ def test_laterals_are_left_out_as_everywhere(tmp_path: pathlib.Path) -> None:
     assert build(tmp_path, text, views="lateral").keys() == {"0.dcm"}
 
 
+def test_faults_of_views_that_are_left_out_do_not_count(tmp_path: pathlib.Path) -> None:
+    """The lateral of a study often has no report of its own."""
+    for n, view in enumerate(("PA", "LL", "PA")):
+        hospital.film(tmp_path / "images" / f"{n}.dcm", n, ViewPosition=view)
+    text = "image,patient,report,view\n0.dcm,a,Clear.,pa\n1.dcm,a,,\n2.dcm,a,,seitlich\n"
+    assert build(tmp_path, text).keys() == {"0.dcm"}
+    with pytest.raises(UserError, match=r"2 of 3 rows cannot be used.*no report"):
+        build(tmp_path, text, views="all")
+
+
 def test_all_faults_of_a_row_are_found_at_once(tmp_path: pathlib.Path) -> None:
     hospital.film(tmp_path / "images" / "0.dcm", 0)
     text = "image,patient,labels,split\nnone.png,,Sniffles,holdout\n0.dcm,a,Edema,train\nno.png,b,Edema,train\n"
