@@ -139,6 +139,11 @@ class TableOptions:
                 object.__setattr__(self, field.name, tuple(part.strip() for part in parts if part.strip()))
         self._check()
 
+    @property
+    def white(self) -> str | int:
+        """`value_range` as `images.store_image` takes it."""
+        return self.value_range if self.value_range in ("auto", "full") else int(self.value_range)
+
     def _check(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(f"name {self.name!r}: use small letters, digits and _ only, a letter first")
@@ -442,11 +447,7 @@ class TableBuilder(Collection):
                 return otherwise
 
         found: Sequence[Found] = checked(lambda: self._found(source, image, row), ())
-        here = f"{source.table.file.name} row {row.number}"
-        for each in found:
-            file = pathlib.Path(each.place).resolve()
-            if seen.setdefault(file, here) != here:
-                problems.append(f"the image is in {seen[file]} too")
+        problems += _seen_before(found, f"{source.table.file.name} row {row.number}", seen)
         patient = columns.get(row, "patient")
         if not patient:
             problems.append("no patient is named")
@@ -486,9 +487,7 @@ class TableBuilder(Collection):
                 frame=source.frame,
                 frame_was_told=source.frame_was_told,
                 box_format=self.options.box_format,
-                value_range=self.options.value_range
-                if self.options.value_range in ("auto", "full")
-                else int(self.options.value_range),
+                value_range=self.options.white,
             )
 
     def _check_view(self, columns: Columns, row: Row, found: Sequence[Found]) -> None:
@@ -578,6 +577,14 @@ class TableBuilder(Collection):
             if len(present) != 1:
                 raise BadRow("a box without a label, and the row's labels do not tell which kind it shows")
             yield present[0], box
+
+
+def _seen_before(found: Sequence[Found], here: str, seen: dict[pathlib.Path, str]) -> Iterator[str]:
+    """Which of a row's images another row has named; the others are noted as this row's."""
+    for each in found:
+        file = pathlib.Path(each.place).resolve()
+        if seen.setdefault(file, here) != here:
+            yield f"the image is in {seen[file]} too"
 
 
 def _reject(source: _Source, row: int, image: str, reason: str, *consequence: str) -> Reject:
