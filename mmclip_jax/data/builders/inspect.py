@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from mmclip_jax.data import dicom_headers, images, prompts
 from mmclip_jax.data.builders import cells, files
 from mmclip_jax.data.builders.collection import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, brief
 from mmclip_jax.data.builders.table import TableBuilder, TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
 from mmclip_jax.data.ids import shown
@@ -375,7 +375,7 @@ class _Inspector:
             form=form,
             rows=len(table.rows) + len(table.ragged),
             notes=table.notes,
-            columns=[self._describe(name, columns) for name in table.header],
+            columns=[dataclasses.replace(self._describe(name, columns), name=brief(name)) for name in table.header],
             files=_kinds_of_files(self.folder),
             found=found,
             views=dict(sorted(views.items())),

@@ -45,7 +45,7 @@ from mmclip_jax.data.builders.collection import (
     listed_labels,
     option,
 )
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, names_of
 from mmclip_jax.data.builders.table_images import Found, TableImages
 from mmclip_jax.data.builders.tablefile import Row, Table, read_table
 from mmclip_jax.data.ids import BadId, shown
@@ -196,7 +196,7 @@ class BuildSummary:
             used = ", ".join(f"{role} = {column}" for role, column in table["columns"].items())
             lines.append(f"  {table['file']}: {table['rows']} rows; {used}")
             if table["columns_not_used"]:
-                lines.append(f"    not used: {', '.join(table['columns_not_used'])}")
+                lines.append(f"    not used: {names_of(table['columns_not_used'])}")
             if table["rows_of_other_views"]:
                 lines.append(
                     f"    {table['rows_of_other_views']} rows of other views left out (--views all keeps every view)"

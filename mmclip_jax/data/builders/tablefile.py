@@ -24,7 +24,7 @@ from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
 from mmclip_jax.data.dicom import is_dicom
-from mmclip_jax.data.ids import shown
+from mmclip_jax.data.ids import SHOWN, shown
 from mmclip_jax.errors import UserError
 
 SEPARATORS = ",;\t|"
@@ -105,7 +105,8 @@ def read_table(path: str, encoding: str = "utf-8", separator: str = "", sheet: s
         raise UserError(f"table {file} has no rows")
     twice = [name for name, count in collections.Counter(table.header).items() if count > 1]
     if twice:
-        raise UserError(f"table {file}: two columns are named {twice[0]!r}; rename one")
+        named = repr(twice[0]) if len(twice[0]) <= SHOWN else f"alike ({len(twice[0])} characters)"
+        raise UserError(f"table {file}: two columns are named {named}; rename one")
     return table
 
 
