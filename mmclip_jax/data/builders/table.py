@@ -513,7 +513,9 @@ class TableBuilder(Collection):
             if value is None:
                 means = "not M, F or unknown (--sex-map says what it means)" if name == "sex" else "not 0 to 120 years"
                 reason = f"{name} {shown(columns.get(row, name))} is {means}"
-                self.rejects.append(_reject(source, row.number, image, reason, f"{name} left out"))
+                left_out = _reject(source, row.number, image, reason, f"{name} left out")
+                if left_out not in self.rejects[-2:]:  # a row may mean several images
+                    self.rejects.append(left_out)
         study = ""
         if not (view and sex and age == age and columns.get(row, "study")):
             header = dicom_headers.read(found.place) or dicom_headers.Header()
