@@ -11,6 +11,7 @@ inputs are printed below it. Exits with 1 if there was any.
 """
 
 import argparse
+import functools
 import io
 import multiprocessing
 import os
@@ -30,16 +31,18 @@ import numpy as np
 import pydicom
 from PIL import Image, PngImagePlugin
 
-from mmclip_jax.data import records
-from mmclip_jax.data.builders import registry
+from mmclip_jax.data import dicom_headers, records
+from mmclip_jax.data.builders import files, inspect, registry, tablefile
 from mmclip_jax.data.builders.table import TableOptions, build_table
 from mmclip_jax.data.images import store_image
 from mmclip_jax.errors import UserError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data" / "builders"))
 sys.path.append(str(Path(__file__).resolve().parent))
 import dicoms
 import fuzz_builders
+import hospital
 
 SECONDS = 20.0  # the limit for one input
 SHOWN = 50  # of the inputs that failed
@@ -198,6 +201,52 @@ def _build_openi(data: bytes) -> object:
         return _read_back(registry.build("openi", options, folder / "out").path)
 
 
+def parquet_seeds() -> list[bytes]:
+    """With images inside, two row groups, numbers, lists."""
+    import pyarrow
+    import pyarrow.parquet
+
+    images = [{"bytes": png_seeds()[0], "path": f"{n}.png"} for n in range(4)]
+    columns = {"image": images, "patient": [1.0, 2, 3, 4], "labels": [["Edema"], ["Mass"], [], None], "age": [5] * 4}
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), stream, row_group_size=2)
+    return [stream.getvalue()]
+
+
+def excel_seeds() -> list[bytes]:
+    """A small workbook, whose parts are not compressed: damage gets past the archive more often."""
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [["image", "patient", "report", "age"], *([f"{n}.png", n, "No edema.", 50 + n] for n in range(4))]
+        return [Path(hospital.xlsx(Path(scratch, "t.xlsx"), rows)).read_bytes()]
+
+
+def _read_table(suffix: str, data: bytes) -> object:
+    """The table alone, and the images inside it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, f"t{suffix}")
+        file.write_bytes(data)
+        table = tablefile.read_table(str(file))
+        for places in table.pictures.values():
+            for place in filter(None, places):
+                files.read_bytes(place)
+        return table
+
+
+def _read_dicom_header(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "x.dcm").write_bytes(data)
+        return dicom_headers.read(f"{scratch}/x.dcm")
+
+
+def _inspect(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for number in range(3):
+            (folder / f"{number}.png").write_bytes(png_seeds()[0])
+        (folder / "table.csv").write_bytes(data)
+        return str(inspect.inspect(str(folder / "table.csv"), str(folder), data_dir=str(folder / "DATA")))
+
+
 def _read_back(path: Path) -> int:
     facts = records.dataset_facts(path)
     found = sum(len(list(records.Records(path, name))) for name in facts["splits"])
@@ -213,6 +262,10 @@ TARGETS = {
     "DICOM": Target(dicom_seeds, _store),
     "CSV": Target(lambda: [_CSV], _build_table),
     "XML": Target(lambda: [_XML], _build_openi),
+    "Parquet": Target(parquet_seeds, functools.partial(_read_table, ".parquet")),
+    "Excel": Target(excel_seeds, functools.partial(_read_table, ".xlsx")),
+    "header": Target(dicom_seeds, _read_dicom_header),
+    "inspect": Target(lambda: [_CSV], _inspect),
 }
 
 

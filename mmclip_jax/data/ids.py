@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+LONGEST = 4096  # characters of an id; those of images are paths
 SHOWN = 40  # characters of a cell that a message shows: cells may hold what a report says
 
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00]")
@@ -42,10 +43,12 @@ def clean_id(cell: str) -> str:
     are kept.
 
     Raises:
-      BadId: digits were lost ("1.0E+07", numbers of more than 15 digits as floats), or it is unclear whether a point
-        parts thousands or a fraction ("10.000").
+      BadId: longer than `LONGEST`, digits were lost ("1.0E+07", numbers of more than 15 digits as floats), or it is
+        unclear whether a point parts thousands or a fraction ("10.000").
     """
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", cell))).strip()
+    if len(text) > LONGEST:
+        raise BadId(f"id {shown(text)} has {len(text)} characters: is this the column of ids?")
     if formula := _TEXT_FORMULA.fullmatch(text):
         return clean_id(formula[1])
     text = _TEXT_MARK.sub("", text, count=1) if text.startswith("'") else text

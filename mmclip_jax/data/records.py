@@ -106,9 +106,10 @@ def build(
 
     Raises:
       UserError: the directory exists (and none of the above holds), there are no examples, two examples share an id, or
-        a patient is in two splits.
+        a patient is in two splits; the name of a folder cannot be read back later (`files.check_name`).
     """
     path = builder.path
+    files.check_name(path)
     recipe = builder.recipe()
     recipe_json = None if recipe is None else json.loads(json.dumps(recipe, sort_keys=True))
     if path.exists() and not overwrite:

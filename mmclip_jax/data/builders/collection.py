@@ -37,6 +37,7 @@ REJECTS_FILE = "rejects.csv"
 LEFT_OUT = "row left out"
 ON_PURPOSE = "left out on purpose"
 LABEL_LEFT_OUT = "label left out"
+BETWEEN_FAULTS = " | "  # of one row
 ID_JOINED = "taken for another spelling of the id"
 SHOWN_BY_RANGE = "its values span black to white"
 
@@ -600,7 +601,7 @@ def reasons_by_kind(rejects: Iterable[Reject]) -> list[tuple[str, int]]:
     """
     kinds: collections.Counter[str] = collections.Counter()
     for reject in rejects:
-        for reason in reject.reason.split("; "):
+        for reason in reject.reason.split(BETWEEN_FAULTS):
             kinds[_PARTICULAR.sub("…", reason)] += 1
     return kinds.most_common()
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from mmclip_jax.data import dicom_headers, images, prompts
 from mmclip_jax.data.builders import cells, files
 from mmclip_jax.data.builders.collection import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, brief
 from mmclip_jax.data.builders.table import TableBuilder, TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
 from mmclip_jax.data.ids import shown
@@ -335,6 +335,7 @@ class _Inspector:
                 images.store_image(files.read_bytes(item.file))
             except (UserError, OSError) as error:
                 rejects.append(Reject(item.table, item.row, item.id, str(error)))
+        self.nothing_to_read = bool(looked) and len(rejects) == len(looked)
         self.looked = f"{len(looked)} of {len(items)} images were decoded"
         return rejects
 
@@ -354,7 +355,7 @@ class _Inspector:
         form = {True: f"encoding {table.encoding}, separator {_spoken(table.separator)}"}.get(
             bool(table.separator), table.file.suffix.lower().lstrip(".")
         )
-        finder_notes = [note for each in self.builder.notes() for note in each] if columns is not None else []
+        finder_notes = [note for each in self.builder.table_notes() for note in each] if columns is not None else []
         found = (
             [f"{len(items)} images of {len({i.row for i in items})} rows are used", *finder_notes] if columns else []
         )
@@ -363,7 +364,7 @@ class _Inspector:
         found += [f"{count} left out on purpose: {reason}" for reason, count in sorted(on_purpose.items())]
         found += [self.looked] if columns is not None else []
         command: list[str] = []
-        if items:
+        if items and not self.nothing_to_read:
             command = ["mmclip", "data", "build", "table"]
             words = {**self.given, **self.options, "data_dir": self.data_dir}
             for option, value in words.items():
@@ -374,7 +375,7 @@ class _Inspector:
             form=form,
             rows=len(table.rows) + len(table.ragged),
             notes=table.notes,
-            columns=[self._describe(name, columns) for name in table.header],
+            columns=[dataclasses.replace(self._describe(name, columns), name=brief(name)) for name in table.header],
             files=_kinds_of_files(self.folder),
             found=found,
             views=dict(sorted(views.items())),

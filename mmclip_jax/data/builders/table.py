@@ -34,6 +34,7 @@ from mmclip_jax.data.builders.cells import (
 )
 from mmclip_jax.data.builders.collection import (
     ALIKE_POLICIES,
+    BETWEEN_FAULTS,
     ON_PURPOSE,
     REJECTS_FILE,
     Collection,
@@ -45,7 +46,7 @@ from mmclip_jax.data.builders.collection import (
     language_option,
     option,
 )
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, names_of
 from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.table_images import Found, TableImages
 from mmclip_jax.data.builders.tablefile import Row, Table, read_table
@@ -141,6 +142,11 @@ class TableOptions:
                 object.__setattr__(self, field.name, tuple(part.strip() for part in parts if part.strip()))
         self._check()
 
+    @property
+    def white(self) -> str | int:
+        """`value_range` as `images.store_image` takes it."""
+        return self.value_range if self.value_range in ("auto", "full") else int(self.value_range)
+
     def _check(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(f"name {self.name!r}: use small letters, digits and _ only, a letter first")
@@ -194,7 +200,7 @@ class BuildSummary:
             used = ", ".join(f"{role} = {column}" for role, column in table["columns"].items())
             lines.append(f"  {table['file']}: {table['rows']} rows; {used}")
             if table["columns_not_used"]:
-                lines.append(f"    not used: {', '.join(table['columns_not_used'])}")
+                lines.append(f"    not used: {names_of(table['columns_not_used'])}")
             if table["rows_of_other_views"]:
                 lines.append(
                     f"    {table['rows_of_other_views']} rows of other views left out (--views all keeps every view)"
@@ -251,6 +257,10 @@ class _Source:
     sexes: Mapping[str, str]  # what words of the sex column mean, if it is not what they usually mean
 
 
+class _OtherView(Exception):
+    """A row cannot be used, but its images are left out on purpose anyway."""
+
+
 class TableBuilder(Collection):
     """The records builder of a user's table; `build_table` is the way to use it."""
 
@@ -268,7 +278,7 @@ class TableBuilder(Collection):
         self._unknown: collections.Counter[str] = collections.Counter()
         self._tables: list[dict[str, Any]] = []
 
-    def notes(self) -> list[list[str]]:
+    def table_notes(self) -> list[list[str]]:
         """How the images of each table were found, for a person."""
         return [table["notes"] for table in self._tables]
 
@@ -378,11 +388,15 @@ class TableBuilder(Collection):
                     same.append(row)
             try:
                 for item in self._items(source, image, same, seen):
-                    if unwanted := self._unwanted_view(item):
+                    if unwanted := self._unwanted_view(item.view):
                         other_views |= {row.number for row in same}
                         yield _reject(source, item.row, item.id, unwanted, ON_PURPOSE)
                     else:
                         yield item
+            except _OtherView as bad:
+                other_views |= {row.number for row in same}
+                for row in same:
+                    yield _reject(source, row.number, image, str(bad), ON_PURPOSE)
             except BadRow as bad:
                 for row in same:
                     yield _reject(source, row.number, image, str(bad))
@@ -399,14 +413,14 @@ class TableBuilder(Collection):
             }
         )
 
-    def _unwanted_view(self, item: Item) -> str:
-        """Why an image's view is left out; "" if it is kept."""
+    def _unwanted_view(self, view: str) -> str:
+        """Why an image of this view is left out; "" if it is kept."""
         kept = {view_of(view) for view in self.options.views}
         if not kept or "all" in kept:
             return ""
-        if "frontal" in kept and item.view != "LATERAL":
+        if "frontal" in kept and view != "LATERAL":
             return ""
-        return "" if item.view in kept else f"view {listed([item.view]) or 'unknown'}"
+        return "" if view in kept else f"view {listed([view]) or 'unknown'}"
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
         """Why a row is not one of several that a study has, or an image (a row for each box); "" if it is."""
@@ -440,11 +454,7 @@ class TableBuilder(Collection):
                 return otherwise
 
         found: Sequence[Found] = checked(lambda: self._found(source, image, row), ())
-        here = f"{source.table.file.name} row {row.number}"
-        for each in found:
-            file = pathlib.Path(each.place).resolve()
-            if seen.setdefault(file, here) != here:
-                problems.append(f"the image is in {seen[file]} too")
+        problems += _seen_before(found, f"{source.table.file.name} row {row.number}", seen)
         patient = columns.get(row, "patient")
         if not patient:
             problems.append("no patient is named")
@@ -459,7 +469,8 @@ class TableBuilder(Collection):
         if boxes and len(found) > 1:
             problems.append(f"boxes, but the row means {len(found)} images")
         if problems:
-            raise BadRow("; ".join(dict.fromkeys(problems)))
+            self._check_view(columns, row, found)
+            raise BadRow(BETWEEN_FAULTS.join(dict.fromkeys(problems)))
         by_path = self.options.join == "path"
         own_study = columns.get(row, "study") or (image if self.options.join in ("accession", "folder") else "")
         for each in found:
@@ -483,10 +494,16 @@ class TableBuilder(Collection):
                 frame=source.frame,
                 frame_was_told=source.frame_was_told,
                 box_format=self.options.box_format,
-                value_range=self.options.value_range
-                if self.options.value_range in ("auto", "full")
-                else int(self.options.value_range),
+                value_range=self.options.white,
             )
+
+    def _check_view(self, columns: Columns, row: Row, found: Sequence[Found]) -> None:
+        """Raises _OtherView where all that a row means is of views that are left out: its faults do not matter then."""
+        told = view_of(columns.get(row, "view"))
+        views = [told] if told else [(dicom_headers.read(each.place) or dicom_headers.Header()).view for each in found]
+        unwanted = [self._unwanted_view(view) for view in views if view]
+        if unwanted and len(unwanted) == len(views) and all(unwanted):
+            raise _OtherView(unwanted[0])
 
     def _found(self, source: _Source, image: str, row: Row) -> Sequence[Found]:
         pictures = source.table.pictures.get(source.columns.role.get("image", ""), ())
@@ -503,11 +520,14 @@ class TableBuilder(Collection):
             if value is None:
                 means = "not M, F or unknown (--sex-map says what it means)" if name == "sex" else "not 0 to 120 years"
                 reason = f"{name} {shown(columns.get(row, name))} is {means}"
-                self.rejects.append(_reject(source, row.number, image, reason, f"{name} left out"))
+                left_out = _reject(source, row.number, image, reason, f"{name} left out")
+                if left_out not in self.rejects[-2:]:  # a row may mean several images
+                    self.rejects.append(left_out)
         study = ""
         if not (view and sex and age == age and columns.get(row, "study")):
             header = dicom_headers.read(found.place) or dicom_headers.Header()
             source.images.how["with a DICOM header"] += bool(header.sop)
+            source.images.compare_patient(columns.get(row, "patient"), header, row.number)
             view = view or header.view
             sex = sex_of(header.sex) if sex == "" else sex
             age = parse_age(header.age) if age is not None and math.isnan(age) else age
@@ -560,6 +580,14 @@ class TableBuilder(Collection):
             if len(present) != 1:
                 raise BadRow("a box without a label, and the row's labels do not tell which kind it shows")
             yield present[0], box
+
+
+def _seen_before(found: Sequence[Found], here: str, seen: dict[pathlib.Path, str]) -> Iterator[str]:
+    """Which of a row's images another row has named; the others are noted as this row's."""
+    for each in found:
+        file = pathlib.Path(each.place).resolve()
+        if seen.setdefault(file, here) != here:
+            yield f"the image is in {seen[file]} too"
 
 
 def _reject(source: _Source, row: int, image: str, reason: str, *consequence: str) -> Reject:

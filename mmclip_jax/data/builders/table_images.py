@@ -43,6 +43,8 @@ class TableImages:
     def __init__(self, folder: pathlib.Path, join: str = "path", allow_outside: bool = False):
         self.folder = folder
         self.how: collections.Counter[str] = collections.Counter()
+        self._as_header: collections.Counter[bool] = collections.Counter()
+        self._other_patient = 0
         self._root = os.path.realpath(folder)
         self._join = join
         self._allow_outside = allow_outside
@@ -59,6 +61,15 @@ class TableImages:
         if self._join == "folder":
             return self._find_folder(cell)
         return self._find_header(cell)
+
+    def compare_patient(self, patient: str, header: dicom_headers.Header, row: int) -> None:
+        """Counts whether table and header name one patient; `notes` tells where some do and some do not."""
+        if not header.patient:
+            return
+        same = ids.alike_key(patient) == ids.alike_key(header.patient)
+        self._as_header[same] += 1
+        if not same and not self._other_patient:
+            self._other_patient = row
 
     def strip_prefix(self, cells: Sequence[str]) -> str:
         """Leaves out the leading folders that all cells share, if no file is found with them; returns what is left out.
@@ -86,6 +97,11 @@ class TableImages:
     def notes(self) -> list[str]:
         """How images were found, where it was not just by their names; for a person."""
         ways = [f"{count} images {how}" for how, count in sorted(self.how.items()) if how != AS_NAMED and count]
+        if self._as_header[True] and self._as_header[False]:  # else the table or the headers have pseudonyms
+            ways.append(
+                f"{self._as_header[False]} images whose DICOM header names another patient than the table (the first: "
+                f"row {self._other_patient})"
+            )
         if self._prefix:
             ways.append(f"{self._prefix!r} in front of all paths was left out")
         return ways
@@ -200,6 +216,9 @@ class TableImages:
             raise BadRow(f"no DICOM file below the image folder has this {what}")
         if self._join == "sop" and len(found) > 1:
             raise BadRow(f"both {shown(found[0])} and {shown(found[1])} have this SOP instance UID")
+        headers = [dicom_headers.read(os.path.join(self.folder, path)) for path in found]
+        if len({ids.alike_key(header.patient) for header in headers if header is not None and header.patient}) > 1:
+            raise BadRow("files of several patients have this accession number")
         return self._several(found)
 
     @functools.cached_property

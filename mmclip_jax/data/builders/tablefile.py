@@ -10,18 +10,21 @@ import csv
 import dataclasses
 import datetime
 import decimal
+import functools
 import gzip
 import io
 import json
 import math
 import pathlib
+import re
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
 from mmclip_jax.data.dicom import is_dicom
-from mmclip_jax.data.ids import shown
+from mmclip_jax.data.ids import SHOWN, shown
 from mmclip_jax.errors import UserError
 
 SEPARATORS = ",;\t|"
@@ -33,6 +36,9 @@ _BLANKS = "nan null none <na> n/a na nat #n/a #value! #ref! #name? #div/0! #null
 _BLANK = frozenset(["", *_BLANKS.split()])
 _LONGEST_BLANK = max(map(len, _BLANK))
 _INVISIBLE = "\0\ufeff\u200b"
+_REFERENCE = re.compile(rb'<c r="([A-Z]{1,3})(\d{1,7})"')
+_MOST_CELLS = 100_000_000
+_LARGEST_PART = 2 << 30  # bytes of a workbook's part
 _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -99,7 +105,8 @@ def read_table(path: str, encoding: str = "utf-8", separator: str = "", sheet: s
         raise UserError(f"table {file} has no rows")
     twice = [name for name, count in collections.Counter(table.header).items() if count > 1]
     if twice:
-        raise UserError(f"table {file}: two columns are named {shown(twice[0])}; rename one")
+        named = repr(twice[0]) if len(twice[0]) <= SHOWN else f"alike ({len(twice[0])} characters)"
+        raise UserError(f"table {file}: two columns are named {named}; rename one")
     return table
 
 
@@ -110,7 +117,10 @@ def text_of(value: Any) -> str:
     if value is None or (isinstance(value, float | decimal.Decimal) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            value = value.hex()  # what is different stays so
     elif isinstance(value, bool) or (
         isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value) < 2**53
     ):
@@ -283,6 +293,7 @@ def _read_excel(file: pathlib.Path, sheet: str) -> Table:
         raise UserError(
             f'table {file}: Excel files need the extra [excel]: pip install "mmclip-jax[excel]"; or save it as CSV'
         ) from error
+    _check_extent(file)
     notes = []
     try:
         book = python_calamine.CalamineWorkbook.from_path(str(file))
@@ -300,6 +311,31 @@ def _read_excel(file: pathlib.Path, sheet: str) -> Table:
     records = [(number, [_excel_cell(cell) for cell in row]) for number, row in enumerate(sheets[name], 1)]
     table = _with_header(file, records)
     return dataclasses.replace(table, notes=[*notes, *table.notes])
+
+
+def _check_extent(file: pathlib.Path) -> None:
+    """Refuses workbooks that would not fit in memory: the reader keeps every cell up to the last, empty or not."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if not info.filename.startswith("xl/") or not info.filename.endswith(".xml"):
+                    continue
+                rows = columns = size = 0
+                with archive.open(info) as stream:
+                    rest = b""
+                    while (piece := stream.read(1 << 20)) and size <= _LARGEST_PART:
+                        size += len(piece)
+                        for letters, number in _REFERENCE.findall(rest + piece):
+                            columns = max(columns, functools.reduce(lambda n, c: 26 * n + c - 64, letters, 0))
+                            rows = max(rows, int(number))
+                        rest = piece[-20:]
+                if size > _LARGEST_PART or rows * columns > _MOST_CELLS:
+                    raise UserError(
+                        f"table {file}: a sheet of it reaches to row {rows}, column {columns}; delete the empty rows "
+                        f"and columns behind the table, or save it as CSV"
+                    )
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError, EOFError):
+        return  # .xls, or damaged: the reader says so
 
 
 def _excel_cell(value: Any) -> str:

@@ -273,6 +273,31 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: pathlib.Path) -> None:
         build(tmp_path, manual_dir=str(tmp_path / "nowhere"))
 
 
+def test_ids_of_published_sets_that_are_one_are_joined_and_listed(tmp_path: pathlib.Path) -> None:
+    for number in range(6):
+        draw(tmp_path / "raw", number)
+    changes: dict[int, dict[str, Any]] = {0: {"patient": "00001299"}, 1: {"patient": "1299.0"}, 2: {"patient": "1299"}}
+    toy = Toy(CollectionOptions(str(tmp_path / "raw"), workers=1), tmp_path, changes)
+    path = records.build(toy)
+    facts = records.dataset_facts(path)
+    assert (facts["ids_joined"], facts["cells_left_out"], facts["rejects"]) == (2, 0, 0)
+    assert {item.patient for item in toy.items} == {"00001299", "p1", "p2"}
+    assert len({item.split for item in toy.items if item.patient == "00001299"}) == 1
+    options = CollectionOptions(str(tmp_path / "raw"), alike_ids="other")
+    assert {item.patient for item in Toy(options, tmp_path, changes).items} == {"00001299", "1299", "p1", "p2"}
+    with pytest.raises(UserError, match="may be one"):
+        _ = Toy(CollectionOptions(str(tmp_path / "raw"), alike_ids="refuse"), tmp_path, changes).items
+
+
+def test_two_images_of_one_id_are_listed(tmp_path: pathlib.Path) -> None:
+    for number in range(2):
+        draw(tmp_path / "raw", number)
+    options = CollectionOptions(str(tmp_path / "raw"), on_bad="skip")
+    toy = Toy(options, tmp_path, {0: {"id": "7"}, 1: {"id": "7.0"}})
+    assert len(toy.items) == 1
+    assert [reject.reason for reject in toy.rejects] == ["the image's id is that of toy.csv row 2 too"]
+
+
 def test_a_patient_in_two_splits_is_an_error(tmp_path: pathlib.Path) -> None:
     for number in range(4):
         draw(tmp_path / "images", number)

@@ -126,6 +126,22 @@ def test_nothing_private_is_shown(folder: pathlib.Path) -> None:
     assert "Jane" not in said
 
 
+def test_a_table_without_a_header_shows_no_report(folder: pathlib.Path) -> None:
+    report = "Secret effusion in a patient whose name is in this report, which is long."
+    for text in (f"0.png,1,{report},{report}\n1.png,2,x,y\n", f"0.png,1,{report},x\n1.png,2,x,y\n"):
+        try:
+            said = str(look(folder, text))
+        except UserError as error:
+            said = str(error)
+        assert "Secret" not in said
+        assert "characters)" in said
+
+
+def test_no_command_where_no_image_can_be_read(folder: pathlib.Path) -> None:
+    found = look(folder, "image,patient,labels\ndamaged.png,1,Edema\n")
+    assert found.command == []
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("image,report\n0.png,Clear.\n", "no column of patients"), ("a,b\n1,2\n", "no column of images"),

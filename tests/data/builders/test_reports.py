@@ -1,8 +1,10 @@
 """The builders of data sets with reports, and COVIDx. Of MIMIC-CXR and COVIDx: invented, as published."""
 
 import csv
+import gzip
 import io
 import pathlib
+import re
 import tarfile
 from typing import Any
 from xml.etree import ElementTree
@@ -111,6 +113,22 @@ def mimic(bench: Any, sectioned: bool) -> None:
         for study, (p, findings, impression) in texts.items():
             body = "FINAL REPORT\n" + (f" FINDINGS: {findings}\n" if findings else "") + f" IMPRESSION: {impression}\n"
             bench.write(f"mimic-cxr-reports/files/p{p[:2]}/p{p}/s{study}.txt", body)
+
+
+def test_mimic_tables_that_a_program_saved_with_floats(bench: Any) -> None:
+    """Labels, splits and reports are joined by ids: 50414267.0 is 50414267, or the labels would be lost unseen."""
+    mimic(bench, sectioned=True)
+    before, _ = bench.build("mimic_cxr")
+    for name in ("metadata", "split", "chexpert"):
+        file = bench.raw / f"mimic-cxr-2.0.0-{name}.csv.gz"
+        text = re.sub(r"(?<=,|\n)([15]\d{7})(?=,)", r"\1.0", gzip.decompress(file.read_bytes()).decode())
+        assert "50414267.0" in text
+        file.write_bytes(gzip.compress(text.encode()))
+    after, _ = bench.build("mimic_cxr")
+    assert {id: (e.patient, e.study, e.split, e.labels, e.text) for id, e in after.items()} == {
+        id: (e.patient, e.study, e.split, e.labels, e.text) for id, e in before.items()
+    }
+    assert any(e.labels for e in after.values())
 
 
 @pytest.mark.parametrize("sectioned", [True, False])

@@ -235,6 +235,16 @@ def test_laterals_are_left_out_as_everywhere(tmp_path: pathlib.Path) -> None:
     assert build(tmp_path, text, views="lateral").keys() == {"0.dcm"}
 
 
+def test_faults_of_views_that_are_left_out_do_not_count(tmp_path: pathlib.Path) -> None:
+    """The lateral of a study often has no report of its own."""
+    for n, view in enumerate(("PA", "LL", "PA")):
+        hospital.film(tmp_path / "images" / f"{n}.dcm", n, ViewPosition=view)
+    text = "image,patient,report,view\n0.dcm,a,Clear.,pa\n1.dcm,a,,\n2.dcm,a,,seitlich\n"
+    assert build(tmp_path, text).keys() == {"0.dcm"}
+    with pytest.raises(UserError, match=r"2 of 3 rows cannot be used.*no report"):
+        build(tmp_path, text, views="all")
+
+
 def test_all_faults_of_a_row_are_found_at_once(tmp_path: pathlib.Path) -> None:
     hospital.film(tmp_path / "images" / "0.dcm", 0)
     text = "image,patient,labels,split\nnone.png,,Sniffles,holdout\n0.dcm,a,Edema,train\nno.png,b,Edema,train\n"
@@ -245,3 +255,32 @@ def test_all_faults_of_a_row_are_found_at_once(tmp_path: pathlib.Path) -> None:
         assert fault in said
     assert "2 x there is no such image file" in said
     assert "--labels-column -" in said
+
+
+def test_headers_that_name_another_patient_are_told(tmp_path: pathlib.Path) -> None:
+    for n in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        ds = dataset(np.arange(16, dtype=np.uint16).reshape(4, 4), 12, PatientID=f"0{n}" if n < 3 else "9")
+        (tmp_path / "images" / f"{n}.dcm").write_bytes(written(ds))
+    text = "image,patient,report\n" + "".join(f"{n}.dcm,{n},Clear.\n" for n in range(4))
+    build(tmp_path, text)
+    facts = records.dataset_facts(tmp_path / "out" / "mine" / "1.0.0")
+    note = "1 images whose DICOM header names another patient than the table (the first: row 5)"
+    assert note in facts["tables"][0]["notes"]
+    build(tmp_path, text.replace(",0,", ",p0,").replace(",1,", ",p1,").replace(",2,", ",p2,"))
+    facts = records.dataset_facts(tmp_path / "out" / "mine" / "1.0.0")
+    assert "another patient" not in str(facts["tables"][0]["notes"]), "pseudonyms differ everywhere"
+
+
+def test_one_accession_number_of_two_patients_is_refused(tmp_path: pathlib.Path) -> None:
+    for n, patient in enumerate(("a", "b", "c", "c")):
+        ds = dataset(np.arange(16, dtype=np.uint16).reshape(4, 4), 12, PatientID=patient, AccessionNumber=f"A{n // 2}")
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.{n}"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{n}.dcm").write_bytes(written(ds))
+    images = TableImages(tmp_path / "images", "accession")
+    assert len(images.find("A1")) == 2
+    with pytest.raises(BadRow, match="of several patients"):
+        images.find("A0")
+    with pytest.raises(BadRow, match="no DICOM file below the image folder has this accession number"):
+        images.find("A7")

@@ -33,8 +33,8 @@ def examples_of(path: pathlib.Path) -> dict[str, Example]:
 class Bench:
     """A folder laid out as a published data set, and its builds."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
+    def __init__(self, folder: pathlib.Path, out: pathlib.Path | None = None):
+        self.folder, self.out = folder, out or folder / "out"
         self.raw = folder / "raw"
         self.raw.mkdir()
 
@@ -49,7 +49,7 @@ class Bench:
 
     def builder(self, name: str, **options: Any) -> Any:
         kind = registry.load(name)
-        return kind(kind.Options(str(self.raw), **({"workers": 1} | options)), self.folder / "out")
+        return kind(kind.Options(str(self.raw), **({"workers": 1} | options)), self.out)
 
     def build(self, name: str, **options: Any) -> tuple[dict[str, Example], dict[str, Any]]:
         path = records.build(self.builder(name, **options), overwrite=True)
