@@ -50,12 +50,12 @@ def _evaluated(out: pathlib.Path | None = None, **options):  # type: ignore[no-u
 
 def test_without_labels_it_is_said_what_is_needed(tmp_path: pathlib.Path) -> None:
     results = _evaluated(tmp_path / "none", loaded=Split.of(_rows(), "test"))
-    said = common.told(results, "Step 7", tmp_path / "none")
+    said = common.summary(results, "Step 7", tmp_path / "none")
     for text in (said, (tmp_path / "none" / "report.html").read_text(encoding="utf-8")):
         assert "No image of this split has a label" in text
         assert "--labels-from-reports" in text
     one_class = _evaluated(loaded=Split.of(_rows(labels={"nodule": P}), "test"))
-    assert "No finding has both classes" in common.told(one_class, "Step 7", tmp_path)
+    assert "No finding has both classes" in common.summary(one_class, "Step 7", tmp_path)
 
 
 def test_scores_by_weak_labels_say_so_everywhere(tmp_path: pathlib.Path) -> None:
@@ -64,7 +64,7 @@ def test_scores_by_weak_labels_say_so_everywhere(tmp_path: pathlib.Path) -> None
     findings = {f["finding"]: f for f in results["zero_shot"]["sources"]["here"]["findings"]}
     assert (findings["nodule"]["positives"], findings["nodule"]["negatives"]) == (8, 16)
     assert findings["nodule"]["difference"]["auroc"] == 1.0
-    said = common.told(results, "Step 7", tmp_path / "weak")
+    said = common.summary(results, "Step 7", tmp_path / "weak")
     card = (tmp_path / "weak" / "model_card.md").read_text(encoding="utf-8")
     page = (tmp_path / "weak" / "report.html").read_text(encoding="utf-8")
     for text in (said, card, page):
