@@ -162,6 +162,8 @@ RANGES: dict[str, Range] = {
     "data.train": Several(TEXT),
     "data.evaluate": Several(TEXT),
     "data.allow_leakage": TEXT,
+    "data.same_ids": Several(TEXT),
+    "data.other_ids": Several(TEXT),
     "data.paired_weights": Several(Number(0)),
     "data.unpaired_weights": Several(Number(0)),
     "data.batch_paired": count(),
