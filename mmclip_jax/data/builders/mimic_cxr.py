@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
-from mmclip_jax.data.builders.sections import read_report
+from mmclip_jax.data.reports import read_report
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 

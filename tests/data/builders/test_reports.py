@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from workbench import bench, picture
 
 from mmclip_jax.data.builders.collection import split_of_patient
-from mmclip_jax.data.builders.sections import read_report, sections
+from mmclip_jax.data.reports import read_report, sections
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
