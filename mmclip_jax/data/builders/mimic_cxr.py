@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
-from mmclip_jax.data.reports import read_report
+from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
@@ -30,7 +31,9 @@ class MimicCxr(Collection):
     """377,110 images of 227,827 studies of 65,379 patients, with reports in English.
 
     Splits are the official ones. A report's findings and impression are stored; both tables and raw text files of
-    reports are understood.
+    reports are understood, and give the same texts. Sections are told as the official parser tells them (see
+    `data.headings`): where there is neither FINDINGS nor IMPRESSION, the last paragraphs are findings; what precedes
+    the first heading, WET READ, ADDENDUM, RECOMMENDATION(S), NOTIFICATION and the like are left out, and counted.
     """
 
     name = "mimic_cxr"
@@ -43,6 +46,14 @@ class MimicCxr(Collection):
         "mimic-cxr-reports.zip, unpacked beside it (or mimic_cxr_sectioned.csv made of it)."
     )
     Options = MimicCxrOptions
+
+    def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
+        super().__init__(options, data_dir)
+        self._reader = Reader()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What was read of the reports."""
+        return self._reader.facts()
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of the metadata table, in its order."""
@@ -113,9 +124,7 @@ class MimicCxr(Collection):
         """A function from patient and study to findings and impression, "" where there are none."""
         for name in ("mimic_cxr_sectioned.csv", "mimic_cxr_sectioned.csv.gz"):
             if (self.manual_dir / name).is_file():
-                rows = self.table(self.manual_dir / name, "study", "findings", "impression", count=False)
-                by_study = {row["study"].removeprefix("s"): (row["findings"], row["impression"]) for _, row in rows}
-                return lambda patient, study: by_study.get(study, ("", ""))
+                return self._sectioned(self.manual_dir / name)
         roots = [self.manual_dir / name for name in ("mimic-cxr-reports/files", "files")]
         root = next((root for root in roots if next(root.glob("p*/p*/s*.txt"), None)), None)
         if root is None:
@@ -128,7 +137,21 @@ class MimicCxr(Collection):
             file = root / f"p{patient[:2]}" / f"p{patient}" / f"s{study}.txt"
             if not file.is_file():
                 return "", ""
-            report = read_report(file.read_text(encoding="utf-8", errors="replace"))
+            with open(file, encoding="utf-8", errors="replace", newline="") as stream:
+                report = self._reader.report(study, stream.read(), beginning_counts=False)
+            return report.findings, report.impression
+
+        return read
+
+    def _sectioned(self, file: pathlib.Path) -> Callable[[str, str], tuple[str, str]]:
+        """`_reports` by the table that the official scripts make: study, impression, findings, last_paragraph."""
+        rows = self.table(file, "study", "findings", "impression", count=False)
+        by_study = {row["study"].removeprefix("s"): row for _, row in rows}
+
+        def read(patient: str, study: str) -> tuple[str, str]:
+            row = by_study.get(study, {})
+            others = {name: row[name] for name in ("last_paragraph", "comparison") if name in row}
+            report = self._reader.columns(study, row.get("findings", ""), row.get("impression", ""), others)
             return report.findings, report.impression
 
         return read

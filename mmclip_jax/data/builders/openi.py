@@ -1,14 +1,17 @@
 """The Indiana University chest X-ray collection, as Open-I of the NLM or as Kaggle has it."""
 
+import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from xml.etree import ElementTree
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
 from mmclip_jax.data.builders.files import ImageFiles
+from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
@@ -35,6 +38,14 @@ class OpenI(Collection):
         "whole (indiana_reports.csv, indiana_projections.csv, images/, 14 GB)."
     )
     Options = ReportOptions
+
+    def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
+        super().__init__(options, data_dir)
+        self._reader = Reader()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What was read of the reports."""
+        return self._reader.facts()
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of each report, in the order of the reports' numbers."""
@@ -75,7 +86,8 @@ class OpenI(Collection):
         for number, row in self.table(file, "uid", "MeSH", "findings", "impression"):
             shown = [(name, images.find(name) or "", view) for name, view in of_study.get(row["uid"], [])]
             codes = [code for code in row["MeSH"].split(";") if code.strip()]
-            yield from self._items(file.name, number, row["uid"], codes, row["findings"], row["impression"], shown)
+            texts = {name.upper(): row.get(name, "") for name in ("findings", "impression", "indication", "comparison")}
+            yield from self._items(file.name, number, row["uid"], codes, texts, shown)
 
     def _read_nlm(self, images: ImageFiles, views: dict[tuple[str, str], tuple[str, str]]) -> Iterator[Item | Reject]:
         reports = sorted(self.manual_dir.rglob("*.xml"), key=lambda file: (len(file.stem), file.stem))
@@ -92,7 +104,7 @@ class OpenI(Collection):
             except BadRow as bad:
                 yield Reject(file.name, 1, "", str(bad))
                 continue
-            texts = {str(part.get("Label")).upper(): _text(part) for part in root.iter("AbstractText")}
+            texts = {str(part.get("Label")).upper(): "".join(part.itertext()) for part in root.iter("AbstractText")}
             shown = []
             for parent in root.iter("parentImage"):
                 name = str(parent.get("id", ""))
@@ -100,9 +112,7 @@ class OpenI(Collection):
                 _, view = views.get((number, series[0].rstrip("-")) if series else ("", ""), ("", "UNKNOWN"))
                 shown.append((f"{name}.png", images.find(f"{name}.png") or "", view))
             codes = [_text(code) for code in root.findall("MeSH/major")]
-            yield from self._items(
-                file.name, 1, number, codes, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), shown
-            )
+            yield from self._items(file.name, 1, number, codes, texts, shown)
 
     def _items(
         self,
@@ -110,11 +120,13 @@ class OpenI(Collection):
         row: int,
         study: str,
         codes: Iterable[str],
-        findings: str,
-        impression: str,
+        texts: Mapping[str, str],
         shown: Iterable[tuple[str, str, str]],
     ) -> Iterator[Item | Reject]:
         shown = list(shown)
+        others = {name: text for name, text in texts.items() if name not in ("FINDINGS", "IMPRESSION")}
+        report = self._reader.columns(study, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), others)
+        findings, impression = report.findings, report.impression
         if not shown or not (findings or impression):
             reason = "the report has neither findings nor impression" if shown else "the report has no image"
             yield Reject(table, row, study, reason, ON_PURPOSE)

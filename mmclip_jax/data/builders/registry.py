@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mmclip_jax.data import reports
 from mmclip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Built:
             lines.append(f"  {part:20s} {counts['examples']:7d} images {counts['patients']:7d} patients")
         for reason, count in facts["left_out_on_purpose"].items():
             lines.append(f"  {count} rows left out on purpose: {reason}")
+        lines += [f"  {line}" for line in reports.told(facts)]
         lines.append(f"  {facts['rejects']} rows could not be used, {facts['cells_left_out']} cells left out")
         lines.append(f"  all are listed in {self.path / 'rejects.csv'}")
         return "\n".join(lines)

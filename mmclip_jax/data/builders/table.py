@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmclip_jax.data import prompts, records
+from mmclip_jax.data import prompts, records, reports
 from mmclip_jax.data.builders.cells import (
     REPORT_ROLES,
     UNUSED,
@@ -168,6 +168,7 @@ class BuildSummary:
                 lines.append(f"    not used: {', '.join(table['columns_not_used'])}")
             if table["rows_of_other_views"]:
                 lines.append(f"    {table['rows_of_other_views']} rows of other views left out")
+        lines += [f"  {line}" for line in reports.told(facts)]
         meanings: dict[str, list[str]] = {}
         for string, kind in facts["label_strings"].items():
             meanings.setdefault(kind or "(ignored)", []).append(string)
@@ -232,10 +233,12 @@ class TableBuilder(Collection):
         self._label_strings: dict[str, str] = {}
         self._unknown: collections.Counter[str] = collections.Counter()
         self._tables: list[dict[str, Any]] = []
+        self._reader = reports.Reader()
 
     def facts(self) -> Mapping[str, Any]:
         """The tables as they were understood."""
-        return {"tables": self._tables, "label_strings": dict(sorted(self._label_strings.items()))}
+        strings = dict(sorted(self._label_strings.items()))
+        return {"tables": self._tables, "label_strings": strings, **self._reader.facts()}
 
     def described_options(self) -> dict[str, Any]:
         """The options, with files and folders by their last name only."""
@@ -368,8 +371,7 @@ class TableBuilder(Collection):
         patient = columns.get(row, "patient")
         if not patient:
             raise BadRow("no patient is named")
-        findings = columns.get(row, "findings") or columns.get(row, "report")
-        impression = columns.get(row, "impression")
+        findings, impression = self._report(columns, row, columns.get(row, "study") or source.id_prefix + image)
         labels = self._labels(source, row)
         if not report_text(findings, impression) and not set(labels.values()) & {LabelState.PRESENT, LabelState.ABSENT}:
             raise BadRow("no report and no label that is present or absent")
@@ -400,6 +402,17 @@ class TableBuilder(Collection):
             if self.options.value_range in ("auto", "full")
             else int(self.options.value_range),
         )
+
+    def _report(self, columns: Columns, row: Row, study: str) -> tuple[str, str]:
+        """(findings, impression) of a row, from these columns or else from that of whole reports."""
+        findings, impression = columns.get(row, "findings"), columns.get(row, "impression")
+        if findings or "report" not in columns.role:
+            report = self._reader.columns(study, findings, impression)
+        elif impression:
+            report = self._reader.columns(study, columns.get(row, "report"), impression)
+        else:
+            report = self._reader.report(study, columns.get(row, "report"))
+        return report.findings, report.impression
 
     def _split(self, columns: Columns, row: Row) -> str:
         if self.options.split:
