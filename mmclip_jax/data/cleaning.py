@@ -25,6 +25,8 @@ def listed(words: str) -> frozenset[str]:
 _ANSWER = r"(?:none|no|absent|nil|negative|neg|present|yes|positive|normal|clear|unremarkable|nein|ja|keine?)"
 # Nothing of this in a text: nothing to decode.
 _UNUSUAL = re.compile(r"[^\n -%'-;=-\[\]-{}]")
+# A text of these alone, that begins and ends without a blank, needs no cleaning but for what stands in `reports`.
+PLAIN = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 ,()'/%.?!+-]*")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:amp;|AMP;|#0{0,4}38;|#[xX]0{0,4}26;)+")
 _LINE_TAGS = listed(
@@ -155,7 +157,7 @@ _WORDLIKE = re.compile(r"[^\W_]")
 _NUMBERED = re.compile(r"\d[.)] ")
 _DASH = re.compile(r" [-*] ")
 _ANSWERED = re.compile(rf"{_ANSWER}\b[ .]*(?:$|[,;\n]| [-*] )", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<!\S)(\(?)(\d{1,2})([.)]) (?=\S)")
+_NUMBER = re.compile(r"(\d{1,2})([.)]) (?=\S)")
 _ITEM = re.compile(r"[-*] |\(?\d{1,2}[.)](?: |$)")
 _ENDED = re.compile(r"[.!?:;][\"')\]]*\Z")
 _FIRST_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
@@ -223,7 +225,7 @@ def _border(before: str, text: str) -> str:
 def _flowing(body: str) -> str:
     """The text of a section's lines: wrapped lines joined, borders kept."""
     if "\n" not in body:
-        if not _has_items(body):
+        if not has_items(body):
             return body
         lines = list(_items(body))
         if len(lines) == 1:
@@ -284,14 +286,14 @@ def _goes_on(before: str, line: str, width: int) -> bool:
     return len(before) + 1 + len(first[0]) > width
 
 
-def _has_items(line: str) -> bool:
+def has_items(line: str) -> bool:
     """Whether there can be items of a list in a line."""
     return " - " in line or " * " in line or _NUMBERED.search(line) is not None
 
 
 def _items(line: str) -> Iterator[str]:
     """A line cut before the items of a list that stand within it."""
-    if not _has_items(line):
+    if not has_items(line):
         yield line
         return
     begin = 0
@@ -317,11 +319,15 @@ def _numbers(line: str) -> Iterator[int]:
     """Where numbered items begin: "1. ... 2. ...", or any "2)" before a capital that closes no bracket."""
     last = brackets = position = 0
     for match in _NUMBER.finditer(line):
-        at, number = match.start(), int(match[2])
+        at, number = match.start(), int(match[1])
+        opened = line[at - 1 : at] == "("
+        at -= opened
+        if at > 0 and line[at - 1] != " ":
+            continue
         brackets = max(0, brackets + line.count("(", position, at) - line.count(")", position, at))
-        position = match.end() if match[1] or (match[3] == ")" and not brackets) else at
+        position = match.end() if opened or (match[2] == ")" and not brackets) else at
         follows = number == last + 1 and (last > 0 or at == 0)
-        closed = match[3] == ")" and not match[1] and not brackets and line[match.end()].isupper()
+        closed = match[2] == ")" and not opened and not brackets and line[match.end()].isupper()
         if follows or closed or at == 0:
             last = number
             if at:
@@ -337,16 +343,23 @@ _NO_WORDS = listed(
     """
 )
 _NO_PHRASES = frozenset({"not available", "not applicable", "no report", "no text", "no data", "report not available"})
+_FIRST_OF_NOTHING = _NO_WORDS | {"n"}
+_PHRASES_BEGIN = tuple({words[:7] for words in _NO_PHRASES})
 _NOT_AVAILABLE = re.compile(r"\bn\s?[/.]\s?a\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
 
 
+def begins_like_nothing(text: str) -> bool:
+    """Whether a text may be a placeholder, as far as its first words show; True if it has none."""
+    first = _WORD.search(text)
+    if first is None or first[0].lower() in _FIRST_OF_NOTHING:
+        return True
+    return len(text) < 40 and text[first.start() :][:7].lower().startswith(_PHRASES_BEGIN)
+
+
 def _is_blank(text: str) -> bool:
     """Whether a text says nothing: no word, or only a placeholder ("nan nan", "XXXX", "N/A", "[]")."""
-    first = _WORD.search(text)
-    if first is None:
-        return True
-    if len(text) >= 60 and first[0].lower() not in _NO_WORDS:
+    if not begins_like_nothing(text):
         return False
     words = _WORD.finditer(_NOT_AVAILABLE.sub("", text) if len(text) < 60 else text)
     if all(match[0].lower() in _NO_WORDS for match in words):

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmclip_jax.data.cleaning import listed, normalised, phrase, stored
+from mmclip_jax.data.cleaning import PLAIN, begins_like_nothing, has_items, listed, normalised, phrase, stored
 from mmclip_jax.data.headings import LEFT_OUT_NAMES, Section, class_of, is_heading, is_part
 from mmclip_jax.data.schema import report_text
 
@@ -259,7 +259,7 @@ def read_report(text: str, beginning_counts: bool = True) -> Report:
     if len(pieces) == 1 and not pieces[0].heading:
         return _whole(pieces[0].body)
     findings = stored([p.body for p in pieces if p.section in _KEPT])
-    kept = _KEPT
+    kept: tuple[Section, ...] = _KEPT
     if not findings and any(p.section is Section.VIEW for p in pieces):
         findings, kept = stored([p.body for p in pieces if p.section in _KEPT_OR_VIEW]), _KEPT_OR_VIEW
     impression = stored([p.body for p in pieces if p.section is Section.IMPRESSION])
@@ -302,6 +302,21 @@ def _whole(text: str) -> Report:
     return _checked(Report(found, "", tuple(each for each in others if each[1])))
 
 
+def _is_plain(text: str) -> bool:
+    """Whether a section is stored as it is: plain words, no heading, item, signature or placeholder.
+
+    Most sections are. Nothing but speed hangs on it.
+    """
+    return not text or (
+        PLAIN.fullmatch(text) is not None
+        and not ("  " in text or ".." in text or "--" in text or "- " in text or text[:6].isupper())
+        and text[-1] != " "
+        and not begins_like_nothing(text)
+        and not has_items(text)
+        and not _may_be_signed(text.lower())
+    )
+
+
 def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Report:
     """The stored texts of sections that come apart, each of which may hold headings still.
 
@@ -310,6 +325,8 @@ def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Re
       impression: that section as it came.
       last_paragraph: taken for the findings if the others are blank.
     """
+    if _is_plain(findings) and _is_plain(impression):
+        return _checked(Report(findings, impression))
     pieces = _pieces(normalised(findings), Section.FINDINGS) + _pieces(normalised(impression), Section.IMPRESSION)
     if len(pieces) <= 2 and not any(piece.heading for piece in pieces):
         said = ["", ""]
@@ -318,7 +335,7 @@ def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Re
             text = said[piece.section is Section.IMPRESSION] = stored((piece.body,))
             if not text:
                 silent.append((PLACEHOLDER, piece.body))
-        report = _checked(Report(*said, tuple(silent)))
+        report = _checked(Report(said[0], said[1], tuple(silent)))
     else:
         parts = [[p for p in pieces if (p.section is Section.IMPRESSION) is second] for second in (False, True)]
         parts[0] = [p for p in parts[0] if p.section is not Section.LEFT_OUT]
@@ -345,7 +362,11 @@ _SEE_ELSEWHERE = frozenset(
 def _checked(report: Report) -> Report:
     """The report without sections that only point elsewhere ("As above."), if all of its sections do."""
     said = [text for text in (report.findings, report.impression) if text]
-    if said and all(len(text) < 40 and phrase(text) in _SEE_ELSEWHERE for text in said):
+    if (
+        said
+        and said[-1][:3].lower() in ("as ", "see", "sam")
+        and all(len(text) < 40 and phrase(text) in _SEE_ELSEWHERE for text in said)
+    ):
         return dataclasses.replace(
             report, findings="", impression="", others=(*report.others, *(("(points elsewhere)", t) for t in said))
         )

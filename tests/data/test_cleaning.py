@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mmclip_jax.data import texts
 from mmclip_jax.data.entities import find_entities
-from mmclip_jax.data.reports import clean_text, read_columns, read_report
+from mmclip_jax.data.reports import _is_plain, clean_text, read_columns, read_report, sections
 from mmclip_jax.data.schema import report_text
 
 LINE_ENDS = {
@@ -189,6 +189,22 @@ def test_cleaning_twice_changes_nothing(text: str) -> None:
     once = clean_text(text)
     assert clean_text(once) == once
     assert not set(once) & set("\r\v\f\x85\u2028\u2029\t\x00\ufeff\u200b")
+
+
+_PLAIN_PARTS = st.lists(
+    st.sampled_from(["No effusion", "edema.", "none", "FINDINGS", "Findings", "-", " - ", "2)", "1.", "(", ".", " ", "xxxx",
+                     "Signed by", "A", "5 mm", "left-sided"]),
+    max_size=8,
+).map(" ".join)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(_PLAIN_PARTS)
+def test_the_short_way_for_plain_sections_is_no_other_way(text: str) -> None:
+    if _is_plain(text):
+        assert clean_text(text) == text
+        assert sections(f"FINDINGS: {text}") == ([("FINDINGS:", text)])
+        assert read_columns(text, f"IMPRESSION: {text}").impression == text
 
 
 @settings(deadline=None, max_examples=400)

@@ -67,7 +67,15 @@ def test_entities_of_older_records_stay_on_their_words() -> None:
         for key in ("label", "kind"):
             columns[key] = [text.encode() for text in columns[key]]
         texts = {name: str(features[name]).encode() for name in schema._TEXT_FIELDS}
-        nothing = {"kind": [], "state": [], "image": [], "x_min": [], "y_min": [], "x_max": [], "y_max": []}
+        nothing: dict[str, list[str]] = {
+            "kind": [],
+            "state": [],
+            "image": [],
+            "x_min": [],
+            "y_min": [],
+            "x_max": [],
+            "y_max": [],
+        }
         rest = dict.fromkeys(("labels", "boxes", "masks"), nothing)
         made = schema.from_features({**features, **texts, **rest, "entities": columns})
         return [(entity.text, made.text[entity.start : entity.end] == entity.text) for entity in made.entities]

@@ -150,7 +150,7 @@ class MimicCxr(Collection):
 
         def read(patient: str, study: str) -> tuple[str, str]:
             row = by_study.get(study, {})
-            others = {name: row[name] for name in ("last_paragraph", "comparison") if name in row}
+            others: dict[str, str] = {name: row[name] for name in ("last_paragraph", "comparison") if name in row}
             report = self._reader.columns(study, row.get("findings", ""), row.get("impression", ""), others)
             return report.findings, report.impression
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmclip_jax.data import reports
 from mmclip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ class Built:
     seconds: float
 
     def __str__(self) -> str:
+        from mmclip_jax.data import reports  # not before: it imports NumPy, which a list of commands does without
+
         facts = self.facts
         lines = [
             f"built {self.path}: {facts['examples']} images of {facts['patients']} patients in {self.seconds:.1f} s"
