@@ -232,7 +232,7 @@ def _flowing(body: str) -> str:
             return body
     else:
         lines = [item for line in body.split("\n") for item in (_items(line) if line else ("",))]
-    lines = [line for line in lines if line != "-"]
+    lines = [line for line in lines if line[:1] not in ("-", "*") or _WORDLIKE.search(line)]  # no empty items
     width = max(map(len, lines), default=0)
     joined: list[list[str]] = []  # lines that are wraps of one line
     before, empty = "", False

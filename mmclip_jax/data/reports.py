@@ -325,15 +325,23 @@ def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Re
       impression: that section as it came.
       last_paragraph: taken for the findings if the others are blank.
     """
-    if _is_plain(findings) and _is_plain(impression):
+    plain = _is_plain(findings), _is_plain(impression)
+    if all(plain):
         return _checked(Report(findings, impression))
-    pieces = _pieces(normalised(findings), Section.FINDINGS) + _pieces(normalised(impression), Section.IMPRESSION)
+    pieces = (
+        [_Piece(Section.FINDINGS, "", "", findings)] if plain[0] else _pieces(normalised(findings), Section.FINDINGS)
+    )
+    if plain[1]:
+        pieces.append(_Piece(Section.IMPRESSION, "", "", impression))
+    else:
+        pieces += _pieces(normalised(impression), Section.IMPRESSION)
     if len(pieces) <= 2 and not any(piece.heading for piece in pieces):
         said = ["", ""]
         silent = []
         for piece in pieces:
-            text = said[piece.section is Section.IMPRESSION] = stored((piece.body,))
-            if not text:
+            second = piece.section is Section.IMPRESSION
+            text = said[second] = piece.body if plain[second] else stored((piece.body,))
+            if not text and piece.body:
                 silent.append((PLACEHOLDER, piece.body))
         report = _checked(Report(said[0], said[1], tuple(silent)))
     else:

@@ -192,7 +192,8 @@ def test_cleaning_twice_changes_nothing(text: str) -> None:
 
 
 _PLAIN_PARTS = st.lists(
-    st.sampled_from(["No effusion", "edema.", "none", "FINDINGS", "Findings", "-", " - ", "2)", "1.", "(", ".", " ", "xxxx",
+    st.sampled_from(["No effusion", "edema.", "none", "FINDINGS", "Findings", "-", " - ", "2)", "1.", "(", ".",
+                     " ", "xxxx",
                      "Signed by", "A", "5 mm", "left-sided"]),
     max_size=8,
 ).map(" ".join)  # fmt: skip
