@@ -223,29 +223,23 @@ def _border(before: str, text: str) -> str:
 
 
 def _flowing(body: str) -> str:
-    """The text of a section's lines: wrapped lines joined, borders kept."""
-    if "\n" not in body:
-        if not has_items(body):
-            return body
-        lines = list(_items(body))
-        if len(lines) == 1:
-            return body
-    else:
-        lines = [item for line in body.split("\n") for item in (_items(line) if line else ("",))]
-    lines = [line for line in lines if line[:1] not in ("-", "*") or _WORDLIKE.search(line)]  # no empty items
-    width = max(map(len, lines), default=0)
+    """The text of a section's lines: wrapped lines joined, borders kept, items on lines of their own."""
+    if "\n" not in body and not has_items(body):
+        return body
+    lines = body.split("\n")
+    width = max(_WIDTH, *map(len, lines))
     joined: list[list[str]] = []  # lines that are wraps of one line
     before, empty = "", False
     for line in lines:
-        if not line:
+        if line[:1] in ("", "-", "*") and not _WORDLIKE.search(line):  # empty, or an empty item
             empty = True
-        elif joined and not empty and _goes_on(before, line, max(width, _WIDTH)):
+        elif joined and not empty and _goes_on(before, line, width):
             joined[-1].append(line)
             before = line
         elif joined or _WORDLIKE.search(line):
             joined.append([line])
             before, empty = line, False
-    texts = [" ".join(each) for each in joined]
+    texts = [item for each in joined for item in _items(" ".join(each)) if _WORDLIKE.search(item)]
     return "".join(_joined(texts)) if len(texts) > 1 else texts[0] if texts else ""
 
 
@@ -339,7 +333,7 @@ def _numbers(line: str) -> Iterator[int]:
 
 _NO_WORDS = listed(
     """
-    nan none null na nil xx xxx xxxx xxxxx unk unknown tbd nd missing empty blank pending
+    nan none null na nil xx xxx xxxx xxxxx unk unknown tbd nd missing empty blank pending undefined
     """
 )
 _NO_PHRASES = frozenset({"not available", "not applicable", "no report", "no text", "no data", "report not available"})

@@ -30,10 +30,10 @@ class Section(enum.Enum):
 
 
 _MAIN = {
-    Section.IMPRESSION: "impression impressions conclusion conclusions opinion interpretation summary beurteilung "
-    "zusammenfassung schlussfolgerung conclusión conclusion impresión",
+    Section.IMPRESSION: "impression impressions conclusion conclusions opinion interpretation summary assessment "
+    "beurteilung zusammenfassung schlussfolgerung conclusión conclusion impresión",
     Section.FINDINGS: "finding findings befund befunde hallazgo hallazgos resultat résultat résultats constatations "
-    "observations observation",
+    "observations observation narrative description",
 }
 # The name under which what is left out is counted, and the words of headings that it goes by, strongest first.
 _LEFT_OUT = {
@@ -43,7 +43,7 @@ _LEFT_OUT = {
     "discussed critical phone telephone",
     "INDICATION": "indication indications reason reasons request requested question complaint symptoms symptom "
     "indikation fragestellung motif indicación motivo",
-    "HISTORY": "history hx clinical anamnese anamnesis pfi background diagnosis admitting klinische klinik angaben "
+    "HISTORY": "history hx clinical anamnese anamnesis pfi background admitting klinische klinik angaben "
     "antecedentes antécédents clinique",
     "COMPARISON": "comparison comparisons reference prior priors previous compared vergleich voraufnahme "
     "voruntersuchung "
@@ -85,7 +85,8 @@ _PART_WORDS = listed(
 )
 _SMALL_WORDS = listed(
     """
-    and or of for the a an to on in with at s this these her his read und zur der die das frage de la le du des el y et
+    and or of for the a an to on in with at s this these her his read details detail und zur der die das frage de la le
+    du des el y et
     pour para por other additional further incidental final radiographic radiological radiology diagnostic imaging
     report overall pertinent significant brief present exam examination study type information data exams chest
     current diagnóstica diagnostische
@@ -100,6 +101,12 @@ _NOT_OF_THE_FILM = listed(
 # Listed by the official parser in another class than the rules below would give.
 _LISTED = {
     "reference findings": (Section.FINDINGS, "FINDINGS"),
+    # Of a whole report that has been entitled so; "FINAL REPORT" has no words of its own below it.
+    **dict.fromkeys(
+        ("report", "radiology report", "radiological report", "x ray report"), (Section.FINDINGS, "FINDINGS")
+    ),
+    # Behind findings it concludes, before them it is what the referrer believes: a part of what it stands in.
+    "diagnosis": (Section.UNKNOWN, "DIAGNOSIS"),
     "wet read": (Section.LEFT_OUT, "WET READ"),
     "type of examination": (Section.LEFT_OUT, "EXAMINATION"),
     "patient history": (Section.LEFT_OUT, "HISTORY"),

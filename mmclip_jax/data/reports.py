@@ -57,6 +57,8 @@ _SENTENCE_MARK = re.compile(r"[.;!?]\s")
 # A heading within a line: in capitals, or with a capital behind the end of a sentence.
 _CAPITALS = re.compile(r"(?<=[\s.;])[A-Z][A-Z/&(), \-]{1,70}[A-Z)] ?:")
 _TITLE_CASE = re.compile(r"(?<=[.!?;:)] )[A-Z][a-z]{3,20}(?:[ /](?:[A-Z]?[a-z]{1,20}|&)){0,4} ?:")
+# Words with capitals within a line, behind whatever: "Comparison: None Clinical History: Fall Findings: ...".
+_TITLE_WORDS = re.compile(r"(?<=\s)(?:[A-Z][a-z]{2,20} ){0,2}[A-Z][a-z]{5,20} ?:(?= |$)")
 _BY_DASH = re.compile(r"([^\W\d_][^\d:;.=]{3,40}?)\s?(?:\s[-=]\s|[-;=](?:\s|$)|\.(?:\s|$)|$)")
 _IN_LINE = listed(
     """
@@ -173,13 +175,16 @@ def _colon(line: str, begin: int) -> int:
 
 def _within(line: str, at: int, begin: int, capitals: bool) -> Iterator[_Mark]:
     """The headings within a line, behind `begin`."""
-    for match in _CAPITALS.finditer(line, begin):
+    for match in (*_CAPITALS.finditer(line, begin), *_TITLE_WORDS.finditer(line, begin)):
         words = match[0].rstrip(" :").split(" ")
         for first in range(max(0, len(words) - 6), len(words)):
             candidate = " ".join(words[first:]).strip(" ,&/-(")
             if is_heading(candidate):
                 section, name = class_of(candidate)
                 start = match.start() + len(" ".join(words[:first])) + bool(first)
+                title = line[max(0, start - 12) : start].split()[-1:]
+                if name == "COMPARISON" and title and class_of(title[0])[0] is Section.VIEW:
+                    break  # "Chest Comparison: There is ...", in Open-I
                 behind_mark = line[max(0, start - 2) : start].strip()[-1:] in (".", "!", "?", ";")
                 if name in _IN_LINE and (behind_mark or not capitals):
                     yield _Mark(at + start, at + match.end(), section, name)

@@ -60,6 +60,10 @@ def test_sections_of_usual_reports() -> None:
         ("INDIKATION: Husten.\nBefund: Erguss.\nBeurteilung: Krank.", "Erguss.", "Krank."),
         ("INDICATION: Toux.\nR\u00c9SULTATS: \u00c9panchement.\nCONCLUSION: Malade.", "\u00c9panchement.", "Malade."),
         ("INDICACI\u00d3N: Tos.\nHALLAZGOS: Derrame.\nIMPRESI\u00d3N: Enfermo.", "Derrame.", "Enfermo."),
+        ("Clinical details: Fall.\nReport: Edema.\nOpinion: Ill.", "Edema.", "Ill."),
+        ("CLINICAL DETAILS: Fall\nREPORT:\nEdema\nDIAGNOSIS: Ill", "Edema\n\nDIAGNOSIS: Ill", ""),
+        ("DIAGNOSIS: Mass.\nFINDINGS: Edema.\nASSESSMENT: Ill.", "Edema.", "Ill."),
+        ("Exam: Chest Clinical History: Fall Comparison: None Findings: Edema Impression: Ill", "Edema", "Ill"),
         # What is no finding.
         ("FINDINGS: Clear.\nRECOMMENDATION(S): CT to exclude pneumonia.", "Clear.", ""),
         ("FINDINGS: Clear.\nNOTIFICATION: Dr. ___ was told of the pneumothorax.", "Clear.", ""),
@@ -72,6 +76,8 @@ def test_sections_of_usual_reports() -> None:
         ("Clear lungs.\nIMPRESSION: Well.", "Clear lungs.", "Well."),
         ("There is one finding: edema.", "There is one finding: edema.", ""),
         ("FINDINGS: Seen. Note: rotated film.", "Seen. Note: rotated film.", ""),
+        ("FINDINGS: The effusion seen on the Prior Film: gone.", "The effusion seen on the Prior Film: gone.", ""),
+        ("FINDINGS:\nAP chest compared to ___:\nEdema.", "AP chest compared to ___: Edema.", ""),
         ("THERE IS ONE FINDING: EDEMA.\nNO MASS.", "THERE IS ONE FINDING: EDEMA. NO MASS.", ""),
     ],
 )  # fmt: skip
