@@ -127,7 +127,7 @@ def normalised(text: str) -> str:
         text = _LINE_MARK.sub("\r", text)
         text = text.replace("\r\r\n", "\n").replace("\r\n", "\n").replace("\r", "\n")
     if "**" in text:
-        text = text.replace("**", "")
+        text = _BOLD.sub("", text)
     text = text.strip()
     if not (  # written out: this is most of the time that a clean text takes
         "  " in text or " \n" in text or "\n " in text or "\n\n" in text or "--" in text or "__" in text
@@ -148,6 +148,7 @@ def normalised(text: str) -> str:
     return "\n".join(lines)
 
 
+_BOLD = re.compile(r"(?<![^\s])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?!\*)")  # Markdown's
 _WORDLIKE = re.compile(r"[^\W_]")
 
 
@@ -300,7 +301,8 @@ def _items(line: str) -> Iterator[str]:
 
 def _dashes(line: str) -> Iterator[int]:
     """Where items behind a dash begin: " - Effusion"; in small letters only if the line itself is such an item."""
-    is_item = line.startswith(("- ", "* "))
+    first = _DASH.search(line)
+    is_item = line.startswith(("- ", "* ")) or (first is not None and not _WORDLIKE.search(line[: first.start()]))
     for match in _DASH.finditer(line, 1):
         following = line[match.end() : match.end() + 1]
         if line[match.start() - 1] in ",:;(" or not following:

@@ -85,8 +85,8 @@ _PART_WORDS = listed(
 )
 _SMALL_WORDS = listed(
     """
-    and or of for the a an to on in with at s this these her his read details detail und zur der die das frage de la le
-    du des el y et
+    and or of for the a an to on in with at s this these her his read ct cxr
+    details detail und zur der die das frage de la le du des el y et
     pour para por other additional further incidental final radiographic radiological radiology diagnostic imaging
     report overall pertinent significant brief present exam examination study type information data exams chest
     current diagnóstica diagnostische

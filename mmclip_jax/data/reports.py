@@ -56,7 +56,7 @@ _TIME = re.compile(r"\b([AaPp])\.\s?([Mm])\.")
 _SENTENCE_MARK = re.compile(r"[.;!?]\s")
 # A heading within a line: in capitals, or with a capital behind the end of a sentence.
 _CAPITALS = re.compile(r"(?<=[\s.;])[A-Z][A-Z/&(), \-]{1,70}[A-Z)] ?:")
-_TITLE_CASE = re.compile(r"(?<=[.!?;:)] )[A-Z][a-z]{3,20}(?:[ /](?:[A-Z]?[a-z]{1,20}|&)){0,4} ?:")
+_TITLE_CASE = re.compile(r"(?<=[.!?;:)] )[A-Z][A-Za-z]{1,20}(?:[ /](?:[A-Z]?[a-z]{1,20}|&)){0,4} ?:")
 # Words with capitals within a line, behind whatever: "Comparison: None Clinical History: Fall Findings: ...".
 _TITLE_WORDS = re.compile(r"(?<=\s)(?:[A-Z][a-z]{2,20} ){0,2}[A-Z][a-z]{5,20} ?:(?= |$)")
 _BY_DASH = re.compile(r"([^\W\d_][^\d:;.=]{3,40}?)\s?(?:\s[-=]\s|[-;=](?:\s|$)|\.(?:\s|$)|$)")
@@ -216,7 +216,7 @@ def _pieces(text: str, start: Section) -> list[_Piece]:
     column = start != Section.UNKNOWN
     pieces: list[_Piece] = []
     section, name, heading, begin = start, start.name if column else BEFORE, "", 0
-    for mark in _marks(text):
+    for mark in _certain(_marks(text), text, column):
         kept = section in (Section.FINDINGS, Section.IMPRESSION, Section.VIEW, Section.PART)
         new, new_name, end = mark.section, mark.name, mark.end
         if mark.start < begin:
@@ -241,6 +241,23 @@ def _pieces(text: str, start: Section) -> list[_Piece]:
     return pieces
 
 
+def _certain(marks: list[_Mark], text: str, column: bool) -> list[_Mark]:
+    """The headings without those that prose may have as well, unless the text has findings or an impression.
+
+    Those are "Patient 2: ..." and, within a line, "... Examination: ...", with a capital only.
+    """
+    if column or any(mark.section in (Section.FINDINGS, Section.IMPRESSION) for mark in marks):
+        return marks
+    return [
+        mark
+        for mark in marks
+        if mark.section is not Section.LEFT_OUT
+        or mark.name == "SIGNATURE"
+        or text[mark.start : mark.end].isupper()
+        or (mark.name not in _IN_CAPITALS and (mark.start == 0 or text[mark.start - 1] == "\n"))
+    ]
+
+
 def sections(text: str) -> list[tuple[str, str]]:
     """(heading as written, its text in lines) of each section in order; what precedes the first heading has ""."""
     return [(piece.heading, piece.body) for piece in _pieces(normalised(text), Section.UNKNOWN)]
@@ -261,8 +278,9 @@ def read_report(text: str, beginning_counts: bool = True) -> Report:
     pieces = _pieces(normalised(text), Section.UNKNOWN)
     if not pieces:
         return Report("", "")
-    if len(pieces) == 1 and not pieces[0].heading:
-        return _whole(pieces[0].body)
+    unknown = not any(p.section in _TOLD or p.name in LEFT_OUT_NAMES for p in pieces)
+    if (len(pieces) == 1 and not pieces[0].heading) or (unknown and beginning_counts):
+        return _whole(normalised(text))
     findings = stored([p.body for p in pieces if p.section in _KEPT])
     kept: tuple[Section, ...] = _KEPT
     if not findings and any(p.section is Section.VIEW for p in pieces):
@@ -288,6 +306,7 @@ def read_report(text: str, beginning_counts: bool = True) -> Report:
 
 _KEPT = (Section.FINDINGS, Section.PART)
 _KEPT_OR_VIEW = (*_KEPT, Section.VIEW)
+_TOLD = (*_KEPT_OR_VIEW, Section.IMPRESSION)
 
 
 def _placeholders(pieces: Sequence[_Piece], text: str) -> list[tuple[str, str]]:
@@ -331,7 +350,7 @@ def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Re
       last_paragraph: taken for the findings if the others are blank.
     """
     plain = _is_plain(findings), _is_plain(impression)
-    if all(plain):
+    if all(plain) and (findings or impression or not last_paragraph):
         return _checked(Report(findings, impression))
     pieces = (
         [_Piece(Section.FINDINGS, "", "", findings)] if plain[0] else _pieces(normalised(findings), Section.FINDINGS)
