@@ -369,12 +369,12 @@ def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Re
                 silent.append((PLACEHOLDER, piece.body))
         report = _checked(Report(said[0], said[1], tuple(silent)))
     else:
-        parts = [[p for p in pieces if (p.section is Section.IMPRESSION) is second] for second in (False, True)]
-        parts[0] = [p for p in parts[0] if p.section is not Section.LEFT_OUT]
-        first, second = (stored(dict.fromkeys(p.body for p in each)) for each in parts)
+        found = [p for p in pieces if p.section not in (Section.IMPRESSION, Section.LEFT_OUT)]
+        concluded = [p for p in pieces if p.section is Section.IMPRESSION]
+        first, last = (stored(dict.fromkeys(p.body for p in each)) for each in (found, concluded))
         others = [(p.name, p.body) for p in pieces if p.section is Section.LEFT_OUT and p.body]
-        others += _placeholders(parts[0], first) + _placeholders(parts[1], second)
-        report = _checked(Report(first, second, tuple(others), True))
+        others += _placeholders(found, first) + _placeholders(concluded, last)
+        report = _checked(Report(first, last, tuple(others), True))
     if last_paragraph and not (report.findings or report.impression):
         return read_columns(last_paragraph, "")
     return report
