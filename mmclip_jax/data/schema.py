@@ -8,10 +8,14 @@ import dataclasses
 import enum
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+# What shows behind a line end that a sentence has ended there: a word with a capital, a list's number or bullet.
+NEW_SENTENCE = re.compile(r"[A-Z](?:[a-z]|\s)|\d+[.)]|[-*\u2022]")
 
 SPLITS = ("train", "validation", "test")
 PARTS = ("paired", "unpaired")
@@ -106,8 +110,20 @@ class Example:
 
 
 def report_text(findings: str, impression: str) -> str:
-    """Joins the sections of a report as `Example.text` does (entity offsets refer to this string)."""
-    return "\n".join(section for section in (findings.strip(), impression.strip()) if section)
+    """Joins the sections of a report as `Example.text` does (entity offsets refer to this string).
+
+    They stand on lines of their own. Where neither a mark at the end of the findings nor the beginning of the
+    impression shows that a sentence ends between them, an empty line does.
+    """
+    findings, impression = findings.strip(), impression.strip()
+    return f"{findings}{section_border(findings, impression)}{impression}"
+
+
+def section_border(findings: str, impression: str) -> str:
+    """What `report_text` puts between two stripped sections."""
+    if not findings or not impression:
+        return ""
+    return "\n" if findings[-1] in ".!?" or NEW_SENTENCE.match(impression) else "\n\n"
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:
@@ -115,6 +131,9 @@ def pixels_sha256(pixels: np.ndarray) -> str:
     header = f"{pixels.shape[0]}x{pixels.shape[1]}:{pixels.dtype}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
+
+# How `report_text` joined the sections when a record was written: 1 by one line end always, 2 as it does now.
+_REPORT_FORM = 2
 
 _TEXT_FIELDS = (
     "id", "source", "split", "patient", "study", "view", "sex", "findings", "impression", "pixels_sha256", "scanner",
@@ -131,6 +150,7 @@ def features() -> Any:
         | {
             "image": tfds.features.Image(shape=(None, None, 1)),
             "age": np.float32,
+            "report_form": np.int32,
             "original_height": np.int32,
             "original_width": np.int32,
             "original_min": np.float32,
@@ -152,6 +172,7 @@ def to_features(example: Example) -> dict[str, Any]:
     return {name: getattr(example, name) for name in _TEXT_FIELDS} | {
         "image": example.image,
         "age": example.age,
+        "report_form": _REPORT_FORM,
         "original_height": example.original_height,
         "original_width": example.original_width,
         "original_min": example.original_min,
@@ -169,11 +190,17 @@ def to_features(example: Example) -> dict[str, Any]:
 def from_features(features: Mapping[str, Any]) -> Example:
     """Reads back what `to_features` wrote, as a TFDS data source returns it (image undecoded, text as bytes).
 
-    Records that were written before there were masks, value ranges and scanners are read as having none.
+    Records that were written before there were masks, value ranges and scanners are read as having none. Of those that
+    were written when one line end stood between all sections, the entities are moved to where they stand now.
     """
     texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS if name in features or name != "scanner"}
     report = report_text(texts["findings"], texts["impression"])
     entities, labels, boxes = features["entities"], features["labels"], features["boxes"]
+    starts, ends = [int(start) for start in entities["start"]], [int(end) for end in entities["end"]]
+    moved = len(section_border(texts["findings"].strip(), texts["impression"].strip())) - 1
+    if moved > 0 and int(features.get("report_form", 1)) < 2:
+        findings_end = len(texts["findings"].strip())
+        starts, ends = ([at + moved if at > findings_end else at for at in places] for places in (starts, ends))
     masks = features.get("masks", {"kind": (), "image": ()})
     return Example(
         **texts,
@@ -184,10 +211,10 @@ def from_features(features: Mapping[str, Any]) -> Example:
         original_min=float(features.get("original_min", math.nan)),
         original_max=float(features.get("original_max", math.nan)),
         entities=tuple(
-            Entity(int(start), int(end), report[int(start) : int(end)], label.decode(), bool(negated), kind.decode())
+            Entity(start, end, report[start:end], label.decode(), bool(negated), kind.decode())
             for start, end, label, negated, kind in zip(
-                entities["start"],
-                entities["end"],
+                starts,
+                ends,
                 entities["label"],
                 entities["negated"],
                 entities["kind"],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data import entities as entity_finder
-from mmclip_jax.data import prompts
+from mmclip_jax.data import prompts, schema
 from mmclip_jax.data.schema import Entity, Example, LabelState
 from mmclip_jax.errors import UserError
 
@@ -26,6 +26,7 @@ NEUTRAL_TEXT = "Chest radiograph."
 _ANCESTORS = {kind: frozenset(prompts.ancestors(kind)) for kind in prompts.KINDS}
 _KIND_NUMBER = {kind: number for number, kind in enumerate(prompts.KINDS)}
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bdr\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+|\n\s*\n", re.IGNORECASE)
+_LINE_END = re.compile(rf"\n[ \t]*(?={schema.NEW_SENTENCE.pattern})")
 _LIST_NUMBER = re.compile(r"(?:\(?\d{1,2}[.)]\s*)+")
 
 
@@ -149,11 +150,14 @@ def report_key(sentences: Iterable[str]) -> str:
 def sentence_spans(text: str, entities: Sequence[Entity] = (), section_end: int = 0) -> list[tuple[int, int]]:
     """(start, end) of each sentence of a report, in order, without the white space between them.
 
-    A sentence ends at ".", "!" or "?" before white space, at an empty line, and at `section_end` (where the findings
-    end, 0 for none). A single line break does not end one: many reports are wrapped. A list number stays with what
-    follows it, and no entity is cut.
+    A sentence ends at ".", "!" or "?" before white space, at an empty line, at a line end before what begins a new
+    sentence or an item of a list (as `entities.find_entities` has it, and `reports` stores texts), and at `section_end`
+    (where the findings end, 0 for none). Any other line end does not end one: many reports are wrapped. A list number
+    stays with what follows it, and no entity is cut.
     """
     cuts = [match.span() for match in _SENTENCE_END.finditer(text)]
+    if "\n" in text:
+        cuts = sorted({*cuts, *(match.span() for match in _LINE_END.finditer(text))})
     if 0 < section_end < len(text):
         cuts = sorted({*cuts, (section_end, section_end)})
     starts = [entity.start for entity in entities]

@@ -20,6 +20,11 @@ def _example(**fields: object) -> Example:
         ("  Clear. \n", "", "Clear."),
         ("", " Normal.", "Normal."),
         (" \n", "\t", ""),
+        ("no effusion", "Mild edema", "no effusion\nMild edema"),
+        ("no effusion", "1) edema", "no effusion\n1) edema"),
+        ("no effusion.", "mild edema", "no effusion.\nmild edema"),
+        ("no effusion", "mild edema", "no effusion\n\nmild edema"),
+        ("NO EFFUSION", "MILD EDEMA", "NO EFFUSION\n\nMILD EDEMA"),
     ],
 )
 def test_report_joins_the_sections_that_say_something(findings: str, impression: str, text: str) -> None:
@@ -47,6 +52,37 @@ def test_digest_is_of_pixels_and_not_of_the_file() -> None:
 def test_digest_does_not_depend_on_memory_layout() -> None:
     pixels = np.arange(91, dtype=np.uint8).reshape(13, 7)
     assert schema.pixels_sha256(np.asfortranarray(pixels)) == schema.pixels_sha256(pixels)
+
+
+def test_entities_of_older_records_stay_on_their_words() -> None:
+    findings, impression = "no effusion", "mild edema"
+    entities = (Entity(3, 11, "effusion", "observation", True), Entity(18, 23, "edema", "observation", False, "edema"))
+    written = schema.to_features(_example(findings=findings, impression=impression, entities=entities))
+
+    def read(features: dict[str, object], shift: int) -> list[tuple[str, bool]]:
+        listed: list[dict] = features["entities"]  # type: ignore[assignment]
+        columns = {key: [each[key] for each in listed] for key in listed[0]}
+        for key in ("start", "end"):
+            columns[key] = [at - shift if at > len(findings) else at for at in columns[key]]
+        for key in ("label", "kind"):
+            columns[key] = [text.encode() for text in columns[key]]
+        texts = {name: str(features[name]).encode() for name in schema._TEXT_FIELDS}
+        nothing: dict[str, list[str]] = {
+            "kind": [],
+            "state": [],
+            "image": [],
+            "x_min": [],
+            "y_min": [],
+            "x_max": [],
+            "y_max": [],
+        }
+        rest = dict.fromkeys(("labels", "boxes", "masks"), nothing)
+        made = schema.from_features({**features, **texts, **rest, "entities": columns})
+        return [(entity.text, made.text[entity.start : entity.end] == entity.text) for entity in made.entities]
+
+    assert read(written, 0) == [("effusion", True), ("edema", True)]
+    older = {name: value for name, value in written.items() if name != "report_form"}
+    assert read(older, 1) == [("effusion", True), ("edema", True)], "one line end stood between the sections then"
 
 
 def test_features_and_examples_have_the_same_fields() -> None:

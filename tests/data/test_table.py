@@ -335,6 +335,37 @@ def test_sections_and_whole_reports(bench: Workbench) -> None:
     assert found["2.png"].part == "unpaired", "a table library's word for nothing is not a report"
 
 
+def test_whole_reports_are_cut_into_sections(bench: Workbench) -> None:
+    report = (
+        "CLINICAL HISTORY: Known pneumonia and heart failure.\r\nCOMPARISON: Film with a left effusion.\r\n"
+        "FINDINGS: no pneumothorax\r\nno edema\r\nIMPRESSION: Normal chest.\r\nElectronically signed by B. Hernia, MD"
+    )
+    table = bench.table(
+        [row(1, report=report), row(2, report="Edema. No effusion."), row(3, report="XXXX", labels="Edema")]
+    )
+    summary = bench.build(table=table)
+    found = {e.id: e for e in read(summary.path).values()}
+    assert (found["1.png"].findings, found["1.png"].impression) == ("no pneumothorax\n\nno edema", "Normal chest.")
+    assert all(entity.negated for entity in found["1.png"].entities if entity.label == "observation")
+    assert found["2.png"].text == "Edema. No effusion."
+    assert found["3.png"].part == "unpaired"
+    assert summary.facts["reports"] == {"blank": 1, "cut into sections": 1, "whole": 1}
+    assert summary.facts["sections_left_out"] == {
+        "(placeholder)": 1, "COMPARISON": 1, "HISTORY": 1, "SIGNATURE": 1,
+    }  # fmt: skip
+    assert "reports: 1 blank, 1 cut into sections, 1 whole" in str(summary)
+    assert "sections left out, in reports: (placeholder) 1, COMPARISON 1, HISTORY 1, SIGNATURE 1" in str(summary)
+
+
+def test_sections_of_a_table_are_cleaned_too(bench: Workbench) -> None:
+    rows = [row(1, findings="no effusion&lt;br&gt;edema~PLAN: CT for mass", impression="mild cardiomegaly")]
+    found = bench.examples(rows)["1.png"]
+    assert found.text == "no effusion\n\nedema\n\nmild cardiomegaly"
+    assert [(e.text, e.negated) for e in found.entities if e.label == "observation"] == [
+        ("effusion", True), ("edema", False), ("cardiomegaly", False),
+    ]  # fmt: skip
+
+
 def test_a_second_table_is_unpaired(bench: Workbench) -> None:
     paired = bench.table([row(1, text="Edema."), row(2, text="Clear.", labels="")], "paired.csv")
     unpaired = bench.table([row(3, text="ignored"), row(4)], "unpaired.csv")
@@ -649,7 +680,10 @@ def test_real_collections_need_no_options(name: str, shared_dir: pathlib.Path, t
     for image, example in examples.items():
         given = rows[image]
         assert example.patient == given["patient_id"]
-        assert example.findings == given["text"].strip()
+        if ". CT findings: " in given["text"]:  # one note
+            assert example.findings.split() == given["text"].partition("CT findings:")[2].split()
+        else:
+            assert example.findings.split() == given["text"].split(), "not a word is lost, and no heading seen"
         assert example.image == (folder / "images" / image).read_bytes()
         splits.setdefault(example.patient, set()).add(example.split)
     assert all(len(found) == 1 for found in splits.values())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmclip_jax.data import prompts, texts
-from mmclip_jax.data.schema import Entity, Example, LabelState, report_text
+from mmclip_jax.data.schema import Entity, Example, LabelState, section_border
 from mmclip_jax.errors import UserError
 
 DATA = types.SimpleNamespace(bridge=0.25, max_negated=2, sentence_subset=0.5, share_no_finding=True)
@@ -33,7 +33,7 @@ def example(findings="", impression="", **fields):
     """A report in which "[+word|label:kind]" and "[-word|label:kind]" mark affirmed and negated entities."""
     sections = [MARK.sub(r"\2", findings), MARK.sub(r"\2", impression)]
     entities, shift = [], 0
-    marked = report_text(findings, impression)
+    marked = f"{findings.strip()}{section_border(*(section.strip() for section in sections))}{impression.strip()}"
     for match in MARK.finditer(marked):
         sign, word, label, kind = match.groups()
         start = match.start() - shift
@@ -91,6 +91,8 @@ def test_sentences_of_a_wrapped_numbered_report():
         ("One nodule of 1.5 cm. Stable", ["One nodule of 1.5 cm.", "Stable"]),
         ("no full stop\nbut wrapped", ["no full stop\nbut wrapped"]),
         ("heading\n\nbody", ["heading", "body"]),
+        ("no effusion\nCardiomegaly\n2) edema\n- old", ["no effusion", "Cardiomegaly", "2) edema", "- old"]),
+        ("No effusion.\nNormal.\n\n1. Edema", ["No effusion.", "Normal.", "1. Edema"]),
         (
             "Seen by Dr. Known. Edema vs. infection?  Follow up!",
             ["Seen by Dr. Known.", "Edema vs. infection?", "Follow up!"],

@@ -13,7 +13,7 @@ from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, par
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
 from mmclip_jax.data.builders.files import TABLE_PACKINGS
 from mmclip_jax.data.builders.reading import OTHER_HEADINGS
-from mmclip_jax.data.builders.sections import read_report
+from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
@@ -42,7 +42,10 @@ class MimicCxr(Collection):
 
     Splits are the official ones. Where the table of a radiologist's labels is there (2.1.0 has it, for 687 studies),
     labels of the test split come from it alone, and the build tells so. A report's findings and impression are stored;
-    both tables and raw text files of reports are understood.
+    both tables and raw text files of reports are understood, and give the same texts. Sections are told as the official
+    parser tells them (see `data.headings`): where there is neither FINDINGS nor IMPRESSION, the last paragraphs are
+    findings; what precedes the first heading, WET READ, ADDENDUM, RECOMMENDATION(S), NOTIFICATION and the like are left
+    out, and counted.
     """
 
     name = "mimic_cxr"
@@ -57,9 +60,10 @@ class MimicCxr(Collection):
     )
     Options = MimicCxrOptions
 
-    def __init__(self, options: Any, data_dir: Any):
+    def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
         super().__init__(options, data_dir)
         self._test_images: collections.Counter[str] = collections.Counter()
+        self._reader = Reader()
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of the metadata table, in its order."""
@@ -121,8 +125,9 @@ class MimicCxr(Collection):
         )
 
     def facts(self) -> Mapping[str, Any]:
-        """How many images of the test split have a radiologist's labels, where these were used."""
-        return {"test_labels": {"from": _MANUAL, **self._test_images}} if self._test_images else {}
+        """What was read of the reports, and how many images of the test split have a radiologist's labels, if used."""
+        manual = {"test_labels": {"from": _MANUAL, **self._test_images}} if self._test_images else {}
+        return {**manual, **self._reader.facts()}
 
     def _named(self, what: str) -> pathlib.Path:
         return self.required(f"mimic-cxr-2.0.0-{what}.csv.gz")
@@ -160,11 +165,7 @@ class MimicCxr(Collection):
         """A function from patient and study to findings and impression, "" where there are none."""
         for name in ("mimic_cxr_sectioned.csv", "mimic_cxr_sectioned.csv.gz"):
             if (self.manual_dir / name).is_file():
-                rows = self.table(self.manual_dir / name, "study", "findings", "impression", count=False)
-                by_study = {
-                    self.key(row["study"].removeprefix("s")): (row["findings"], row["impression"]) for _, row in rows
-                }
-                return lambda patient, study: by_study.get(study, ("", ""))
+                return self._sectioned(self.manual_dir / name)
         roots = [self.manual_dir / name for name in ("mimic-cxr-reports/files", "files")]
         root = next((root for root in roots if next(root.glob("p*/p*/s*.txt"), None)), None)
         if root is None:
@@ -177,7 +178,21 @@ class MimicCxr(Collection):
             file = root / f"p{patient[:2]}" / f"p{patient}" / f"s{study}.txt"
             if not file.is_file():
                 return "", ""
-            report = read_report(file.read_text(encoding="utf-8", errors="replace"))
+            with open(file, encoding="utf-8", errors="replace", newline="") as stream:
+                report = self._reader.report(study, stream.read(), beginning_counts=False)
+            return report.findings, report.impression
+
+        return read
+
+    def _sectioned(self, file: pathlib.Path) -> Callable[[str, str], tuple[str, str]]:
+        """`_reports` by the table that the official scripts make: study, impression, findings, last_paragraph."""
+        rows = self.table(file, "study", "findings", "impression", count=False)
+        by_study = {self.key(row["study"].removeprefix("s")): row for _, row in rows}
+
+        def read(patient: str, study: str) -> tuple[str, str]:
+            row = by_study.get(study, {})
+            others: dict[str, str] = {name: row[name] for name in ("last_paragraph", "comparison") if name in row}
+            report = self._reader.columns(study, row.get("findings", ""), row.get("impression", ""), others)
             return report.findings, report.impression
 
         return read

@@ -1,14 +1,17 @@
 """The Indiana University chest X-ray collection, as Open-I of the NLM or as Kaggle has it."""
 
+import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from xml.etree import ElementTree
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
+from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -37,6 +40,14 @@ class OpenI(Collection):
         "indiana_projections.csv, images/, 14 GB)."
     )
     Options = ReportOptions
+
+    def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
+        super().__init__(options, data_dir)
+        self._reader = Reader()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What was read of the reports."""
+        return self._reader.facts()
 
     def read(self) -> Iterator[Item | Reject]:
         """Yields the images of each report, in the order of the reports' numbers."""
@@ -76,7 +87,8 @@ class OpenI(Collection):
         for number, row in self.table(file, "uid", "MeSH", "findings", "impression"):
             shown = [(name, self.index.find(name), view) for name, view in of_study.get(self.key(row["uid"]), [])]
             codes = [code for code in row["MeSH"].split(";") if code.strip()]
-            yield from self._items(file.name, number, row["uid"], codes, row["findings"], row["impression"], shown)
+            texts = {name.upper(): row.get(name, "") for name in ("findings", "impression", "indication", "comparison")}
+            yield from self._items(file.name, number, row["uid"], codes, texts, shown)
 
     def _read_nlm(self, views: dict[tuple[str, str], tuple[str, str]]) -> Iterator[Item | Reject]:
         reports = sorted(self.index.tables(r".*\.xml"), key=lambda file: (len(file.stem), file.stem))
@@ -93,7 +105,7 @@ class OpenI(Collection):
             except BadRow as bad:
                 yield Reject(file.name, 1, "", str(bad))
                 continue
-            texts = {str(part.get("Label")).upper(): _text(part) for part in root.iter("AbstractText")}
+            texts = {str(part.get("Label")).upper(): "".join(part.itertext()) for part in root.iter("AbstractText")}
             shown = []
             for parent in root.iter("parentImage"):
                 name = str(parent.get("id", ""))
@@ -101,9 +113,7 @@ class OpenI(Collection):
                 _, view = views.get((number, series[0].rstrip("-")) if series else ("", ""), ("", "UNKNOWN"))
                 shown.append((f"{name}.png", self._find(name), view))
             codes = [_text(code) for code in root.findall("MeSH/major")]
-            yield from self._items(
-                file.name, 1, number, codes, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), shown
-            )
+            yield from self._items(file.name, 1, number, codes, texts, shown)
 
     def _find(self, name: str) -> str:
         """The NLM's PNG have the whole name ("CXR1_1_IM-0001-3001.png"), its DICOM and Kaggle's lack the beginning."""
@@ -116,11 +126,13 @@ class OpenI(Collection):
         row: int,
         study: str,
         codes: Iterable[str],
-        findings: str,
-        impression: str,
+        texts: Mapping[str, str],
         shown: Iterable[tuple[str, str, str]],
     ) -> Iterator[Item | Reject]:
         shown = list(shown)
+        others = {name: text for name, text in texts.items() if name not in ("FINDINGS", "IMPRESSION")}
+        report = self._reader.columns(study, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), others)
+        findings, impression = report.findings, report.impression
         if not shown or not (findings or impression):
             reason = "the report has neither findings nor impression" if shown else "the report has no image"
             yield Reject(table, row, study, reason, ON_PURPOSE)

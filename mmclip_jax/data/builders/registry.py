@@ -37,6 +37,8 @@ class Built:
     seconds: float
 
     def __str__(self) -> str:
+        from mmclip_jax.data import reports  # not before: it imports NumPy, which a list of commands does without
+
         facts = self.facts
         lines = [
             f"built {self.path}: {facts['examples']} images of {facts['patients']} patients in {self.seconds:.1f} s"
@@ -51,6 +53,7 @@ class Built:
                 lines.append(f"  {count} {what} passed over")
         for reason, count in facts["left_out_on_purpose"].items():
             lines.append(f"  {count} rows left out on purpose: {reason}")
+        lines += [f"  {line}" for line in reports.told(facts)]
         lines.append(f"  {facts['rejects']} rows could not be used, {facts['cells_left_out']} cells left out")
         lines.append(f"  all are listed in {self.path / 'rejects.csv'}")
         return "\n".join(lines)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmclip_jax import ranges
-from mmclip_jax.data import dicom_headers, prompts, records
+from mmclip_jax.data import dicom_headers, prompts, records, reports
 from mmclip_jax.data.builders.cells import (
     BadRow,
     Frame,
@@ -206,6 +206,7 @@ class BuildSummary:
                     f"    {table['rows_of_other_views']} rows of other views left out (--views all keeps every view)"
                 )
             lines += [f"    {note}" for note in table["notes"]]
+        lines += [f"  {line}" for line in reports.told(facts)]
         meanings: dict[str, list[str]] = {}
         for string, kind in facts["label_strings"].items():
             meanings.setdefault(kind or "(ignored)", []).append(string)
@@ -277,6 +278,7 @@ class TableBuilder(Collection):
         self._label_strings: dict[str, str] = {}
         self._unknown: collections.Counter[str] = collections.Counter()
         self._tables: list[dict[str, Any]] = []
+        self._reader = reports.Reader()
 
     def table_notes(self) -> list[list[str]]:
         """How the images of each table were found, for a person."""
@@ -284,7 +286,8 @@ class TableBuilder(Collection):
 
     def facts(self) -> Mapping[str, Any]:
         """The tables as they were understood."""
-        return {"tables": self._tables, "label_strings": dict(sorted(self._label_strings.items()))}
+        strings = dict(sorted(self._label_strings.items()))
+        return {"tables": self._tables, "label_strings": strings, **self._reader.facts()}
 
     def described_options(self) -> dict[str, Any]:
         """The options, with files and folders by their last name only."""
@@ -536,7 +539,14 @@ class TableBuilder(Collection):
 
     def _report(self, columns: Columns, row: Row, study: str) -> tuple[str, str]:
         """(findings, impression) of a row, from these columns or else from that of whole reports."""
-        return columns.get(row, "findings") or columns.get(row, "report"), columns.get(row, "impression")
+        findings, impression = columns.get(row, "findings"), columns.get(row, "impression")
+        if findings or "report" not in columns.role:
+            report = self._reader.columns(study, findings, impression)
+        elif impression:
+            report = self._reader.columns(study, columns.get(row, "report"), impression)
+        else:
+            report = self._reader.report(study, columns.get(row, "report"))
+        return report.findings, report.impression
 
     def _split(self, columns: Columns, row: Row) -> str:
         if self.options.split:

@@ -10,69 +10,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from workbench import bench, picture
 
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import split_of_patient
-from mmclip_jax.data.builders.sections import read_report, sections
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 
 FIXTURES = (bench,)
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
-
-
-# Sections
-
-
-def test_sections_of_usual_reports() -> None:
-    report = read_report(
-        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n\n"
-        " INDICATION:  ___ year old woman.\n\n"
-        " FINDINGS: \n \n There is a small effusion.\n The heart is large.\n \n IMPRESSION: \n \n 1. Small effusion.\n"
-    )
-    assert report.findings == "There is a small effusion. The heart is large."
-    assert report.impression == "1. Small effusion."
-    assert ("INDICATION", "___ year old woman.") in report.others
-
-
-@pytest.mark.parametrize(
-    ("text", "findings", "impression"),
-    [
-        ("FINDINGS AND IMPRESSION:  Clear lungs.", "Clear lungs.", ""),
-        ("CONCLUSION: No change.", "", "No change."),
-        ("Impression: Normal: nothing seen.", "", "Normal: nothing seen."),
-        ("WET READ: seen.\n\nIMPRESSION: One.\n\nADDENDUM IMPRESSION: Two.", "", "One. Two."),
-        ("CHEST, TWO VIEWS: history.\n\nThe lungs are\nclear.\n", "The lungs are clear.", ""),
-        ("Only words, no heading.", "Only words, no heading.", ""),
-        ("", "", ""),
-        ("FINDINGS:\n\nIMPRESSION:\n", "", ""),
-        ("COMPARISON: At 3:15 the heart: large.\nFINDINGS: a", "a", ""),
-    ],
-)
-def test_sections_of_unusual_reports(text: str, findings: str, impression: str) -> None:
-    report = read_report(text)
-    assert (report.findings, report.impression) == (findings, impression)
-
-
-_words = st.lists(
-    st.sampled_from(["alpha", "Beta", "gamma:", "3", "no.", "effusion\n", "\n\n", "FINDINGS", "IMPRESSION:", "NOTE:"]),
-    max_size=30,
-)
-
-
-@settings(deadline=None, max_examples=200)
-@given(_words)
-def test_no_word_is_lost_or_doubled(words: list[str]) -> None:
-    text = " ".join(words)
-    report = read_report(text)
-    bodies = [report.findings, report.impression, *(body for _, body in report.others)]
-    headings = [heading for heading, _ in sections(text)]
-    kept = sorted(" ".join(bodies).split() + [w for heading in headings if heading for w in f"{heading}:".split()])
-    assert kept == sorted(text.split())
 
 
 # MIMIC-CXR
@@ -148,6 +95,84 @@ def test_mimic_cxr(bench: Any, sectioned: bool) -> None:
     assert negbio["d3"].labels == {"atelectasis": A, "edema": P}
 
 
+MIMIC_REPORTS = {
+    "50414267": """                                 FINAL REPORT
+ PA AND LATERAL CHEST RADIOGRAPH:
+
+ INDICATION:  ___-year-old woman with known pneumonia.
+
+ FINDINGS:
+
+ No pneumothorax
+ Moderate cardiomegaly and a small
+ effusion
+
+ RECOMMENDATION(S):  CT to exclude a mass.
+
+ IMPRESSION:
+
+ 1.  Small effusion.
+ 2.  no edema
+""",
+    "57375967": """                                 FINAL REPORT
+ REASON FOR EXAMINATION:  Evaluation of the patient after extubation.
+
+ Portable AP radiograph of the chest was reviewed.
+
+ There is a large right pneumothorax.  The heart
+ is enlarged.
+""",
+    "58621812": """                                 FINAL REPORT
+ CHEST, TWO VIEWS:  There is an
+ old fracture.
+
+ CONCLUSION:  No change.
+""",
+}
+# The same reports as the official scripts cut them: study, impression, findings, last_paragraph, comparison.
+MIMIC_SECTIONED = [
+    ["s50414267", "1.  Small effusion.\n 2.  no edema",
+     "No pneumothorax\n Moderate cardiomegaly and a small\n effusion", "", ""],
+    ["s57375967", "", "",
+     "Portable AP radiograph of the chest was reviewed.\n \n There is a large right pneumothorax.  "
+     "The heart\n is enlarged.",
+     ""],
+    ["s58621812", "No change.", "There is an\n old fracture.", "", ""],
+]  # fmt: skip
+
+
+def test_mimic_cxr_gives_the_same_texts_from_both_sources(bench: Any) -> None:
+    found, told = {}, {}
+    for sectioned in (False, True):
+        mimic(bench, sectioned)
+        patients = ("10000032", "10000764", "19999987")
+        for p, (study, text) in zip(patients, MIMIC_REPORTS.items(), strict=True):
+            bench.write(f"mimic-cxr-reports/files/p{p[:2]}/p{p}/s{study}.txt", text.replace("\n\n", "\n \n"))
+        if sectioned:
+            stream = io.StringIO()
+            csv.writer(stream).writerows(
+                [["study", "impression", "findings", "last_paragraph", "comparison"], *MIMIC_SECTIONED]
+            )
+            bench.write("mimic_cxr_sectioned.csv", stream.getvalue())
+        examples, facts = bench.build("mimic_cxr")
+        found[sectioned] = {e.study: (e.findings, e.impression, e.entities) for e in examples.values()}
+        told[sectioned] = facts
+    assert found[False] == found[True]
+    assert {study: texts[:2] for study, texts in found[True].items()} == {
+        "50414267": (
+            "No pneumothorax\nModerate cardiomegaly and a small effusion", "1. Small effusion.\n2. no edema",
+        ),
+        "57375967": ("Portable AP radiograph of the chest was reviewed. There is a large right pneumothorax. "
+                     "The heart is enlarged.", ""),
+        "58621812": ("There is an old fracture.", "No change."),
+    }  # fmt: skip
+    assert told[False]["sections_left_out"] == {"(before the first heading)": 3, "INDICATION": 2, "RECOMMENDATIONS": 1}
+    assert told[False]["reports"] == {"cut into sections": 3}
+    assert told[True]["reports"] == {"whole": 3}
+    denied = {entity.text for entity in found[True]["50414267"][2] if entity.negated}
+    assert denied == {"pneumothorax", "edema"}
+
+
 def test_mimic_cxr_without_something(bench: Any) -> None:
     mimic(bench, True)
     (bench.raw / "mimic_cxr_sectioned.csv").unlink()
@@ -184,6 +209,8 @@ def test_openi_all_reports(bench: Any, wheel_dir: pathlib.Path, monkeypatch: pyt
     items = builder.items
     assert builder.rows == len(reports) == 3_955
     assert len({item.study for item in items}) == 3_826, "reports that have both an image and text"
+    # These have a heading or HTML inside of a section; the texts of all others are as they were, but for line ends.
+    changed = {"146", "1329", "2192", "2415", "3368", "3886"}
     expected = {}
     for data in reports.values():
         root = ElementTree.fromstring(data)
@@ -193,7 +220,8 @@ def test_openi_all_reports(bench: Any, wheel_dir: pathlib.Path, monkeypatch: pyt
         expected[uid.attrib["id"].removeprefix("CXR")] = (texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), root)
     for item in items:
         findings, impression, root = expected[item.study]
-        assert (item.findings, item.impression) == (" ".join(findings.split()), " ".join(impression.split()))
+        if item.study not in changed:
+            assert (item.findings.split(), item.impression.split()) == (findings.split(), impression.split())
         majors = {str(e.text).strip() for e in root.findall("MeSH/major")}
         assert (item.labels.get("no_finding") == P) == (majors == {"normal"})
 
@@ -233,6 +261,8 @@ def test_openi_of_nlm_and_of_kaggle_agree(bench: Any, tmp_path: pathlib.Path) ->
     assert facts["left_out_on_purpose"] == {
         "the report has neither findings nor impression": 1, "the report has no image": 1, "view LATERAL": 1,
     }  # fmt: skip
+    assert facts["reports"] == {"whole": 3}
+    assert facts["sections_left_out"] == {"COMPARISON": 3, "INDICATION": 3}
     assert set(nlm) == {"CXR1_1_IM-0001-3001.png", "CXR2_IM-0652-1001.png"}
     bench.raw = tmp_path / "kaggle"
     bench.write("indiana_projections.csv", "\n".join(projections) + "\n")
