@@ -152,6 +152,10 @@ class Trainer:
         folder = self.workdir / "checkpoints"
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
+    def folder_of(self, step: int) -> tuple[int, int]:
+        """What tells a checkpoint's folder from one that takes its place."""
+        return step, (self.workdir / "checkpoints" / str(step)).stat().st_mtime_ns
+
     def writing(self) -> bool:
         """Whether a checkpoint is being written, or was when the process was killed."""
         return any((self.workdir / "checkpoints").glob("*-tmp"))
@@ -214,6 +218,7 @@ def kill_one_process(
         raise RuntimeError(whole.said())
     run = Trainer(workdir / "killed", data, steps, **{"train.evaluate_every": EVERY})
     rows: list[Row] = []
+    spoilt: set[tuple[int, int]] = set()
     damages = {2 * kills // 3: "truncated", kills // 3: "truncated", kills // 2: "flipped"} if kills > 2 else {}
     start_up = 1.0  # seconds that a start takes, measured
     for number in range(kills):
@@ -257,7 +262,8 @@ def kill_one_process(
         if kind == "in metrics":  # as a file system may leave a line
             with open(run.workdir / "metrics.jsonl", "ab") as file:
                 file.write(b'{"step": 7, "lo')
-        newest = max(run.checkpoints(), default=0)
+        # One that was damaged lies there until the run comes to its step again.
+        newest = max((step for step in run.checkpoints() if run.folder_of(step) not in spoilt), default=0)
         row = Row(f"SIGKILL {kind}", run.logged(), newest, not newest or same_bits(whole.workdir, run.workdir, newest))
         if kind == "at the start" and rows and rows[-1].resumed < 0 and newest == rows[-1].checkpoint:
             rows[-1].resumed = newest  # killed before it had said where it goes on: nothing has changed
@@ -271,6 +277,7 @@ def kill_one_process(
             how = damages[number + 1]
             newest, before = sorted(run.checkpoints())[-1:-3:-1]
             damage(run.workdir / "checkpoints" / str(newest), how)
+            spoilt.add(run.folder_of(newest))
             same = same_bits(whole.workdir, run.workdir, before)
             rows.append(Row(f"SIGKILL, checkpoint {newest} {how}", run.logged(), before, same))
             show(f"{len(rows)}: {rows[-1]}")

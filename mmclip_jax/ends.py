@@ -1,5 +1,6 @@
 """How a command ends where nobody planned it: interrupts that nothing may swallow, and errors that nobody foresaw."""
 
+import atexit
 import contextlib
 import os
 import pathlib
@@ -31,20 +32,18 @@ def interrupts_end_it() -> Iterator[None]:
     ours, signals = os.pipe()
     os.set_blocking(signals, False)
     before = signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
-    done = threading.Event()
+    done, interrupted = threading.Event(), threading.Event()
 
     def wait() -> None:
-        while not done.is_set():
-            try:
-                seen = os.read(ours, 64)
-            except OSError:
-                return
-            if done.is_set() or not seen:
-                return
+        while True:
+            seen = os.read(ours, 64)
             if signal.SIGINT in seen and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                if not done.wait(GRACE_SECONDS):
+                interrupted.set()
+                time.sleep(GRACE_SECONDS)
+                if not done.is_set():
                     print("mmclip: interrupted", file=sys.stderr, flush=True)
-                    os._exit(STATUS_INTERRUPTED)
+                os._exit(STATUS_INTERRUPTED)
+            if done.is_set():
                 return
 
     waiting = threading.Thread(target=wait, name="interrupts", daemon=True)
@@ -55,9 +54,22 @@ def interrupts_end_it() -> Iterator[None]:
         done.set()
         signal.set_wakeup_fd(before)
         os.write(signals, b"\0")
-        waiting.join()
-        os.close(ours)
-        os.close(signals)
+        while waiting.is_alive() and not interrupted.is_set():
+            waiting.join(0.01)
+        if interrupted.is_set():
+            # What a library was computing may hold up the interpreter's end, or crash it. The thread stays awake, and
+            # only what was printed is waited for.
+            atexit.register(_end_now)
+        else:
+            os.close(ours)
+            os.close(signals)
+
+
+def _end_now() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(STATUS_INTERRUPTED)
 
 
 def told(error: BaseException, workdir: object = None) -> str:

@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike[str], remedy: str, keys: Sequence[str] = (
         content: Any = json.loads(place.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{place} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
-    if type(content) is not kind:
+    if not issubclass(type(content), kind):
         raise UserError(f"{place} is damaged (a {type(content).__name__}, and no {kind.__name__}): {remedy}")
     if missing := [key for key in keys if key not in content]:
         raise UserError(f"{place} is damaged (it has no {missing[0]!r}): {remedy}")
