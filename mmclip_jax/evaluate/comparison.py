@@ -248,7 +248,7 @@ class Drawn:
 
     def entry(self, level: float) -> dict[str, Any]:
         """The values with intervals, and the differences to the first run with intervals and p."""
-        left_out: Sequence[np.ndarray | None] = self.left_out or [None] * len(self.points)
+        left_out: Sequence[np.ndarray | None] = self.left_out if self.left_out else [None for _ in self.points]
         own = [
             metrics.logit_interval(float(point), drawn, level, self.fewest, left)
             for point, drawn, left in zip(self.points, self.replicates, left_out, strict=True)

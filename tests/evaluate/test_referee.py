@@ -375,7 +375,7 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
     assert facts["ensemble"] == "mean of the probabilities of 2 checkpoints"
     assert results["checkpoint"]["step"] is None
     assert results["exposure"] is None
-    assert results["audit"]["status"] == "impossible"
+    assert results["audit"]["status"] == "not audited"
     assert results["grounding"] is None
     assert results["entmlm"] is None
     page = (refereed.folder / "out" / "report.html").read_text()
@@ -386,7 +386,7 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
             "unknown: not trained by this software",
             "squash 21 (bilinear)",
             "mean of the probabilities of 2 checkpoints",
-            "impossible, the training data of this model",
+            "not audited: the training data of this model",
         ):
             assert fact in text, fact
     assert "Tiny &amp; friends, a model that this software did not train," in page
