@@ -19,6 +19,7 @@ def _load() -> ModuleType:
 
 
 ATTACKS = _load()
+ATTACKS.load()
 SLOW = ("damaged checkpoints",)
 
 
@@ -35,6 +36,7 @@ def test_a_failure_is_counted_named_and_an_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ATTACKS, "KINDS", {})
+    monkeypatch.setattr(ATTACKS, "load", lambda: None)
 
     @ATTACKS.kind("toy", "refused")
     def toy(attacker: object) -> object:

@@ -19,6 +19,7 @@ from etils import epath
 
 from mmclip_jax import files, spreadsheet
 from mmclip_jax.data import fingerprint, looks, records
+from mmclip_jax.data.builders.files import read_text
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.kinship import NOTHING_TOLD, Told
 from mmclip_jax.data.overlaps import LIST, AuditSet, Overlap, Row, audit
@@ -117,11 +118,15 @@ def _read_list(spec: str, patient_pattern: str) -> AuditSet:
         index = table.header.index(column)
         ids = [(row.number, row.cells[index]) for row in table.rows]
     else:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
         ids = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    try:
+        pattern = re.compile(patient_pattern)
+    except re.error as error:
+        raise UserError(f"the pattern of patients {patient_pattern!r} is no regular expression: {error}") from None
     rows = []
     for number, id in ids:
-        match = re.search(patient_pattern, id) if patient_pattern else None
+        match = pattern.search(id) if patient_pattern else None
         if patient_pattern and match is None:
             raise UserError(f"{file} row {number}: the id has no patient by the pattern {patient_pattern!r}")
         rows.append(Row(id, LIST, match[0] if match else ""))
