@@ -160,32 +160,40 @@ def locales(attacker: Attacker) -> Outcomes:
     data._pictures(attacker.folder / "images", 3)
     rows = [
         ["image", "patient_id", "report"],
-        *([f"{n}.png", f"Zoë-日{n}", f"Größe µ {n}: kein Erguß, é."] for n in range(3)),
+        *([f"{n}.png", f"Zoë-日{n}", f"No effusion at 5 µm of Zoë {n}, café."] for n in range(3)),
     ]
     table = data._table(attacker.folder / "täble.csv", rows)
     code = """
         import sys
         from mmclip_jax import cli
         table, images, out = sys.argv[1:]
-        status = cli.main(["data", "build", "table", "--table", table, "--images", images, "--name", "mine", "--data-dir", out, "--workers", "1"])
-        status = status or cli.main(["data", "info", out, "--html", out + "/é.html", "--show-text"])
-        status = status or cli.main(["data", "audit", "--train", out + ":train", "--against", out + ":validation", "--out", out + "/ß.csv"])
+        flags = ["--images", images, "--name", "mine", "--data-dir", out, "--workers", "1"]
+        status = cli.main(["data", "build", "table", "--table", table, *flags])
+        assert status == 0, status
+        status = cli.main(["data", "info", out, "--html", out + "/é.html", "--show-text"])
+        status = status or cli.main(
+            ["data", "audit", out + ":train", "--against", out + ":validation", "--out", out + "/ß.csv"]
+        )
         from mmclip_jax.data import records
         from mmclip_jax.data.schema import SPLITS
         texts = {e.text for split in SPLITS for e in records.open_records(out, split, "paired")}
-        assert all("Größe µ" in text for text in texts) and len(texts) == 3, texts
-        assert "Größe" in open(out + "/é.html", encoding="utf-8").read()
+        assert all("5 µm of Zoë" in text for text in texts) and len(texts) == 3, texts
+        assert "Zoë" in open(out + "/é.html", encoding="utf-8").read()
         sys.exit(status)
     """
+    script = attacker.folder / "script.py"
+    script.write_text(textwrap.dedent(code), encoding="utf-8")
     for name in attacker.some(("C", "POSIX", "en_US.ISO-8859-1", "C.UTF-8", "nonsense", ""), 1):
         for more in ({}, {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}):
             out = attacker.folder / f"out-{name}-{len(more)}"
             env = {key: value for key, value in _environment(LANG=name, LC_ALL=name, **more).items() if value}
-            words = [sys.executable, "-c", textwrap.dedent(code), str(table), str(attacker.folder / "images"), str(out)]
+            words = [sys.executable, str(script), str(table), str(attacker.folder / "images"), str(out)]
             done = subprocess.run(words, env=env, capture_output=True, text=True, errors="replace", check=False)
-            yield f"LANG={name} {more}", "" if done.returncode == 0 else f"{done.returncode}: {done.stderr[-300:]}"
-    for name in ("writes", "reads"):
-        yield f"{name} in the source", as_test(of_tests("test_package").test_text_files_are_utf_8_whatever_the_locale)
+            yield (
+                f"LANG={name} {more}",
+                "" if done.returncode == 0 else f"{done.returncode}: {(done.stderr.splitlines() or [''])[-1][-300:]}",
+            )
+    yield "the source", as_test(of_tests("test_package").test_text_files_are_utf_8_whatever_the_locale)
 
 
 @kind("interrupts", "130 and one line, whatever swallows them")
@@ -205,9 +213,7 @@ def interrupts(attacker: Attacker) -> Outcomes:
         def compiles(args):
             import jax, jax.numpy as jnp
             def f(x):
-                for n in range(4000):
-                    x = jnp.sin(x @ x + n)
-                return x
+                return [jnp.sin(x @ x + n) @ jnp.ones((9, 2 + n % 50)) for n in range(600)]
             traced = jax.jit(f).lower(jnp.ones((9, 9)))
             print("compiling", flush=True)
             traced.compile()
@@ -314,7 +320,7 @@ def leftovers(attacker: Attacker) -> Outcomes:
     items = sorted(path.name for path in (whole / "checkpoints" / "3").iterdir())
     names = ("3.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-1234", "x", ".3", "3.unfinished", "-3", "03x")
     for name in names:
-        for item in attacker.some(items, 1):
+        for item in attacker.chance.sample(items, 1 if attacker.short else 2):
             copy = attacker.folder / "copy"
             shutil.copytree(whole, copy)
             place = copy / "checkpoints" / "3"
@@ -379,7 +385,7 @@ def launch(attacker: Attacker) -> Outcomes:
                 base = ["up", "--name", "n", "--image", "i", "--accelerator", "a", "--topology", "2x2", "--dry-run"]
                 base += [] if name == "--hosts" else ["--hosts", "1"]
             rest = ["--", "--config", "x"] if script.name != "tpu_pod.sh" else []
-            for value in attacker.some(values, 3):
+            for value in attacker.some([value for value in values if value or name != "--port"], 3):  # "": a free port
                 yield (
                     f"{script.name} {name} {value!r}",
                     _script(tests, script, [*base, name, value, *rest], attacker.folder),

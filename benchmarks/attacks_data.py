@@ -92,9 +92,26 @@ def learnt_and_scored(attacker: Attacker) -> Outcomes:
             yield f"{name}, pictures {first} to {first + 8}", leaks(call, own)
 
 
+@kind("kin under the ids that builders write", "found; of other ids nothing is called clean")
+def kin(attacker: Attacker) -> Outcomes:
+    """Tiny downloads of the published data sets through the real builders, in pairs that share images."""
+    tests = of_tests("test_kinship")
+    for name in (
+        "test_images_of_one_family_are_found_under_each_others_spelling",
+        "test_of_kin_under_other_ids_nothing_is_called_clean",
+    ):
+        test = getattr(tests, name)
+        (cases,) = [mark.args[1] for mark in test.pytestmark if mark.name == "parametrize"]
+        for number, case in enumerate(attacker.some(list(cases), 3)):
+            folder = attacker.folder / f"{name}-{number}"
+            folder.mkdir()
+            values = getattr(case, "values", case)
+            yield " and ".join(getattr(each, "__name__", str(each)) for each in values), as_test(test, folder, *values)
+
+
 @kind("data or tokenizer changed under a run", "refused by fingerprint, also where the counts are equal")
 def changed_data(attacker: Attacker) -> Outcomes:
-    """Built anew with other pixels or words; files exchanged; sets in another order; another tokenizer of equal size."""
+    """Built anew with other pixels or words and equal counts; another tokenizer of equal size."""
     from mmclip_jax.data import fingerprint
 
     made = of_tests("test_fingerprint")
@@ -229,8 +246,10 @@ def parquet_types(attacker: Attacker) -> Outcomes:
         "times": [datetime.datetime(2020, 1, n, 3, tzinfo=datetime.UTC) for n in (1, 2, 3)],
         "durations": [datetime.timedelta(days=n) for n in range(3)],
         "decimals": [decimal.Decimal(f"{n}.50") for n in range(3)],
-        "bytes": [b"\xff\x00", b"", None], "floats": [1.0, float("nan"), float("inf")], "booleans": [True, False, None],
-        "lists": [["Mass"], [], None], "nested lists": [[[1.0]], [], [[2.0, 3.0], []]], "structs": [{"a": 1}, None, {"a": 2}],
+        "bytes": [b"\xff\x00", b"", None], "floats": [1.0, float("nan"), float("inf")],
+        "booleans": [True, False, None],
+        "lists": [["Mass"], [], None], "nested lists": [[[1.0]], [], [[2.0, 3.0], []]],
+        "structs": [{"a": 1}, None, {"a": 2}],
         "pictures": [{"bytes": whole, "path": "0.png"}, {"bytes": None, "path": "1.png"}, None], "nulls": [None] * 3,
         "large numbers": [2**62, -(2**62), 0],
     }  # fmt: skip
@@ -312,7 +331,7 @@ def formulas(attacker: Attacker) -> Outcomes:
 
 @kind("reports of 5 MB", "read in linear time")
 def long_reports(attacker: Attacker) -> Outcomes:
-    """Reports of repeated words, blanks, headings, signs, negations: ten times as much takes about ten times as long."""
+    """Repeated words, blanks, headings, signs, negations: ten times as much takes about ten times as long."""
     import time
 
     from mmclip_jax.data import entities, reports
@@ -388,7 +407,7 @@ def formats(attacker: Attacker) -> Outcomes:
 
 @kind("bombs", "refused, or read within a bounded memory")
 def bombs(attacker: Attacker) -> Outcomes:
-    """Pictures that claim gigapixels, texts and deflated DICOM files of gigabytes, ZIP members that are larger than said."""
+    """Pictures that claim gigapixels, texts and deflated DICOM files of gigabytes."""
     bounds = of_tests("test_image_bounds")
     claims = [
         (w, h, b, c)
@@ -445,7 +464,7 @@ def _bounded_dicom(bounds: Any, before: bytes) -> str:
 
 @kind("ZIP members", "bounded by their real size; a damaged one costs its rows alone")
 def members(attacker: Attacker) -> Outcomes:
-    """Members whose size is not what the archive says, whose sum is wrong, that repeat, climb, or are encrypted by flag."""
+    """Bytes of an archive changed: sizes that are not what it says, wrong sums, flags of encryption."""
     from mmclip_jax.data.builders import files
 
     whole = _picture("PNG")

@@ -1,4 +1,4 @@
-"""Kinds of attacks on what users hand over as files or arguments: settings, specs, vocabularies, checkpoints, arrays."""
+"""Kinds of attacks on what users hand over: specs, vocabularies, weights, tokenizers, lists, arguments."""
 
 import copy
 import functools
@@ -11,7 +11,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -20,9 +20,11 @@ from attacks import Attacker, Outcomes, change, clear, kind, of_tests, refused
 RAW = (
     *(b"", b"\0", b"\n\n", b"null", b"7", b"true", b'"x"', b"[]", b"{}", b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"\xe9\xe9"),
     *(b"[" * 50_000, b'{"a":' * 50_000, b"{" * 50_000, b"- " * 20_000, b"x" * 1_000_000, b"NaN", b"[NaN, Infinity]"),
-    *(b"9" * 10_000, b'{"a": ' + b"9" * 10_000 + b"}", b'{"a": 1, "a": 2}', b"{a: 2001-99-99}", b"a: !!python/object/apply:os.system [x]"),
+    *(b"9" * 10_000, b'{"a": ' + b"9" * 10_000 + b"}", b'{"a": 1, "a": 2}', b"{a: 2001-99-99}"),
+    *(b"a: !!python/object/apply:os.system [x]"),
     *(b"a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: [*b, *b, *b, *b]", b"a: &a\n  b: *a", b"? [x]\n: y", b"? {x: y}\n: z"),
-    *(b"a: 1e999", b"a: .nan", b"a: 0x" + b"f" * 6000, b"a: 190:20:30.15", b"a: !!binary zzz=", b"a: !!int x", b"%YAML 9", b"a: *no"),
+    *(b"a: 1e999", b"a: .nan", b"a: 0x" + b"f" * 6000, b"a: 190:20:30.15", b"a: !!binary zzz=", b"a: !!int x"),
+    *(b"%YAML 9", b"a: *no"),
 )  # fmt: skip
 ODD: tuple[Any, ...] = (
     *(
@@ -130,7 +132,7 @@ def words(attacker: Attacker) -> Outcomes:
     names = ("vocabulary.yaml", "unmapped.yaml", "lexicon.yaml", "negation.yaml", "words.yaml", "prompts.yaml")
     for name in attacker.some([name for name in names if (resources.PACKAGED / name).is_file()], 3):
         tree = yaml.safe_load((resources.PACKAGED / name).read_text(encoding="utf-8"))
-        yield from _attack_file(attacker, name, tree, _yaml, lambda file: resources.load(file.parent), 15)
+        yield from _attack_file(attacker, name, tree, _yaml, lambda file: resources.load(file.parent), 8)
 
 
 @kind("phrases with boxes (MS-CXR)", "refused in one line, or read")
@@ -162,7 +164,8 @@ def beside(attacker: Attacker) -> Outcomes:
 
     hugging = {"do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True,
                "crop_size": {"height": 224, "width": 224}, "do_normalize": True, "do_rescale": True,
-               "rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}  # fmt: skip
+               "rescale_factor": 0.00392156862745098,
+               "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}  # fmt: skip
     clip = {
         "preprocess_cfg": {
             "mean": [0.4, 0.4, 0.4],
@@ -217,7 +220,7 @@ class _Danger:
     def __reduce__(self) -> Any:
         return (_Danger.ran.append, (1,))
 
-    ran: list[int] = []
+    ran: ClassVar[list[int]] = []
 
 
 def _safetensors(header: bytes, data: bytes = b"\0" * 64, length: int | None = None) -> bytes:
@@ -226,15 +229,17 @@ def _safetensors(header: bytes, data: bytes = b"\0" * 64, length: int | None = N
 
 @kind("weights of others", "refused in one line; no code of theirs is run")
 def weights(attacker: Attacker) -> Outcomes:
-    """Files for PyTorch and safetensors: of other things, truncated, of code, of other types, of sizes that are not there."""
+    """Files for PyTorch and safetensors: of other things, cut off, of code, of other types and sizes."""
     from mmclip_jax.interop import weights as module
 
     pickled = pickle.dumps({"a": np.zeros(3)})
     files: dict[str, bytes] = {
         "empty.pt": b"", "text.pt": b"no weights", "pickle.pt": pickled, "code.pt": pickle.dumps(_Danger()),
-        "deep.pt": b"(" * 100_000, "cut.pt": pickled[:20], "zip.pt": b"PK\3\4" + bytes(99), "list.bin": pickle.dumps([1]),
+        "deep.pt": b"(" * 100_000, "cut.pt": pickled[:20], "zip.pt": b"PK\3\4" + bytes(99),
+        "list.bin": pickle.dumps([1]),
         "empty.safetensors": b"", "short.safetensors": b"\1", "text.safetensors": b"no weights at all, but long enough",
-        "none.safetensors": _safetensors(b"{}"), "list.safetensors": _safetensors(b"[]"), "nan.safetensors": _safetensors(b"NaN"),
+        "none.safetensors": _safetensors(b"{}"), "list.safetensors": _safetensors(b"[]"),
+        "nan.safetensors": _safetensors(b"NaN"),
         "huge.safetensors": _safetensors(b"{}", length=2**63), "deep.safetensors": _safetensors(b'{"a":' * 9999),
     }  # fmt: skip
     tensor = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
@@ -307,11 +312,15 @@ def arguments(attacker: Attacker) -> Outcomes:
     rng = np.random.default_rng(0)
     good = rng.integers(0, 256, (40, 40)).astype(np.uint8)
     pictures: list[Any] = [
-        *(None, 7, 2.5, True, "", "nowhere.png", b"", b"x", b"\x89PNG\r\n\x1a\n", {}, [], [[]], object(), print, Ellipsis),
+        *(None, 7, 2.5, True, "", "nowhere.png", b"", b"x", b"\x89PNG\r\n\x1a\n", {}, [], [[]]),
+        *(object(), print, Ellipsis),
         *(np.zeros((0, 0), np.uint8), np.zeros(5), np.zeros((2, 2, 2, 2), np.uint8), np.full((9, 9), np.nan), good > 9),
-        *(good.astype(np.complex64), good.astype(object), np.array(["a"]), np.zeros((9, 9), "M8[s]"), good.astype(np.float32)),
-        *(good.astype(np.int64) * 10**9, -good.astype(np.int32), np.full((9, 9), np.inf), good[:1], good[:, :0], "\0", "a\nb"),
-        *([good, None], {"a": good}, memoryview(b"x"), np.zeros((9, 9, 5), np.uint8), pathlib.Path("."), np.ma.masked_array(good)),
+        *(good.astype(np.complex64), good.astype(object), np.array(["a"])),
+        *(np.zeros((9, 9), "M8[s]"), good.astype(np.float32)),
+        *(good.astype(np.int64) * 10**9, -good.astype(np.int32), np.full((9, 9), np.inf)),
+        *(good[:1], good[:, :0], "\0", "a\nb"),
+        *([good, None], {"a": good}, memoryview(b"x"), np.zeros((9, 9, 5), np.uint8)),
+        *(pathlib.Path("."), np.ma.masked_array(good)),
     ]  # fmt: skip
     for number, each in enumerate(attacker.some(pictures, 15)):
         yield f"as_pixels({each!r:.30}) {number}", clear(functools.partial(inputs.as_pixels, each))
