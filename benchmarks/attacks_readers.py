@@ -21,7 +21,7 @@ RAW = (
     *(b"", b"\0", b"\n\n", b"null", b"7", b"true", b'"x"', b"[]", b"{}", b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"\xe9\xe9"),
     *(b"[" * 50_000, b'{"a":' * 50_000, b"{" * 50_000, b"- " * 20_000, b"x" * 1_000_000, b"NaN", b"[NaN, Infinity]"),
     *(b"9" * 10_000, b'{"a": ' + b"9" * 10_000 + b"}", b'{"a": 1, "a": 2}', b"{a: 2001-99-99}"),
-    *(b"a: !!python/object/apply:os.system [x]"),
+    b"a: !!python/object/apply:os.system [x]",
     *(b"a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: [*b, *b, *b, *b]", b"a: &a\n  b: *a", b"? [x]\n: y", b"? {x: y}\n: z"),
     *(b"a: 1e999", b"a: .nan", b"a: 0x" + b"f" * 6000, b"a: 190:20:30.15", b"a: !!binary zzz=", b"a: !!int x"),
     *(b"%YAML 9", b"a: *no"),
