@@ -334,7 +334,7 @@ def run(chosen: Sequence[str], short: bool, seed: int = 0, show: Callable[[str],
         held, attack = KINDS[name]
         start, attempts, failures = time.perf_counter(), 0, []
         with tempfile.TemporaryDirectory(prefix="attack-") as folder:
-            for what, problem in attack(Attacker(pathlib.Path(folder), random.Random(seed), short)):
+            for what, problem in _all(attack(Attacker(pathlib.Path(folder), random.Random(seed), short))):
                 attempts += 1
                 if problem:
                     failures.append(f"{what}: {' '.join(problem.split())[:200]}")
@@ -342,6 +342,14 @@ def run(chosen: Sequence[str], short: bool, seed: int = 0, show: Callable[[str],
         rows.append(Row(name, held, attempts, failures, time.perf_counter() - start))
         show(f"{name}: {attempts} attempts, {len(failures)} failures, {rows[-1].seconds:.0f} s")
     return rows
+
+
+def _all(outcomes: Outcomes) -> Outcomes:
+    """The outcomes of a kind; what its own code raises is one, and costs no other kind."""
+    try:
+        yield from outcomes
+    except Exception as error:
+        yield "the attack itself", f"{type(error).__name__}: {error}"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -44,9 +44,10 @@ def test_a_failure_is_counted_named_and_an_exit_status(
         yield "held", ATTACKS.refused(lambda: int("7"), also=lambda found: found == 7)
         yield "taken", ATTACKS.refused(lambda: int("7"))
         yield "a traceback", ATTACKS.refused(lambda: int("x"))
+        raise RuntimeError("of the attack")
 
     assert ATTACKS.main(["--short"]) == 1
-    assert "| toy | 3 | 2 | taken: was taken; a traceback: ValueError: invalid" in capsys.readouterr().out
+    assert "| toy | 4 | 3 | taken: was taken; a traceback: ValueError: invalid" in capsys.readouterr().out
 
 
 def test_the_table_takes_the_place_of_the_old_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
