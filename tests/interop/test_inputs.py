@@ -399,6 +399,6 @@ def test_stored_pixels_of_one_value_are_pixels() -> None:
 
 
 def test_a_name_of_several_lines_is_one_line_of_a_message() -> None:
-    with pytest.raises(UserError, match="^no such: No such file") as caught:
+    with pytest.raises(UserError, match=r"^no such: No such file") as caught:
         as_pixels("no\nsuch")
     assert "\n" not in str(caught.value)
