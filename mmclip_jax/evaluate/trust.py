@@ -258,18 +258,11 @@ def _labels_of(examples: Sequence[Example], protocol: Protocol) -> np.ndarray:
     return protocol.labels_of(examples, [NO_FINDING])[:, 0]
 
 
-def _blank(shape: tuple[int, int]) -> np.ndarray:
-    """A grey image. One corner is a level brighter: readers of images refuse those that are of one value."""
-    image = np.full(shape, _GREY, np.uint8)
-    image[0, 0] += 1
-    return image
-
-
 def _blank_embeddings(model: Encoder, split: Split, rows: np.ndarray) -> np.ndarray:
     """Embeddings [n, E] of grey images of these rows' sizes; each size is encoded once."""
     shapes = [split.shapes[row] for row in rows]
     distinct = list(dict.fromkeys(shapes))
-    blank = [_blank(shape) for shape in distinct]
+    blank = [np.full(shape, _GREY, np.uint8) for shape in distinct]
     parts = [model.encode_image([blank[i] for i in part]) for part in chunked(range(len(blank)), None, "")]
     embedded = np.concatenate(parts)
     number = {shape: i for i, shape in enumerate(distinct)}

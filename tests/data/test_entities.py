@@ -195,6 +195,7 @@ def test_anatomy_and_modifiers_are_never_denied() -> None:
         ("disease, abnormality, process", []),
         ("The heart is mildly enlarged", ["cardiomegaly"]),
         ("Lung volumes are low", ["hypoinflation"]),
+        ("Lung volumes are low normal. CT is more sensitive for nodules", []),
         ("The thoracic cavity and the pleural cavities; pedal edema; abdominal mass; body mass index", []),
         ("Spinal stimulator generator; fractured sternal wires", []),
         ("Calcified aortic plaque", ["atherosclerosis"]),
