@@ -869,7 +869,9 @@ def _make_parser() -> _Parser:
     compare.add_argument("--resamples", type=_whole(20, 10**6), default=2000, help="of patients")
 
     predict = _add(top, "predict", "score single images by prompts", _predict)
-    predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG, PNG, TIFF, BMP or DICOM files")
+    predict.add_argument(
+        "images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG, PNG, TIFF, BMP or DICOM files"
+    )
     _add_run(predict)
     predict.add_argument("--findings", type=_words, metavar="A,B,…", help="default: all that the model was trained on")
     predict.add_argument("--format", default="table", choices=("table", "json"), help="how to print the scores")
