@@ -104,7 +104,7 @@ def _row_of(texts: Sequence[str]) -> Row:
 
 
 def _lines(file: pathlib.Path) -> list[tuple[int, str]]:
-    """(number, id) of each line; what is no list of ids is refused, since it would match nothing and be called clean."""
+    """(number, id) of each line; what is no list of ids is refused, as it would match nothing and be called clean."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except ValueError as error:
