@@ -46,6 +46,7 @@ _FULL_OR_FORBIDDEN = (
 # What JAX's readers of cluster variables raise where only some are set, or hold something else.
 _NO_CLUSTER = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
+_LISTED = "; mmclip_jax/config.py lists the settings"
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _NUMBER = re.compile(r"-\.?\d")
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
@@ -152,7 +153,8 @@ def _tokenizer_train(args: argparse.Namespace) -> None:
                 yield paired[number].text
 
     trained = tokenizer.train_tokenizer(texts(), args.vocab_size, args.out)
-    print(f"{args.out}: {trained.vocab_size} pieces")
+    fewer = f" of {args.vocab_size:,} asked for: the reports give no more" * (trained.vocab_size < args.vocab_size)
+    print(f"{args.out}: {trained.vocab_size:,} pieces{fewer}")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -443,7 +445,7 @@ def _check_key(config: "ConfigDict", override: str) -> None:
     group = [name for name in keys if name.startswith(f"{key}.")]
     if group:
         raise UserError(f"{override}: {key} is a group of settings; set one of them, such as --config.{group[0]}=…")
-    raise UserError(f"{override}: the config has no {key}{_nearest(key, keys)}")
+    raise UserError(f"{override}: the config has no {key}{_nearest(key, keys) or _LISTED}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -868,7 +870,9 @@ def _make_parser() -> _Parser:
     compare.add_argument("--resamples", type=_whole(20, 10**6), default=2000, help="of patients")
 
     predict = _add(top, "predict", "score single images by prompts", _predict)
-    predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG or PNG files")
+    predict.add_argument(
+        "images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG, PNG, TIFF, BMP or DICOM files"
+    )
     _add_run(predict)
     predict.add_argument("--findings", type=_words, metavar="A,B,…", help="default: all that the model was trained on")
     predict.add_argument("--format", default="table", choices=("table", "json"), help="how to print the scores")

@@ -59,6 +59,7 @@ def config(tmp_path: Path) -> str:
         ("data build phantom --data-dir gs://bucket/data", "gs://bucket/data is an address"),
         ("train --config {config} --workdir w --config.train.stpes=3", "did you mean train.steps?"),
         ("train --config {config} --workdir w --config.seeed 3", "the config has no seeed; did you mean seed?"),
+        ("train --config {config} --workdir w --config.zebra=3", "no zebra; mmclip_jax/config.py lists the settings"),
         ("train --config {config} --workdir w --config.none=3", "none is None, which tells no type"),
         ("train --config {config} --workdir w --config.train=3", "train is a group of settings"),
         ("train --config {config} --workdir w --config.train.steps=1.5", "expected a whole number, such as 7"),

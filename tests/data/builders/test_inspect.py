@@ -113,6 +113,19 @@ def test_words_that_a_finding_has_in_another_language_are_pointed_out(folder: pa
     assert "--label-map Erguss=KIND" in column.content
 
 
+def test_the_language_of_reports_is_chosen_as_a_build_checks_it(folder: pathlib.Path) -> None:
+    german, english = ("Kein Pneumothorax, kein Pleuraerguss.", "No pneumothorax and no pleural effusion.")
+    head = "image,patient,report\n"
+    found = look(folder, head + "".join(f'{n}.png,p{n},"{german}"\n' for n in range(12)))
+    assert found.command[found.command.index("--language") + 1] == "de"
+    assert len(built(found, folder)) == 12
+    found = look(folder, head + "".join(f'{n}.png,p{n},"{english}"\n' for n in range(12)))
+    assert found.problems == found.choices == []
+    found = look(folder, head + "".join(f'{n}.png,p{n},"{german if n % 2 else english}"\n' for n in range(12)))
+    assert not found.command
+    assert "6 are in another language" in str(found)
+
+
 def test_names_of_columns_that_need_quotes(folder: pathlib.Path) -> None:
     text = "image;patient;Edema;Pleural Effusion\n" + "".join(f"{n}.png;$(x) '{n};1;high\n" for n in range(12))
     found = look(folder, text)
