@@ -651,7 +651,7 @@ def _add_collection_options(parser: _Parser) -> None:
 
 
 def _add_transfer_options(parser: _Parser) -> None:
-    from mmclip_jax.data.builders.collection import UNCERTAIN_POLICIES
+    from mmclip_jax.data.builders.options import UNCERTAIN_POLICIES
     from mmclip_jax.evaluate.supervised import TASKS
     from mmclip_jax.transfer import DEFAULTS, MODES, RANGES, Settings
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmclip_jax import errors
 from mmclip_jax.data.builders.cells import BadRow
-from mmclip_jax.data.builders.collection import Reject
+from mmclip_jax.data.builders.items import Reject
 from mmclip_jax.data.builders.table import TableOptions, build_table
 from mmclip_jax.errors import UserError
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from mmclip_jax.data.builders import files
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.reading import labels_of_columns
 
 _NOT_LABELS = frozenset({"Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"})

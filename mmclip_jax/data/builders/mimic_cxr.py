@@ -10,8 +10,10 @@ from typing import Any
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
+from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import TABLE_PACKINGS
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.options import ReportOptions, option
 from mmclip_jax.data.builders.reading import OTHER_HEADINGS
 from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.schema import LabelState

@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.options import ReportOptions
 from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState

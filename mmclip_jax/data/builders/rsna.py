@@ -9,7 +9,8 @@ from typing import Any
 from mmclip_jax.data import ids
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, parse_view
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState

@@ -32,22 +32,18 @@ from mmclip_jax.data.builders.cells import (
     sex_of,
     split_labels,
 )
-from mmclip_jax.data.builders.collection import (
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, names_of
+from mmclip_jax.data.builders.items import BETWEEN_FAULTS, ON_PURPOSE, REJECTS_FILE, Item, Reject
+from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.options import (
     ALIKE_POLICIES,
-    BETWEEN_FAULTS,
-    ON_PURPOSE,
-    REJECTS_FILE,
-    Collection,
-    Item,
-    Reject,
     alike_option,
     check_storing,
     entities_option,
     language_option,
     option,
 )
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, names_of
-from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.table_images import Found, TableImages
 from mmclip_jax.data.builders.tablefile import Row, Table, read_table
 from mmclip_jax.data.ids import BadId, shown

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, Frame, parse_frame
-from mmclip_jax.data.builders.collection import RESIZED, Collection, CollectionOptions, Item, Reject, option
+from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import DICOM_SUFFIXES
+from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.making import RESIZED
+from mmclip_jax.data.builders.options import CollectionOptions, option
 from mmclip_jax.data.builders.reading import finite, four_numbers
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
