@@ -335,7 +335,11 @@ def table(rows: Sequence[Row]) -> str:
 def write(text: str) -> None:
     """Puts the table between the marks of the page."""
     page = PAGE.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- attacks -->\n).*?(\n<!-- end -->)", lambda m: m[1] + text + m[2], page, flags=re.DOTALL)
+    new, count = re.subn(
+        r"(<!-- attacks -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"{PAGE} has no place for the table")
     PAGE.write_text(new, encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """The attacks of benchmarks/attacks.py in a short form, each kind; and that a failure is one."""
 
 import importlib.util
+import pathlib
 import sys
 from types import ModuleType
 
@@ -44,3 +45,15 @@ def test_a_failure_is_counted_named_and_an_exit_status(
 
     assert ATTACKS.main(["--short"]) == 1
     assert "| toy | 3 | 2 | taken: was taken; a traceback: ValueError: invalid" in capsys.readouterr().out
+
+
+def test_the_table_takes_the_place_of_the_old_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(ATTACKS, "PAGE", page)
+    page.write_text("before\n<!-- attacks -->\n<!-- end -->\nafter\n")
+    for text in ("one\ntwo", "three"):
+        ATTACKS.write(text)
+        assert page.read_text() == f"before\n<!-- attacks -->\n{text}\n<!-- end -->\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="no place"):
+        ATTACKS.write("x")
