@@ -300,7 +300,7 @@ def test_unknown_labels_stop_the_build_and_are_all_named(bench: Workbench) -> No
     with pytest.raises(UserError) as raised:
         bench.build(rows)
     assert "3 of 4 rows" in str(raised.value)
-    assert "Unknown labels: Sniffles (2 rows), Blues (1 rows)" in str(raised.value)
+    assert "Unknown labels: 'Sniffles' (2 rows), 'Blues' (1 rows)" in str(raised.value)
     assert "--label-map" in str(raised.value)
     assert [(r["row"], r["image"], r["reason"]) for r in bench.rejects()] == [
         ("3", "2.png", "unknown label 'Sniffles'"),

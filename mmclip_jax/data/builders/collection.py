@@ -42,7 +42,7 @@ from mmclip_jax.data.builders.report_language import without_other_languages
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState
-from mmclip_jax.errors import UserError, listed
+from mmclip_jax.errors import UserError, listed, shown
 
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
@@ -127,9 +127,9 @@ class Collection(records.RecordsBuilder):
         """
         found = self.optional(*names)
         if found is None:
-            shown = [each for name in names for each in dict.fromkeys((name, name.removesuffix(".gz")))]
+            either = [each for name in names for each in dict.fromkeys((name, name.removesuffix(".gz")))]
             raise UserError(
-                f"{self.manual_dir} has no {' or '.join(shown)}; how to get {self.name}: {self.instructions}"
+                f"{self.manual_dir} has no {' or '.join(either)}; how to get {self.name}: {self.instructions}"
             )
         return found
 
@@ -195,7 +195,7 @@ class Collection(records.RecordsBuilder):
             if kind is not None:
                 kinds.add(kind)
             elif not prompts.is_unmapped(label):
-                self.rejects.append(Reject(table, row, image, f"unknown label {ids.shown(label)}", LABEL_LEFT_OUT))
+                self.rejects.append(Reject(table, row, image, f"unknown label {shown(label)}", LABEL_LEFT_OUT))
         if prompts.beside_no_finding(kinds):
             kinds.remove(NO_FINDING)
             self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
@@ -205,7 +205,7 @@ class Collection(records.RecordsBuilder):
         """Years, NaN where unknown; an impossible age is listed."""
         age = parse_age(cell)
         if age is None:
-            reason = f"age {ids.shown(cell)} is not 0 to 120 years"
+            reason = f"age {shown(cell)} is not 0 to 120 years"
             self.rejects.append(Reject(table, row, image, reason, "age left out"))
         return math.nan if age is None else age
 
@@ -340,12 +340,12 @@ class Collection(records.RecordsBuilder):
             if policy == "refuse":
                 twin = next(each for each in items if getattr(each, what) == other)
                 raise UserError(
-                    f"{what} {ids.shown(own)} ({item.table} row {item.row}) and {ids.shown(other)} ({twin.table} row "
+                    f"{what} {shown(own)} ({item.table} row {item.row}) and {shown(other)} ({twin.table} row "
                     f"{twin.row}) may be one, and there may be more such pairs: --alike-ids same if they are, "
                     f"--alike-ids other if not"
                 )
             self.rejects.append(
-                Reject(item.table, item.row, item.id, f"{what} {ids.shown(own)} joined {ids.shown(other)}", ID_JOINED)
+                Reject(item.table, item.row, item.id, f"{what} {shown(own)} joined {shown(other)}", ID_JOINED)
             )
             settled.append(dataclasses.replace(item, patient=patient, study=study))
         return settled

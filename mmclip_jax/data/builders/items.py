@@ -23,7 +23,7 @@ SHOWN_BY_RANGE = "its values span black to white"
 FRONTAL_VIEWS = frozenset({"PA", "AP", "AP_HORIZONTAL", ""})
 """Views that `views="frontal"` keeps; "" is a source that does not tell and is known to be frontal."""
 
-_PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'…?|\"[^\"]*\"…?|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
+_PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
 
 
 @dataclasses.dataclass(frozen=True)

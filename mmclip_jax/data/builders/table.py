@@ -33,7 +33,7 @@ from mmclip_jax.data.builders.cells import (
     split_labels,
 )
 from mmclip_jax.data.builders.collection import Collection
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, names_of
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
 from mmclip_jax.data.builders.items import BETWEEN_FAULTS, ON_PURPOSE, REJECTS_FILE, Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.options import (
@@ -46,10 +46,10 @@ from mmclip_jax.data.builders.options import (
 )
 from mmclip_jax.data.builders.table_images import Found, TableImages
 from mmclip_jax.data.builders.tablefile import Row, Table, read_table
-from mmclip_jax.data.ids import BadId, shown
+from mmclip_jax.data.ids import BadId
 from mmclip_jax.data.schema import SPLITS, LabelState, report_text
 from mmclip_jax.data.views import plain, view_of
-from mmclip_jax.errors import UserError, listed
+from mmclip_jax.errors import UserError, brief, listed, shown
 
 _FRONTAL = ("frontal",)
 
@@ -196,7 +196,7 @@ class BuildSummary:
             used = ", ".join(f"{role} = {column}" for role, column in table["columns"].items())
             lines.append(f"  {table['file']}: {table['rows']} rows; {used}")
             if table["columns_not_used"]:
-                lines.append(f"    not used: {names_of(table['columns_not_used'])}")
+                lines.append(f"    not used: {listed(table['columns_not_used'])}")
             if table["rows_of_other_views"]:
                 lines.append(
                     f"    {table['rows_of_other_views']} rows of other views left out (--views all keeps every view)"
@@ -308,7 +308,7 @@ class TableBuilder(Collection):
         """The label strings that nobody knows, and what to do about them."""
         if not self._unknown:
             return ""
-        labels = ", ".join(f"{listed([label])} ({count} rows)" for label, count in self._unknown.most_common(20))
+        labels = ", ".join(f"{shown(label)} ({count} rows)" for label, count in self._unknown.most_common(20))
         return (
             f"Unknown labels: {labels}; say what they mean with --label-map LABEL=KIND, leave them out with "
             f"--ignore-labels LABEL, or the whole column with --labels-column -. "
@@ -419,7 +419,7 @@ class TableBuilder(Collection):
             return ""
         if "frontal" in kept and view != "LATERAL":
             return ""
-        return "" if view in kept else f"view {listed([view]) or 'unknown'}"
+        return "" if view in kept else f"view {brief(view) or 'unknown'}"
 
     def _not_another_box(self, source: _Source, first: Row, row: Row) -> str:
         """Why a row is not one of several that a study has, or an image (a row for each box); "" if it is."""
