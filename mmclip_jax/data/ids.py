@@ -65,6 +65,14 @@ def clean_id(cell: str) -> str:
     return text
 
 
+def spelt(cell: str) -> str:
+    """`clean_id`, or the cell in NFC without white space at its ends where it is no id that can be trusted."""
+    try:
+        return clean_id(cell)
+    except BadId:
+        return unicodedata.normalize("NFC", cell).strip()
+
+
 def alike_key(id: str) -> str:
     """The same for ids that may be one: without case, compatibility forms, padding with zeros, groups of thousands."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", id).casefold())

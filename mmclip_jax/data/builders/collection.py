@@ -7,7 +7,6 @@ limit on it, training fractions.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -46,7 +45,7 @@ from mmclip_jax.errors import UserError, listed, shown
 
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
-_ID_COLUMN = re.compile(r"(^|[_ ])[iI][dD]s?$|[a-z]I[dD]$|^(study|subject|patient)$")
+_ID_COLUMN = re.compile(r"(^|[_ ]|^u)[iI][dD]s?$|[a-z]I[dD]$|^(study|subject|patient)$")
 _NO_FILE = "there is no such image file"
 
 
@@ -136,6 +135,8 @@ class Collection(records.RecordsBuilder):
     def table(self, file: pathlib.Path, *columns: str, count: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
         """The rows of a table as (number, cells by column); rows that are not as long as the header join the rejects.
 
+        Cells of columns of ids, by the names of the columns, are spelt as ids are stored.
+
         Args:
           file: CSV, perhaps packed, as `required` gives it.
           columns: those that must be there.
@@ -161,17 +162,8 @@ class Collection(records.RecordsBuilder):
         for row in read.rows:
             cells = dict(zip(read.header, row.cells, strict=True))
             for name in id_columns:  # tables are joined by them
-                with contextlib.suppress(ids.BadId):
-                    cells[name] = ids.clean_id(cells[name])
+                cells[name] = ids.spelt(cells[name])
             yield row.number, cells
-
-    @staticmethod
-    def key(cell: str) -> str:
-        """An id by which tables are joined, in the spelling that is stored; as it is where that cannot be told."""
-        try:
-            return ids.clean_id(cell)
-        except ids.BadId:
-            return cell
 
     def attempt(self, table: str, row: int, image: str, make: Callable[..., Item], *args: Any) -> Item | Reject:
         """What `make` returns, or the reject of the row where it raises BadRow or BadId."""

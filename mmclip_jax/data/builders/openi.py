@@ -77,7 +77,7 @@ class OpenI(Collection):
                 reason = "the file name has no series, or the projection is neither Frontal nor Lateral"
                 self.rejects.append(Reject(file.name, number, row["filename"], reason))
                 continue
-            views[self.key(row["uid"]), series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
+            views[row["uid"], series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
         return views
 
     def _read_kaggle(
@@ -87,7 +87,7 @@ class OpenI(Collection):
         for (uid, _), image in views.items():
             of_study.setdefault(uid, []).append(image)
         for number, row in self.table(file, "uid", "MeSH", "findings", "impression"):
-            shown = [(name, self.index.find(name), view) for name, view in of_study.get(self.key(row["uid"]), [])]
+            shown = [(name, self.index.find(name), view) for name, view in of_study.get(row["uid"], [])]
             codes = [code for code in row["MeSH"].split(";") if code.strip()]
             texts = {name.upper(): row.get(name, "") for name in ("findings", "impression", "indication", "comparison")}
             yield from self._items(file.name, number, row["uid"], codes, texts, shown)
