@@ -74,9 +74,10 @@ def _build_phantom(
 
 def _data_build_table(args: argparse.Namespace) -> None:
     from mmclip_jax.data.builders import table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
-    names = [field.name for field in dataclasses.fields(table.TableOptions)]
-    options = table.TableOptions(**{name: getattr(args, name) for name in names})
+    names = [field.name for field in dataclasses.fields(TableOptions)]
+    options = TableOptions(**{name: getattr(args, name) for name in names})
     made = table.build_table(options, args.data_dir, overwrite=args.overwrite, progress=True, make=_make_of(args.beam))
     print(made)
 
@@ -629,7 +630,7 @@ def _add_beam(parser: _Parser) -> None:
 
 
 def _add_table_options(parser: _Parser) -> None:
-    from mmclip_jax.data.builders.table import TableOptions
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     _add_options(parser, TableOptions)
     parser.epilog = (

@@ -376,6 +376,7 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
     import dataclasses
 
     from mmclip_jax.data.builders import table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     seen: dict[str, Any] = {}
 
@@ -399,20 +400,18 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
     ]
     assert cli.main(line) == 0
     assert capsys.readouterr().out == "built\n"
-    assert seen["options"] == table.TableOptions(
-        table="t.csv", images="i", name="mine"
-    )  # the flags' defaults are its own
+    assert seen["options"] == TableOptions(table="t.csv", images="i", name="mine")  # the flags' defaults are its own
     assert not seen["overwrite"]
     more = ["--shares", "0.5,0.25,0.25", "--views", "PA, AP", "--no-absent-if-unlisted", "--shorter-side", "128",
             "--max-reject-share", "0.5", "--overwrite"]  # fmt: skip
     assert cli.main([*line, *more]) == 0
-    expected = table.TableOptions(table="t.csv", images="i", name="mine", shares=(0.5, 0.25, 0.25), views=("PA", "AP"),
+    expected = TableOptions(table="t.csv", images="i", name="mine", shares=(0.5, 0.25, 0.25), views=("PA", "AP"),
                                   absent_if_unlisted=False, shorter_side=128, max_reject_share=0.5)  # fmt: skip
     assert seen["options"] == expected
     assert seen["overwrite"]
     assert cli.main(["data", "build", "table", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(table.TableOptions))
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(TableOptions))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from PIL import Image
 from mmclip_jax import errors
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.items import Reject
-from mmclip_jax.data.builders.table import TableOptions, build_table
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.errors import UserError
 
 REPORT = 'Jane Doe, born 1950: it\'s a large "effusion" on the left,\nwith a mass. ' * 9

@@ -169,7 +169,7 @@ def test_numbers_of_commands_are_refused_in_one_line(
 
 
 def test_shares_of_a_table_are_numbers_of_zero_to_one() -> None:
-    from mmclip_jax.data.builders.table import TableOptions
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     for shares in ((math.nan, 0.5, 0.5), (1.2, -0.1, -0.1), (0.5, 0.5)):
         with pytest.raises(UserError, match="shares"):

@@ -16,7 +16,9 @@ from PIL import Image
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import cells
 from mmclip_jax.data.builders.collection import split_of_patient
-from mmclip_jax.data.builders.table import BuildSummary, TableOptions, build_table
+from mmclip_jax.data.builders.summary import TableSummary
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
 
@@ -51,7 +53,7 @@ class Workbench:
                 self.image(image, seed=number)
         return str(self.folder / name)
 
-    def build(self, rows: Rows | None = None, /, **options: Any) -> BuildSummary:
+    def build(self, rows: Rows | None = None, /, **options: Any) -> TableSummary:
         if rows is not None:
             options["table"] = self.table(rows)
         given = {"table": str(self.folder / "metadata.csv"), "images": str(self.images), "name": "mine"} | options
@@ -629,7 +631,8 @@ def test_workers_and_hash_seeds_do_not_matter(bench: Workbench) -> None:
     one = contents(bench.build(rows, workers=1, max_reject_share=0.1).path)
     assert contents(bench.build(rows, workers=3, max_reject_share=0.1).path) == one
     program = (
-        "from mmclip_jax.data.builders.table import TableOptions, build_table; "
+        "from mmclip_jax.data.builders.table import build_table; "
+        "from mmclip_jax.data.builders.table_options import TableOptions; "
         f"build_table(TableOptions({str(bench.folder / 'metadata.csv')!r}, {str(bench.images)!r}, 'mine', "
         f"max_reject_share=0.1), {str(bench.folder / 'again')!r})"
     )

@@ -19,7 +19,8 @@ from mmclip_jax.data import dicom_headers, images, prompts
 from mmclip_jax.data.builders import cells, files
 from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
 from mmclip_jax.data.builders.items import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
-from mmclip_jax.data.builders.table import TableBuilder, TableOptions
+from mmclip_jax.data.builders.table import TableBuilder
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
 from mmclip_jax.errors import CELL, UserError, brief, shown
 

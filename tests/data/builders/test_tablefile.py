@@ -209,7 +209,8 @@ def test_parquet_builds_with_its_own_images(tmp_path: pathlib.Path) -> None:
     import pyarrow.parquet
 
     from mmclip_jax.data import records
-    from mmclip_jax.data.builders.table import TableOptions, build_table
+    from mmclip_jax.data.builders.table import build_table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     images = [{"bytes": picture(n), "path": None} for n in range(4)]
     columns = {"image": images, "patient": [1.0, 2.0, 3.0, 4.0], "labels": ["Edema"] * 4}
