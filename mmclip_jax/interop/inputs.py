@@ -89,14 +89,17 @@ def as_pixels(image: Any) -> np.ndarray:
     """uint8 [H,W] of one image, by the same rules whatever its form (`data.grey`).
 
     image: a path, a file's bytes (or a stream of them), a PIL image of any mode, or an array [H,W], [H,W,1], [H,W,3] or
-    [H,W,4] (alpha): uint8; wider integers, which are what a 16-bit file holds; or floats from 0 to 1.
+    [H,W,4] (alpha): uint8; wider integers, which are what a 16-bit file holds; or floats from 0 to 1. An array uint8
+    [H,W] is pixels as records hold them: it alone may be of one value, as the grey images of an evaluation are.
 
     Raises:
       UserError: it cannot be read, or shows one value alone; the message names the file.
     """
+    as_stored = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 2
     try:
         pixels = grey.to_pixels(_source(image).grey)
-        check_not_flat(pixels)
+        if not as_stored:
+            check_not_flat(pixels)
     except UserError as error:
         if isinstance(image, str | os.PathLike):
             raise UserError(f"{os.fspath(image)!s}: {error}") from error

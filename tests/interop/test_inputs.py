@@ -337,7 +337,8 @@ class Path:
         (np.zeros(9, np.uint8), r"\[9\]"),
         (np.zeros((0, 9), np.uint8), "9 x 0 pixels"),
         (np.broadcast_to(np.uint8(0), (20000, 20000)), "150 megapixels"),
-        (np.full((9, 9), 7, np.uint8), "every pixel has the value 7"),
+        (np.full((9, 9, 3), 7, np.uint8), "every pixel has the value 7"),
+        (np.full((9, 9), 0.5, np.float32), "every pixel has the value"),
         (7, r"\[\]"),
         ([[1, 2], [3]], "an image is a path"),
         ({"image": 3}, "not of object|object"),
@@ -389,3 +390,9 @@ def test_texts_are_strings_and_lists_are_of_one_length() -> None:
         with pytest.raises(UserError, match="masked"):
             check_numbers("masked", wrong, 5)
     check_numbers("masked", np.arange(5), 5)
+
+
+def test_stored_pixels_of_one_value_are_pixels() -> None:
+    """An evaluation shows the model grey images: what is left of a score then is what shape and padding give away."""
+    grey_image = np.full((9, 13), 128, np.uint8)
+    np.testing.assert_array_equal(as_pixels(grey_image), grey_image)
