@@ -747,7 +747,9 @@ def _make_parser() -> _Parser:
     look.add_argument("--images", required=True, metavar="DIR", help="folder of its images")
     look.add_argument("--name", default="", help="of the data set; default: made of the table's name")
     look.add_argument("--data-dir", type=_path, default=Path("DATA"), help="where the data set's directory will go")
-    look.add_argument("--read-images", type=int, default=2000, metavar="N", help="images that are decoded; 0: none")
+    look.add_argument(
+        "--read-images", type=_whole(), default=2000, metavar="N", help="images that are decoded; 0: none"
+    )
 
     info = _add(data, "info", "show what a data set holds", _data_info)
     info.add_argument("path", metavar="PATH", type=_existing_place, help="directory of a built data set")
