@@ -1,5 +1,6 @@
 """The errors that end a command with one line instead of a traceback."""
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -31,6 +32,13 @@ def listed(names: Iterable[str], most: int = 40) -> str:
     """The first `most` names of columns for a message, each as `brief` has it."""
     names = list(names)
     return ", ".join(map(brief, names[:most])) + (f" and {len(names) - most} others" if len(names) > most else "")
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """The end of a message: which of the candidates a mistyped word may mean; "" if none is near."""
+    bare = {candidate.lstrip("-"): candidate for candidate in candidates}
+    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
+    return f"; did you mean {bare[found[0]]}?" if found else ""
 
 
 class UserError(ValueError):
