@@ -257,3 +257,14 @@ def test_no_module_needs_itself() -> None:
         for name, imported in modules.items()
     }
     assert list(graphlib.TopologicalSorter(needs).static_order())
+
+
+def test_the_list_of_rooms_is_that_of_the_tree() -> None:
+    from mmclip_jax.data.builders.registry import COLLECTIONS
+
+    rooms = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    named = set(re.findall(r"\w+\.py\b", rooms))
+    there = {file.name for file in (ROOT / "mmclip_jax").rglob("*.py")}
+    assert named <= there
+    listed = [file for room in ("", "data", "data/builders") for file in (ROOT / "mmclip_jax" / room).glob("*.py")]
+    assert {file.name for file in listed} - named == {"__init__.py", *(f"{name}.py" for name in COLLECTIONS)}
