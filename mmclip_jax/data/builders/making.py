@@ -101,7 +101,7 @@ def _read_chunk(file: pathlib.Path) -> list[Example | Reject] | None:
 
 
 def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
-    """Yields the example of one image, or why there is none; before it, what its file says in vain of its display.
+    """Yields the example of one image, or why there is none; before it, why a window that its file states is not used.
 
     Entities are left to the recogniser, which takes many reports at once.
     """
