@@ -14,8 +14,8 @@ _PATH = re.compile(
     r"(?:.*/)?(?:train|valid|val|test)/(patient[0-9]+)/(study[0-9]+)/(view[0-9]+_(?:frontal|lateral)\.(?:jpe?g|png))",
     re.ASCII,
 )
-# Split -> (the folder that ids name, its tables). CheXlocalize's table of the validation part has the images and labels of
-# valid.csv, but neither sex nor age.
+# Split -> (the folder that ids name, its tables). CheXlocalize's table of the validation part has the images and labels
+# of valid.csv, but neither sex nor age.
 _TABLES = {
     "train": ("train", ("train.csv",)),
     "validation": ("valid", ("valid.csv", "val_labels.csv")),
