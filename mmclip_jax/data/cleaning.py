@@ -14,7 +14,7 @@ from mmclip_jax.data.entities import find_terms
 from mmclip_jax.data.schema import NEW_SENTENCE
 
 
-def listed(words: str) -> frozenset[str]:
+def word_set(words: str) -> frozenset[str]:
     """The words of a text, each once."""
     return frozenset(words.split())
 
@@ -29,12 +29,12 @@ _UNUSUAL = re.compile(r"[^\n -%'-;=-\[\]-{}]")
 PLAIN = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 ,()'/%.?!+-]*")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:amp;|AMP;|#0{0,4}38;|#[xX]0{0,4}26;)+")
-_LINE_TAGS = listed(
+_LINE_TAGS = word_set(
     """
     br tr ul ol table tbody thead html body head
     """
 )
-_PARAGRAPH_TAGS = listed(
+_PARAGRAPH_TAGS = word_set(
     """
     p div h1 h2 h3 h4 h5 h6 hr pre section
     """
@@ -164,7 +164,7 @@ _ENDED = re.compile(r"[.!?:;][\"')\]]*\Z")
 _FIRST_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 # A line that ends with one of these goes on in the next; a line that begins with one of the second kind goes on from
 # the line before.
-_OPEN = listed(
+_OPEN = word_set(
     """
     a an the this that these those of in on at to for from by with without within and or nor but no not any is are
     was were be been has have had may might could can will would should as than which who whose into over under
@@ -177,7 +177,7 @@ _OPEN = listed(
     en
     """
 )
-_GOING_ON = listed(
+_GOING_ON = word_set(
     """
     and or nor but with without which who that than of in on at to for from by as into over under near along
     between above below is are was were be been has have had may might could can cannot will would should not seen
@@ -189,7 +189,7 @@ _GOING_ON = listed(
     """
 )
 # Words that begin a statement: behind a finding, without a mark between them, they begin a new one.
-_BEGINNING = listed(
+_BEGINNING = word_set(
     """
     no there the this these heart lungs lung cardiac cardiomediastinal mediastinum bones osseous stable mild
     moderate small large normal clear left right bilateral minimal trace new status pleura kein keine die der das
@@ -333,7 +333,7 @@ def _numbers(line: str) -> Iterator[int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Placeholders
 
-_NO_WORDS = listed(
+_NO_WORDS = word_set(
     """
     nan none null na nil xx xxx xxxx xxxxx unk unknown tbd nd missing empty blank pending undefined
     """

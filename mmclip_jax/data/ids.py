@@ -11,8 +11,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from mmclip_jax.errors import shown
+
 LONGEST = 4096  # characters of an id; those of images are paths
-SHOWN = 40  # characters of a cell that a message shows: cells may hold what a report says
 
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00]")
 _SPACE = re.compile(r"\s+")
@@ -27,12 +28,6 @@ _PADDING = re.compile(r"(?<!\d)0+(?=\d)")
 
 class BadId(ValueError):
     """Why a cell is no id that can be trusted; for a person."""
-
-
-def shown(cell: object) -> str:
-    """A cell as messages show it: quoted, and at most `SHOWN` characters of it."""
-    text = str(cell)
-    return repr(text) if len(text) <= SHOWN else f"{text[: SHOWN - 1]!r}…"
 
 
 def clean_id(cell: str) -> str:
@@ -68,6 +63,14 @@ def clean_id(cell: str) -> str:
             raise BadId(f"id {shown(text)} is in scientific notation and has lost digits; write ids as text")
         return sign + digits[: places + 1]
     return text
+
+
+def spelt(cell: str) -> str:
+    """`clean_id`, or the cell in NFC without white space at its ends where it is no id that can be trusted."""
+    try:
+        return clean_id(cell)
+    except BadId:
+        return unicodedata.normalize("NFC", cell).strip()
 
 
 def alike_key(id: str) -> str:

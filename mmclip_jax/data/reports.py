@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmclip_jax.data.cleaning import PLAIN, begins_like_nothing, has_items, listed, normalised, phrase, stored
+from mmclip_jax.data.cleaning import PLAIN, begins_like_nothing, has_items, normalised, phrase, stored, word_set
 from mmclip_jax.data.headings import LEFT_OUT_NAMES, Section, class_of, is_heading, is_part
 from mmclip_jax.data.schema import report_text
 
@@ -60,7 +60,7 @@ _TITLE_CASE = re.compile(r"(?<=[.!?;:)] )[A-Z][A-Za-z]{1,20}(?:[ /](?:[A-Z]?[a-z
 # Words with capitals within a line, behind whatever: "Comparison: None Clinical History: Fall Findings: ...".
 _TITLE_WORDS = re.compile(r"(?<=\s)(?:[A-Z][a-z]{2,20} ){0,2}[A-Z][a-z]{5,20} ?:(?= |$)")
 _BY_DASH = re.compile(r"([^\W\d_][^\d:;.=]{3,40}?)\s?(?:\s[-=]\s|[-;=](?:\s|$)|\.(?:\s|$)|$)")
-_IN_LINE = listed(
+_IN_LINE = word_set(
     """
     FINDINGS IMPRESSION INDICATION HISTORY COMPARISON TECHNIQUE RECOMMENDATIONS NOTIFICATION EXAMINATION ADDENDUM
     """

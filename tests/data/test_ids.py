@@ -67,8 +67,3 @@ def test_alike() -> None:
     )
     assert found == [("00001299", "1299"), ("10,000,032", "10000032"), ("7", "\uff17"), ("p01", "P1", "p1")]
     assert ids.alike(["0", "00", "x"]) == [("00", "0")]
-
-
-def test_messages_show_little_of_a_cell() -> None:
-    assert ids.shown("a" * 40) == repr("a" * 40)
-    assert len(ids.shown("a" * 5000)) < 45

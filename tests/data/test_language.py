@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mmclip_jax.data import language, recognisers, records, resources
-from mmclip_jax.data.builders.table import TableOptions, build_table
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.errors import UserError
 from tests.data.test_polarity import precision_recall, sample, tally

@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 
 from mmclip_jax.data import dicom_headers, images, prompts, resources
 from mmclip_jax.data.builders import cells, files
-from mmclip_jax.data.builders.collection import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, brief
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.items import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
 from mmclip_jax.data.builders.report_language import REPORT_LEFT_OUT, without_other_languages
-from mmclip_jax.data.builders.table import TableBuilder, TableOptions
+from mmclip_jax.data.builders.table import TableBuilder
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
-from mmclip_jax.data.ids import shown
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import CELL, UserError, brief, shown
 
 READ = 2000  # images that are decoded unless told otherwise
 _TRIES = 500  # rows that a way of joining is tried on
@@ -449,7 +449,7 @@ def _remedy(kind: str) -> str:
 
 def _top(texts: Sequence[str]) -> str:
     counts = collections.Counter(texts).most_common()
-    words = [f"{text if len(text) <= 40 else shown(text)} {count}" for text, count in counts[:_VALUES]]
+    words = [f"{text if len(text) <= CELL else shown(text)} {count}" for text, count in counts[:_VALUES]]
     return ", ".join(words) + (f" and {len(counts) - _VALUES} others" if len(counts) > _VALUES else "")
 
 

@@ -24,8 +24,7 @@ from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
 from mmclip_jax.data.dicom import is_dicom
-from mmclip_jax.data.ids import SHOWN, shown
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, brief, shown
 
 SEPARATORS = ",;\t|"
 PARQUET = (".parquet", ".pq")
@@ -105,8 +104,7 @@ def read_table(path: str, encoding: str = "utf-8", separator: str = "", sheet: s
         raise UserError(f"table {file} has no rows")
     twice = [name for name, count in collections.Counter(table.header).items() if count > 1]
     if twice:
-        named = repr(twice[0]) if len(twice[0]) <= SHOWN else f"alike ({len(twice[0])} characters)"
-        raise UserError(f"table {file}: two columns are named {named}; rename one")
+        raise UserError(f"table {file}: two columns are named {brief(twice[0])}; rename one")
     return table
 
 

@@ -115,7 +115,7 @@ def test_columns_without_a_name_get_one(tmp_path: pathlib.Path) -> None:
         (b"a,b\n", "t.csv", "has no rows"),
         (b'a,b\n1,"2\n', "t.csv", "near row 2"),
         (b'a,b\n1,"2"3\n', "t.csv", "near row 2"),
-        (b"a,a\n1,2\n", "t.csv", "two columns are named 'a'; rename one"),
+        (b"a,a\n1,2\n", "t.csv", "two columns are named a; rename one"),
         (b"PK\x03\x04zip", "t.csv", "is an Excel file: name it .xlsx"),
         (b"\x1f\x8bcut", "t.csv.gz", "cannot be read as CSV"),
         (b"no parquet", "t.parquet", "cannot be read as Parquet"),
@@ -209,7 +209,8 @@ def test_parquet_builds_with_its_own_images(tmp_path: pathlib.Path) -> None:
     import pyarrow.parquet
 
     from mmclip_jax.data import records
-    from mmclip_jax.data.builders.table import TableOptions, build_table
+    from mmclip_jax.data.builders.table import build_table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     images = [{"bytes": picture(n), "path": None} for n in range(4)]
     columns = {"image": images, "patient": [1.0, 2.0, 3.0, 4.0], "labels": ["Edema"] * 4}
