@@ -123,6 +123,8 @@ def test_more_placeholders_are_blank(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("Pneumothorax: No\nThere is edema", "-+"),
+        ("Pneumothorax: No\nNo acute disease", "--"),
         ("No worsening of the effusion.", "+"),
         ("No interval worsening of pulmonary edema.", "+"),
         ("Low suspicion for pneumonia.", "-"),

@@ -15,10 +15,11 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
-from mmclip_jax.data import dicom_headers, images, prompts
+from mmclip_jax.data import dicom_headers, images, prompts, resources
 from mmclip_jax.data.builders import cells, files
 from mmclip_jax.data.builders.collection import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
 from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, brief
+from mmclip_jax.data.builders.report_language import without_other_languages
 from mmclip_jax.data.builders.table import TableBuilder, TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
 from mmclip_jax.data.ids import shown
@@ -138,6 +139,7 @@ class _Inspector:
         self.options: dict[str, str] = {}  # beside those that are given
         self.choices: list[str] = []
         self.problems: list[Problem] = []
+        self.nothing_to_build = False
         self.table = self._read(table)
         self.cells_of = {
             column: [row.cells[n] for row in self.table.rows] for n, column in enumerate(self.table.header)
@@ -170,6 +172,7 @@ class _Inspector:
         self._choose_labels(columns)
         items, rejects = self._try()
         self._choose_rest(items, rejects)
+        rejects += self._choose_language(items)
         rejects += self._decode(items)
         self._count(rejects)
         left_out, rows = sum(reject.consequence == LEFT_OUT for reject in rejects), max(1, self.builder.rows)
@@ -325,6 +328,23 @@ class _Inspector:
             self._choose("split_column", UNUSED, "patients are divided anew")
             self._found_problem(str(error).partition(";")[0], 1, "the column of splits is not used")
 
+    def _choose_language(self, items: Sequence[Item]) -> Sequence[Reject]:
+        """The language that the reports are in, where it is not English; the reports that are in another."""
+        refusals = []
+        for language in (resources.ENGLISH, *resources.languages()):
+            try:
+                _, rejects, facts = without_other_languages(items, language)
+            except UserError as error:
+                refusals.append(str(error))
+                continue
+            if language != resources.ENGLISH:
+                name = resources.for_language(language).language_name
+                self._choose("language", language, f"{facts['reports']} reports are in {name}")
+            return rejects
+        self._found_problem(refusals[0], len(items), "")
+        self.nothing_to_build = True
+        return []
+
     def _decode(self, items: Sequence[Item]) -> list[Reject]:
         """Why images cannot be read, of at most `read_images` of them."""
         rejects = []
@@ -364,7 +384,7 @@ class _Inspector:
         found += [f"{count} left out on purpose: {reason}" for reason, count in sorted(on_purpose.items())]
         found += [self.looked] if columns is not None else []
         command: list[str] = []
-        if items and not self.nothing_to_read:
+        if items and not self.nothing_to_read and not self.nothing_to_build:
             command = ["mmclip", "data", "build", "table"]
             words = {**self.given, **self.options, "data_dir": self.data_dir}
             for option, value in words.items():
