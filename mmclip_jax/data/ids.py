@@ -73,7 +73,7 @@ def clean_id(cell: str) -> str:
 
 
 def alike_key(id: str) -> str:
-    """The same for ids that may be one: without case, kinds of dashes, compatibility forms, padding with zeros, commas."""
+    """The same for ids that may be one: without case, kinds of dashes, compatibility forms, padding, commas."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", id).casefold())
     text = _SPACE.sub("", text.translate(_DASHES))
     if _GROUPED.fullmatch(text):
