@@ -95,7 +95,7 @@ _SMALL_WORDS = word_set(
 # Clinical words make a heading no section of the film's own: "CLINICAL IMPRESSION", "PRIOR FINDINGS".
 _NOT_OF_THE_FILM = word_set(
     """
-    clinical prior previous admitting provisional klinische clinique
+    clinical prior previous admitting provisional critical preoperative klinische clinique
     """
 )
 # Listed by the official parser in another class than the rules below would give.
@@ -147,7 +147,9 @@ def class_of(heading: str) -> tuple[Section, str]:
         best = min((f for f in known if f and f[0] == Section.LEFT_OUT), key=lambda f: _ORDER[f[1]], default=best)
     if best:
         return best
-    if _VIEW.search(plain) and not (set(words) <= _PART_WORDS and "wall" in words):
+    if (_VIEW.search(plain) or (words and _VIEW_WORDS.issuperset(words))) and not (
+        set(words) <= _PART_WORDS and "wall" in words
+    ):
         return Section.VIEW, plain.upper()
     if words and (set(words) <= _PART_WORDS or find_terms(plain)):
         return Section.PART, plain.upper()

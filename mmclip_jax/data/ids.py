@@ -16,6 +16,8 @@ from mmclip_jax.errors import shown
 LONGEST = 4096  # characters of an id; those of images are paths
 
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00]")
+# Editors and exports write one dash for another; "A_1" beside "A-1" is looked at too.
+_DASHES = dict.fromkeys(map(ord, "_\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
 _SPACE = re.compile(r"\s+")
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')  # how a CSV file keeps a spreadsheet from turning text into a number
 _TEXT_MARK = re.compile(r"'(?=[\d=+@-])")  # likewise
@@ -74,9 +76,9 @@ def spelt(cell: str) -> str:
 
 
 def alike_key(id: str) -> str:
-    """The same for ids that may be one: without case, compatibility forms, padding with zeros, groups of thousands."""
+    """The same for ids that may be one: without case, kinds of dashes, compatibility forms, padding, commas."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", id).casefold())
-    text = _SPACE.sub("", text)
+    text = _SPACE.sub("", text.translate(_DASHES))
     if _GROUPED.fullmatch(text):
         text = re.sub(r"\D", "", text)
     return _PADDING.sub("", text)

@@ -67,3 +67,7 @@ def test_alike() -> None:
     )
     assert found == [("00001299", "1299"), ("10,000,032", "10000032"), ("7", "\uff17"), ("p01", "P1", "p1")]
     assert ids.alike(["0", "00", "x"]) == [("00", "0")]
+
+
+def test_ids_that_differ_in_dashes_are_alike() -> None:
+    assert ids.alike(["A-1", "A\u20131", "A_1", "A-2"]) == [("A-1", "A_1", "A\u20131")]

@@ -16,7 +16,8 @@ USUAL_NAMES: dict[str, str] = {
     "bild bilddatei bildname datei dateiname dateipfad fichier nomfichier imagen archivo nombrearchivo",
     "patient": "patient patientid patientnumber subject subjectid pid mrn "
     "patientnr patientennummer patientennr patnr patid patientenid patientin idpatient numeropatient paciente "
-    "idpaciente pacienteid",
+    "idpaciente pacienteid npatient nopatient numpatient identifiantpatient patientidentifier patientno patientnum "
+    "npaciente nopaciente numpaciente numeropaciente",
     "study": "study studyid studyuid studyinstanceuid accession accessionnumber "
     "studie studienid studieninstanzuid untersuchung untersuchungsid etude idetude estudio idestudio",
     "accession": "accession accessionnumber accessionno accno anforderungsnummer auftragsnummer numeroaccession",

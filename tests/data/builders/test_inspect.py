@@ -181,3 +181,29 @@ def test_a_folder_that_does_not_exist(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t.csv").write_text("image,patient\n1,2\n")
     with pytest.raises(UserError, match="does not exist"):
         inspect.inspect(str(tmp_path / "t.csv"), str(tmp_path / "nowhere"))
+
+
+LANGUAGES = {
+    "de": "Fragestellung: Pneumonie?\nBefund: Kein Pneumothorax. Kleiner Pleuraerguss links.",
+    "fr": "Motif : toux.\nRésultat : Pas de pneumothorax. Petit épanchement pleural gauche.",
+    "es": "Motivo: Tos.\nHallazgos: Sin neumotórax. Pequeño derrame pleural izquierdo.",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_language_of_reports_is_proposed(folder: pathlib.Path, language: str) -> None:
+    text = "image,n° patient,report\n" + "".join(f'{n}.png,p{n},"{LANGUAGES[language]}"\n' for n in range(12))
+    found = look(folder, text)
+    assert found.command[found.command.index("--language") + 1] == language
+    for example in built(found, folder).values():
+        said = {entity.kind: entity.negated for entity in example.entities if entity.kind}
+        assert said == {"pneumothorax": True, "pleural_effusion": False}
+
+
+def test_no_command_for_reports_in_an_unknown_language(folder: pathlib.Path) -> None:
+    text = "image,patient,report\n" + "".join(
+        f'{n}.png,p{n},"Ei ilmarintaa. Sydän on laajentunut."\n' for n in range(12)
+    )
+    found = look(folder, text)
+    assert not found.command
+    assert any("not in English" in problem.kind for problem in found.problems)
