@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
-MODULES: tuple[str, ...] = ()  # of further kinds, beside this file
+MODULES = ("attacks_data", "attacks_readers", "attacks_commands")  # of further kinds, beside this file
 Outcomes = Iterator[tuple[str, str]]
 Attack = Callable[["Attacker"], Outcomes]
 
@@ -71,6 +71,20 @@ def refused(call: Callable[[], Any], words: str = "", also: Callable[[Any], bool
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "" if also(found) else "was taken"
+
+
+def clear(call: Callable[[], Any], words: str = "") -> str:
+    """What went wrong: "" if the call returns, or raises one of our own errors in one line."""
+    return refused(call, words, also=lambda _: True)
+
+
+def as_test(test: Callable[..., Any], *arguments: Any) -> str:
+    """What went wrong: "" if a test of the suite, called with these arguments, holds."""
+    try:
+        test(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def change(file: pathlib.Path, how: str, chance: random.Random) -> None:
@@ -178,18 +192,19 @@ def json_files(attacker: Attacker) -> Outcomes:
             yield f"{name}: {text[:12]!r}…", refused(functools.partial(read, file))
 
 
-def _tests() -> Any:
-    """The helpers of the tests that make a small checkpoint."""
+def of_tests(name: str) -> Any:
+    """A module of the tests, for its helpers."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if str(ROOT / "tests") not in sys.path:
-        sys.path.insert(0, str(ROOT / "tests"))
-    return importlib.import_module("test_checkpoints")
+    for folder in ("tests", "tests/data", "tests/data/builders", "tests/evaluate", "tests/interop", "benchmarks"):
+        if str(ROOT / folder) not in sys.path:
+            sys.path.append(str(ROOT / folder))
+    return importlib.import_module(name)
 
 
 @kind("damaged checkpoints", "fallen back from, refused, or to the bit what was saved")
 def checkpoints(attacker: Attacker) -> Outcomes:
     """Every file of a checkpoint flipped, cut off, emptied and removed; every folder removed; read both ways."""
-    made = _tests()
+    made = of_tests("test_checkpoints")
     whole = attacker.folder / "whole"
     made.save(whole, 3, 7)
     step = whole / "checkpoints" / "7"
@@ -303,16 +318,23 @@ class Row:
     seconds: float
 
 
-def run(chosen: Sequence[str], short: bool, seed: int = 0, show: Callable[[str], object] = print) -> list[Row]:
-    """Runs kinds of attacks; [] of `chosen` means all."""
+def load() -> None:
+    """Registers the kinds of `MODULES`."""
+    folder = str(pathlib.Path(__file__).resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     for name in MODULES:
         importlib.import_module(name)
+
+
+def run(chosen: Sequence[str], short: bool, seed: int = 0, show: Callable[[str], object] = print) -> list[Row]:
+    """Runs kinds of attacks; [] of `chosen` means all."""
     rows = []
     for name in chosen or list(KINDS):
         held, attack = KINDS[name]
         start, attempts, failures = time.perf_counter(), 0, []
         with tempfile.TemporaryDirectory(prefix="attack-") as folder:
-            for what, problem in attack(Attacker(pathlib.Path(folder), random.Random(seed), short)):
+            for what, problem in _all(attack(Attacker(pathlib.Path(folder), random.Random(seed), short))):
                 attempts += 1
                 if problem:
                     failures.append(f"{what}: {' '.join(problem.split())[:200]}")
@@ -320,6 +342,14 @@ def run(chosen: Sequence[str], short: bool, seed: int = 0, show: Callable[[str],
         rows.append(Row(name, held, attempts, failures, time.perf_counter() - start))
         show(f"{name}: {attempts} attempts, {len(failures)} failures, {rows[-1].seconds:.0f} s")
     return rows
+
+
+def _all(outcomes: Outcomes) -> Outcomes:
+    """The outcomes of a kind; what its own code raises is one, and costs no other kind."""
+    try:
+        yield from outcomes
+    except Exception as error:
+        yield "the attack itself", f"{type(error).__name__}: {error}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -345,12 +375,12 @@ def write(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the attacks, prints the table and, in the long form of all kinds, writes it."""
+    load()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("kinds", nargs="*", help=f"default: all of {', '.join(KINDS)}")
     parser.add_argument("--short", action="store_true", help="a few of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance")
     args = parser.parse_args(argv)
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
     rows = run(args.kinds, args.short, args.seed, lambda text: print(text, file=sys.stderr, flush=True))
     print(table(rows))
     if not args.kinds and not args.short:

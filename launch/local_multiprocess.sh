@@ -45,6 +45,9 @@ while (($#)); do
   esac
 done
 [[ $processes =~ ^[1-9][0-9]{0,8}$ ]] || fail "N is $processes, which is not a whole number above 0"
+if [[ -n $port ]] && { [[ ! $port =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); }; then
+  fail "--port $port is not a number from 1 to 65535"
+fi
 [[ $devices =~ ^[1-9][0-9]{0,8}$ ]] || fail "--devices $devices is not a whole number above 0"
 (($#)) || fail "nothing to train: give the arguments of mmclip train after --"
 if [[ -z $mmclip ]]; then

@@ -49,6 +49,12 @@ class Parser(argparse.ArgumentParser):
         """Raises the error instead of printing the whole usage."""
         raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse's, which makes an empty list of `--option=--`, whatever the option's type."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            self.error(f"argument {action.option_strings[-1]}: '--' is no value")
+        return super()._get_values(action, arg_strings)
+
     def commands(self) -> "dict[str, Parser]":
         """The subcommands by name; {} if there are none."""
         found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]

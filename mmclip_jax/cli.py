@@ -760,6 +760,7 @@ def _main(words: Sequence[str]) -> int:
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("mmclip: interrupted", file=sys.stderr)
+        ends.end_if_interrupted()
         return ends.STATUS_INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

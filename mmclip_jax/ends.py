@@ -14,7 +14,9 @@ from collections.abc import Iterator
 
 STATUS_INTERRUPTED = 130
 GRACE_SECONDS = 10.0  # from an interrupt to the end of the process, whatever it is doing
+_NOTICED_SECONDS = 0.2  # what the waiting thread may take to see the signal that interrupted the main one
 _FILES_NEEDED, _FILES_WANTED = 128, 4096
+_seen = threading.Event()  # an interrupt came by a signal
 TRACEBACK_VARIABLE = "MMCLIP_TRACEBACK"
 
 
@@ -32,7 +34,8 @@ def interrupts_end_it() -> Iterator[None]:
     ours, signals = os.pipe()
     os.set_blocking(signals, False)
     before = signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
-    done, interrupted = threading.Event(), threading.Event()
+    done, interrupted = threading.Event(), _seen
+    interrupted.clear()
 
     def wait() -> None:
         while True:
@@ -63,6 +66,15 @@ def interrupts_end_it() -> Iterator[None]:
         else:
             os.close(ours)
             os.close(signals)
+
+
+def end_if_interrupted() -> None:
+    """Ends the process with 130 if a signal led here; to be called where the KeyboardInterrupt is still held.
+
+    Its traceback holds what a compilation was working on: a library may crash when a deep tree of that is freed.
+    """
+    if _seen.wait(_NOTICED_SECONDS):
+        _end_now()
 
 
 def _end_now() -> None:

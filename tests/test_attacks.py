@@ -20,7 +20,8 @@ def _load() -> ModuleType:
 
 
 ATTACKS = _load()
-SLOW = ("damaged checkpoints",)
+ATTACKS.load()
+SLOW = ("damaged checkpoints", "leftovers of a first checkpoint, folders that go", "other locales", "interrupts")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ SLOW = ("damaged checkpoints",)
 )
 def test_every_kind_is_held(name: str) -> None:
     (row,) = ATTACKS.run([name], short=True)
-    assert row.attempts > 5
+    assert row.attempts > (2 if name in SLOW else 5)
     assert row.failures == []
 
 
@@ -36,15 +37,17 @@ def test_a_failure_is_counted_named_and_an_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ATTACKS, "KINDS", {})
+    monkeypatch.setattr(ATTACKS, "load", lambda: None)
 
     @ATTACKS.kind("toy", "refused")
     def toy(attacker: object) -> object:
         yield "held", ATTACKS.refused(lambda: int("7"), also=lambda found: found == 7)
         yield "taken", ATTACKS.refused(lambda: int("7"))
         yield "a traceback", ATTACKS.refused(lambda: int("x"))
+        raise RuntimeError("of the attack")
 
     assert ATTACKS.main(["--short"]) == 1
-    assert "| toy | 3 | 2 | taken: was taken; a traceback: ValueError: invalid" in capsys.readouterr().out
+    assert "| toy | 4 | 3 | taken: was taken; a traceback: ValueError: invalid" in capsys.readouterr().out
 
 
 def test_the_table_takes_the_place_of_the_old_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def config(tmp_path: Path) -> str:
         ("train --config {config} --workdir w more", "unrecognized arguments: more"),
         ("train --config {config} --workdir s3://bucket/run", "s3://bucket/run: of all addresses only gs://BUCKET"),
         ("data build phantom --data-dir gs://bucket/data", "gs://bucket/data is an address"),
+        ("demo --scale=--", "argument --scale: '--' is no value"),
         ("train --config {config} --workdir w --config.train.stpes=3", "did you mean train.steps?"),
         ("train --config {config} --workdir w --config.seeed 3", "the config has no seeed; did you mean seed?"),
         ("train --config {config} --workdir w --config.zebra=3", "no zebra; mmclip_jax/config.py lists the settings"),
@@ -304,6 +305,35 @@ def test_half_a_cluster_is_one_line(monkeypatch, config, capsys, error):
     err = capsys.readouterr().err
     assert err.startswith("mmclip: --pod finds no cluster around it (")
     assert err.count("\n") == 1
+
+
+def test_what_an_interrupt_leaves_behind_is_not_freed_first(tmp_path):
+    """As the deep tree of a compilation, at which a library crashes when the traceback goes."""
+    code = """
+        import os, sys, time
+        from mmclip_jax import cli
+        class Crashes:
+            def __del__(self):
+                os._exit(139)
+        def wait(args):
+            kept = Crashes()
+            print("waiting", flush=True)
+            time.sleep(60)
+        cli._data_info = wait
+        sys.exit(cli.main(["data", "info", "."]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "mmclip: interrupted\n")
 
 
 def test_interrupt_of_a_process_is_130_and_one_line(tmp_path):

@@ -65,6 +65,8 @@ def test_shellcheck_is_content(script):
     [
         (LOCAL, ["--procesess", "2", "--", "--config", "x"], "there is no option --procesess"),
         (LOCAL, ["--port"], "--port needs a value"),
+        (LOCAL, ["2", "--port", "0x1", "--", "x"], "--port 0x1 is not a number from 1 to 65535"),
+        (LOCAL, ["2", "--port", "65536", "--", "x"], "--port 65536 is not a number"),
         (LOCAL, ["two", "--", "x"], "N is two, which is not a whole number"),
         (LOCAL, ["2"], "nothing to train"),
         (POD, ["run", "--zone", "z", "--", "x"], "--name is missing"),

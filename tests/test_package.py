@@ -197,6 +197,9 @@ def test_text_files_are_utf_8_whatever_the_locale():
             owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
             if name not in ("open", "fdopen", "read_text", "write_text", "TextIOWrapper") or owner in _OWN_WORDS:
                 continue
+            # The builders' own reader, which decodes UTF-8; members of archives are bytes.
+            if (name == "read_text" and owner in ("", "files")) or (name == "open" and "archive" in owner):
+                continue
             found += 1
             place = 0 if owner and name == "open" and owner not in ("gzip", "bz2", "lzma", "io", "zip") else 1
             modes = [*node.args[place : place + 1], *(k.value for k in node.keywords if k.arg == "mode")]

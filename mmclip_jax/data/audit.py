@@ -137,9 +137,13 @@ def _read_list(spec: str, patient_pattern: str) -> AuditSet:
         ids = [(row.number, row.cells[index]) for row in table.rows]
     else:
         ids = _lines(file)
+    try:
+        pattern = re.compile(patient_pattern)
+    except re.error as error:
+        raise UserError(f"the pattern of patients {patient_pattern!r} is no regular expression: {error}") from None
     rows = []
     for number, id in ids:
-        match = re.search(patient_pattern, id) if patient_pattern else None
+        match = pattern.search(id) if patient_pattern else None
         if patient_pattern and match is None:
             raise UserError(f"{file} row {number}: the id has no patient by the pattern {patient_pattern!r}")
         rows.append(Row(id, LIST, match[0] if match else ""))

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from mmclip_jax.data.dicom import is_dicom, read_elements
+from mmclip_jax.data.quiet import quiet
 from mmclip_jax.data.views import view_of, views_in
 
 _START = 4096  # bytes of a file that tell whether it is DICOM, and its transfer syntax
@@ -58,7 +59,8 @@ def _read(file: str, size: int, changed: int) -> Header | None:
     if not is_dicom_file(file):
         return None
     try:
-        return _header(read_elements(file, _TAGS.split()))
+        with quiet():  # pydicom looks at a value when it is asked for, and quotes it in what it warns of
+            return _header(read_elements(file, _TAGS.split()))
     except Exception:  # pydicom raises whatever a damaged file leads to; reading the image will say what is wrong
         return None
 

@@ -124,7 +124,7 @@ def build(
         facts |= {"name": builder.name, "version": builder.VERSION, "recipe": recipe_json}
         for file in extra.iterdir():
             shutil.move(file, written / file.name)
-        text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+        text = json.dumps(facts | {_DIGEST: _digest_of(facts)}, indent=1, sort_keys=True) + "\n"
         (written / FACTS_FILE).write_text(text, encoding="utf-8")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -161,6 +161,13 @@ def _recipe_of(directory: pathlib.Path) -> Any:
 
 _COPY_AGAIN = "copy the data set again, or build it again"
 _FACTS = ("name", "version", "examples", "fingerprint", "splits", "sources")
+_DIGEST = "digest"  # of all other facts: a flipped bit would be another number
+
+
+def _digest_of(facts: Mapping[str, Any]) -> str:
+    stored = json.loads(json.dumps({name: value for name, value in facts.items() if name != _DIGEST}))
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+
 
 Make = Callable[[RecordsBuilder, pathlib.Path, pathlib.Path, bool], tuple[pathlib.Path, dict[str, Any]]]
 """Takes a builder, a scratch folder, one for the builder's own files, and whether to show bars; gives the version
@@ -655,6 +662,8 @@ def dataset_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = directory / FACTS_FILE
     if file.exists():
         facts: dict[str, Any] = files.read_json(file, _COPY_AGAIN, _FACTS)
+        if facts.pop(_DIGEST, made := _digest_of(facts)) != made:  # data sets of older versions have none
+            raise UserError(f"{file} is damaged (it holds other facts than were written): {_COPY_AGAIN}")
         return facts
     counter = FactsCounter()
     for name in _split_names(directory):
@@ -734,19 +743,20 @@ class Records:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.split_name}")
-        return schema.from_features(_decode(self._open()[index]))
+        with self._reading(index):
+            return schema.from_features(_decode(self._open()[index]))
 
     def texts(self, index: int, names: Sequence[str]) -> tuple[str, ...]:
         """Some of an example's fields that are texts (`schema.Example`), without decoding the rest."""
-        fields = _example_message().FromString(self._open()[int(index)]).features.feature
-        return tuple(fields[name].bytes_list.value[0].decode() for name in names)
+        with self._reading(index):
+            fields = _example_message().FromString(self._open()[int(index)]).features.feature
+            return tuple(fields[name].bytes_list.value[0].decode() for name in names)
 
     def image(self, index: int) -> bytes:
         """The stored image file of an example, without decoding the rest."""
-        data: bytes = (
-            _example_message().FromString(self._open()[int(index)]).features.feature["image"].bytes_list.value[0]
-        )
-        return data
+        with self._reading(index):
+            fields = _example_message().FromString(self._open()[int(index)]).features.feature
+            return bytes(fields["image"].bytes_list.value[0])
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -756,6 +766,17 @@ class Records:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}
+
+    @contextlib.contextmanager
+    def _reading(self, index: int) -> Iterator[None]:
+        """Raises UserError for whatever the layer raises that stumbles over a damaged file."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())[:120] or type(error).__name__
+            raise UserError(f"{self.path}: record {index} of {self.split_name} ({said}): {_COPY_AGAIN}") from error
 
     def _open(self) -> Any:
         source = self._source
@@ -791,6 +812,22 @@ def _split_names(directory: epath.Path) -> list[str]:
 
 def shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
     """(file, number of examples) of each shard of a split; [] if the data set does not have the split."""
+    try:
+        found = _shards(directory, split_name)
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        said = " ".join(f"{type(error).__name__} {error}".split())[:80]
+        raise UserError(f"{directory / _INFO_FILE} is damaged ({said}): {_COPY_AGAIN}") from error
+    if (directory / FACTS_FILE).exists():
+        expected = dataset_facts(directory)["splits"].get(split_name, {}).get("examples", 0)
+        if (count := sum(length for _, length in found)) != expected:
+            said = f"{count} records of {split_name}, and {FACTS_FILE} {expected}"
+            raise UserError(f"{directory / _INFO_FILE} is damaged (it names {said}): {_COPY_AGAIN}")
+    return found
+
+
+def _shards(directory: epath.Path, split_name: str) -> list[tuple[epath.Path, int]]:
     info = _split_infos(directory).get(split_name)
     if info is None:
         return []

@@ -68,7 +68,7 @@ class Tokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
             self._pieces = [self._processor.IdToPiece(i) for i in range(self._processor.GetPieceSize())]
-        except (RuntimeError, TypeError, OSError) as error:
+        except (RuntimeError, TypeError, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{name}: not a SentencePiece model: {error}") from None
         self.vocab_size = len(self._pieces)
         self.pad_id = PAD_ID

@@ -75,10 +75,10 @@ def _from_json(file: pathlib.Path) -> list[_Row]:
             name = pathlib.PurePosixPath(image["file_name"]).stem
             x, y, w, h = map(float, annotation["bbox"])
             size = (float(image["width"]), float(image["height"]))
-            text, category = " ".join(annotation["label_text"].split()), categories[annotation["category_id"]]
+            text, category = " ".join(annotation["label_text"].split()), str(categories[annotation["category_id"]])
             place = f"annotation {annotation['id']}"
             rows.append((place, name, category, text, (x, y, w, h), size))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{file} is not MS-CXR's JSON ({type(error).__name__}: {error}): it needs images, categories and "
             "annotations with bbox and label_text"

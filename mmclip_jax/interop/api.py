@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmclip_jax import checkpoints, sharding
+from mmclip_jax import checkpoints, ranges, sharding
 from mmclip_jax.data import entities as entities_lib
 from mmclip_jax.data import prompts, transforms
 from mmclip_jax.data.schema import Entity
@@ -218,6 +218,7 @@ class Model:
           image uint8 [n,S,S].
         """
         check_equal(images=images, texts=texts)
+        ranges.check({"seed": seed}, {"seed": ranges.Number(0, 2**31 - 1, whole=True)})
         out: dict[str, list[np.ndarray]] = {"response": [], "masked": [], "reconstruction": [], "image": []}
         for batch_images, batch_texts in batches(images, texts):
             tokens, _, affirmed = self._tokens(batch_texts)

@@ -102,7 +102,7 @@ def as_pixels(image: Any) -> np.ndarray:
             check_not_flat(pixels)
     except UserError as error:
         if isinstance(image, str | os.PathLike):
-            raise UserError(f"{os.fspath(image)!s}: {error}") from error
+            raise UserError(f"{' '.join(str(os.fspath(image)).splitlines())}: {error}") from error
         raise
     return pixels
 

@@ -96,8 +96,8 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         read = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; this layout needs the file beside the weights") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({' '.join(str(error).split())[:100]})") from error
     if not isinstance(read, dict):
         raise UserError(f"{file}: holds a {type(read).__name__} and no object")
     return read

@@ -284,3 +284,12 @@ def test_real_images_are_alike_only_if_they_are_the_same(shared_dir: pathlib.Pat
     strangers = looks.alike(rows[order[:half]], rows[order[half:]])
     print(f"alike: recall {recalled / len(rows):.3f}, false {len(strangers)} of {len(rows) - half} against {half}")
     assert len(strangers) <= 0.005 * half
+
+
+def test_lists_and_patterns_that_are_none_are_one_line(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "ids.txt").write_bytes(b"\xe9\xe9\n")
+    with pytest.raises(UserError, match=r"ids\.txt is not UTF-8"):
+        audit.read_set(str(tmp_path / "ids.txt"), ("train",))
+    (tmp_path / "ids.txt").write_text("a1\n")
+    with pytest.raises(UserError, match="is no regular expression"):
+        audit.read_set(str(tmp_path / "ids.txt"), ("train",), patient_pattern="(")

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mmclip_jax.data import codec, dicom
+from mmclip_jax.data import codec, dicom, dicom_headers
 from mmclip_jax.data.images import StoredImage, store_image
 from mmclip_jax.errors import UserError
 
@@ -415,6 +416,21 @@ def test_nothing_of_the_header_leaks(caplog: pytest.LogCaptureFixture, capfd: py
         stored = store(data)
     assert "DOE" not in stored.note + caplog.text + "".join(capfd.readouterr())
     np.testing.assert_array_equal(stored.pixels, by_range(STORED))
+
+
+def test_nothing_of_a_header_that_is_read_alone_leaks(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """pydicom looks at a value when it is asked for it, and not when it reads the file."""
+    ds = dataset(STORED)
+    ds.AccessionNumber = "1.2.3.4"
+    data = written(ds)
+    at = data.index(ds.SOPInstanceUID.encode(), data.index(b"1.2.840.10008.5.1.4.1.1", 200))
+    (tmp_path / "x.dcm").write_bytes(data[:at] + b"DOE^JANE" + data[at + 8 :])
+    with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert dicom_headers.read(str(tmp_path / "x.dcm")) is not None
+    assert "DOE" not in caplog.text + "".join(capfd.readouterr()) + " ".join(str(each.message) for each in caught)
 
 
 def test_pydicom_is_loaded_when_a_dicom_is_met() -> None:

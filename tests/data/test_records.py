@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -482,3 +483,30 @@ def test_a_scanner_is_kept_and_older_records_have_none() -> None:
     del stored["view"]
     with pytest.raises(KeyError):
         schema.from_features(stored)
+
+
+def test_damaged_files_of_a_data_set_are_one_line(built: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Neither another number nor fewer records in silence, nor what the libraries raise."""
+
+    def damaged(name: str, old: str, new: str) -> pathlib.Path:
+        copy = tmp_path / "given" / "1.0.0"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(built, copy)
+        text = (copy / name).read_text()
+        assert old in text
+        (copy / name).write_text(text.replace(old, new, 1))
+        return copy
+
+    with pytest.raises(UserError, match=r"facts\.json is damaged \(it holds other facts"):
+        records.dataset_facts(damaged("facts.json", '"examples": ', '"examples": 1'))
+    for old, new in (("{SPLIT}", "{SPLYT}"), ("shardLengths", "shardLenghts"), ("train_paired", "trajn_paired")):
+        copy = damaged("dataset_info.json", old, new)
+        with pytest.raises(UserError, match=r"dataset_info\.json is damaged"):
+            [records.open_records(copy, split, part) for split in SPLITS for part in PARTS]
+    copy = damaged("facts.json", "{", "{")
+    for file in copy.glob("*array_record*"):
+        file.write_bytes(b"")
+    source = records.open_records(copy, "train", "paired")
+    for read in (lambda: source[0], lambda: source.image(0), lambda: source.texts(0, ("id",))):
+        with pytest.raises(UserError, match=r"record 0 of train_paired .*copy the data set again"):
+            read()

@@ -225,3 +225,10 @@ def test_models_of_other_programs_are_refused(tmp_path: pathlib.Path) -> None:
     )
     with pytest.raises(UserError, match="another program"):
         load_tokenizer(prefix.with_suffix(".model"))
+
+
+def test_a_model_whose_pieces_are_no_text_is_refused() -> None:
+    model = bytearray(load_tokenizer().model_bytes)
+    model[model.index(b"<0x41>") + 1] = 0xF9
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        Tokenizer(bytes(model))

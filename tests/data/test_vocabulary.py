@@ -239,3 +239,35 @@ def test_edited_openness(tmp_path: pathlib.Path) -> None:
     words = resources.load(tmp_path)
     assert prompts.left_open((), ["Sniffles"], words) == {"edema", "lung_opacity"}
     assert prompts.left_open((), ["sneezes"], words) == set(prompts.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 50_000, "nested more than 50 deep"),
+        ("- " * 5_000, "nested more than 50 deep"),
+        ("a: &a\n  b: *a", r"the alias \*a holds itself"),
+        ("a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ), "more than 1,000,000 values"),
+        ("a: 2001-99-99", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [x]", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_yaml_that_no_program_should_work_with_is_one_line(tmp_path: pathlib.Path, text: str, message: str) -> None:
+    """The library crashes on deep trees, and writes out what aliases repeat."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        resources.read_yaml(file)
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"mine\.yaml: Is a directory"):
+        resources.read_yaml(file)
+
+
+def test_aliases_within_reason_are_read(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: &a [x, y]\nb: {c: *a, d: *a}\n", encoding="utf-8")
+    assert resources.read_yaml(file) == {"a": ["x", "y"], "b": {"c": ["x", "y"], "d": ["x", "y"]}}

@@ -234,6 +234,12 @@ def test_damaged_files_are_named(tmp_path: pathlib.Path) -> None:
     for name, content, message in (
         ("a.json", "{}", "KeyError"),
         ("a.json", "[", "is not MS-CXR's JSON"),
+        ("a.json", "[" * 50_000, "is not MS-CXR's JSON"),
+        (
+            "a.json",
+            _json(tmp_path / "c.json").read_text().replace('"width": ', '"width": 1' + "0" * 400),
+            "not MS-CXR's",
+        ),
         ("a.csv", "dicom_id,x\n1,2\n", "no column category_name"),
         ("a.csv", _csv(tmp_path / "b.csv").read_text().replace("30,10,30,20", "40,10,30,20"), "row 4: the box"),
         ("a.csv", _csv(tmp_path / "b.csv").read_text().replace("30,10,30,20", "40,ten,30,20"), "could not convert"),

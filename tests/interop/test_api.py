@@ -321,6 +321,9 @@ def test_arguments_that_do_not_go_together_are_refused_in_one_line(model: Any, i
     ):
         with pytest.raises(UserError, match=r"as many of each|must be a|which is no entity's number"):
             call()
+    for seed in (None, -1, 2**40, "x", 1.5):
+        with pytest.raises(UserError, match=r"^seed="):
+            model.attmim(images[:1], [REPORT], seed)
     assert model.attmim([], [])["masked"].shape == (0, 8, 8)
     assert model.restore([], [], []) == []
     assert model.response_maps([], []).shape == (0, 8, 8)

@@ -396,3 +396,9 @@ def test_stored_pixels_of_one_value_are_pixels() -> None:
     """An evaluation shows the model grey images: what is left of a score then is what shape and padding give away."""
     grey_image = np.full((9, 13), 128, np.uint8)
     np.testing.assert_array_equal(as_pixels(grey_image), grey_image)
+
+
+def test_a_name_of_several_lines_is_one_line_of_a_message() -> None:
+    with pytest.raises(UserError, match=r"^no such: No such file") as caught:
+        as_pixels("no\nsuch")
+    assert "\n" not in str(caught.value)

@@ -290,12 +290,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         UserError: not YAML, or no mapping at the top.
     """
-    import yaml
+    from mmclip_jax.data import yaml_tree  # which takes its time to import
 
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = yaml_tree.read(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected a mapping at the top level")
     return content
