@@ -126,10 +126,11 @@ def finetuning(attacker: Attacker) -> Outcomes:
 
     from mmclip_jax import transfer
 
+    make: Callable[..., Any] = transfer.Settings
     for field in dataclasses.fields(transfer.Settings):
         for value in (float("nan"), -1, -0.5, 10**12, "x", object(), float("inf"), [], (-1,), (float("nan"),), True):
             name = f"{field.name}={value!r:.20}"
-            yield name, _checked(functools.partial(transfer.Settings, **{field.name: value}))
+            yield name, _checked(functools.partial(make, **{field.name: value}))
 
 
 def _checked(make: Callable[[], Any]) -> str:

@@ -28,7 +28,8 @@ SECRET = "Jane Doe has a large effusion on the left, and a mass that was not the
 
 def _different_ids(attacker: Attacker, count: int) -> list[str]:
     """Ids as hospitals write them, that differ in more than spelling."""
-    chance, made = attacker.chance, {}
+    chance = attacker.chance
+    made: dict[str, str] = {}
     while len(made) < count:
         number = chance.randrange(1, 10**8)
         id = chance.choice(
@@ -436,9 +437,11 @@ def bombs(attacker: Attacker) -> Outcomes:
         yield "RGBA of 148 megapixels", as_test(bounds.test_148_megapixels_are_read_within_their_own_size, 8, 6, 1000)
     for before in (b"", b"\0" * 128 + b"DICM", b"junk" * 40):
         yield f"deflated DICOM after {len(before)} bytes", _bounded_dicom(bounds, before)
+    for preamble in (b"II*\0" + bytes(124), b"\x89PNG\r\n\x1a\n" + bytes(120), b"x" * 128, b"\xff\xd8\xff\xe0" * 32):
+        yield f"deflated DICOM, preamble {preamble[:4]!r}", _bounded_dicom(bounds, b"", preamble)
 
 
-def _bounded_dicom(bounds: Any, before: bytes) -> str:
+def _bounded_dicom(bounds: Any, before: bytes, preamble: bytes = bytes(128)) -> str:
     """A deflated data set of 3 GB, with something before its preamble."""
     import pydicom
 
@@ -449,7 +452,7 @@ def _bounded_dicom(bounds: Any, before: bytes) -> str:
     pydicom.dcmwrite(stream, plain, enforce_file_format=True)
     data = stream.getvalue()
     length = struct.unpack("<I", data[140:144])[0]
-    head = data[: 144 + length]
+    head = preamble + data[128 : 144 + length]
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     element = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, 3 << 30)
     piece = deflater.compress(element) + deflater.flush(zlib.Z_FULL_FLUSH)

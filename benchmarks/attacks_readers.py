@@ -118,10 +118,14 @@ def specs(attacker: Attacker) -> Outcomes:
 
     for module in (protocols, referee):
         whole = yaml.safe_load(module.PACKAGED.read_text(encoding="utf-8"))
-        read = module.load if module is protocols else module.load_spec
+        load: Any = module.load if module is protocols else module.load_spec
+
+        def read(file: pathlib.Path, load: Any = load) -> Any:
+            return load(str(file))
+
         for name in attacker.some(sorted(whole), 2):
             tree = {name: whole[name]}
-            yield from _attack_file(attacker, "mine.yaml", tree, _yaml, lambda file, read=read: read(str(file)), 15)
+            yield from _attack_file(attacker, "mine.yaml", tree, _yaml, read, 15)
 
 
 @kind("vocabularies, prompts and cues of users", "refused in one line that names the file, or read")
@@ -243,11 +247,12 @@ def weights(attacker: Attacker) -> Outcomes:
         "huge.safetensors": _safetensors(b"{}", length=2**63), "deep.safetensors": _safetensors(b'{"a":' * 9999),
     }  # fmt: skip
     tensor = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
-    for key, values in {
+    odd: dict[str, list[Any]] = {
         "dtype": ["F8", "BF16", "I64", "BOOL", None, 3, "X"],
         "shape": [[-1], [2**40, 2**40], "x", None, [2.5], [0], [], [3, 3]],
         "data_offsets": [[16, 0], [0, 2**62], [-1, 9], None, [0], "x", [0, 8]],
-    }.items():
+    }
+    for key, values in odd.items():
         for value in values:
             files[f"{key} {value}.safetensors"] = _safetensors(json.dumps({"a": tensor | {key: value}}).encode())
     for number, name in enumerate(attacker.some(sorted(files), 14)):
