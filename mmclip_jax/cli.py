@@ -8,21 +8,42 @@ it). Whatever takes long to import is imported by the command that needs it.
 
 import argparse
 import dataclasses
-import difflib
 import errno
 import io
 import json
-import math
 import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmclip_jax
 from mmclip_jax import ends, ranges
+from mmclip_jax.arguments import (
+    SEEDS,
+    Number,
+    Numbers,
+    Parser,
+    UsageError,
+    add_beam,
+    add_build,
+    add_command,
+    add_commands,
+    add_config,
+    add_options,
+    add_processes,
+    add_run,
+    add_told,
+    existing,
+    existing_place,
+    folder_of,
+    path_of,
+    place_of,
+    whole,
+    words_of,
+)
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
     DoesNotFitError,
@@ -31,12 +52,13 @@ from mmclip_jax.errors import (
     PreemptedError,
     TrainingError,
     UserError,
+    nearest,
 )
+from mmclip_jax.settings import read_config
 
 if typing.TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    pass
 
-Command = Callable[[argparse.Namespace], None]
 
 _CONFIGS = Path(mmclip_jax.__file__).resolve().parents[1] / "configs"
 _FULL_OR_FORBIDDEN = (
@@ -45,10 +67,8 @@ _FULL_OR_FORBIDDEN = (
 )
 # What JAX's readers of cluster variables raise where only some are set, or hold something else.
 _NO_CLUSTER = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
-_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 _NUMBER = re.compile(r"-\.?\d")
-_DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,9 +94,10 @@ def _build_phantom(
 
 def _data_build_table(args: argparse.Namespace) -> None:
     from mmclip_jax.data.builders import table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
-    names = [field.name for field in dataclasses.fields(table.TableOptions)]
-    options = table.TableOptions(**{name: getattr(args, name) for name in names})
+    names = [field.name for field in dataclasses.fields(TableOptions)]
+    options = TableOptions(**{name: getattr(args, name) for name in names})
     made = table.build_table(options, args.data_dir, overwrite=args.overwrite, progress=True, make=_make_of(args.beam))
     print(made)
 
@@ -152,7 +173,8 @@ def _tokenizer_train(args: argparse.Namespace) -> None:
                 yield paired[number].text
 
     trained = tokenizer.train_tokenizer(texts(), args.vocab_size, args.out)
-    print(f"{args.out}: {trained.vocab_size} pieces")
+    fewer = f" of {args.vocab_size:,} asked for: the reports give no more" * (trained.vocab_size < args.vocab_size)
+    print(f"{args.out}: {trained.vocab_size:,} pieces{fewer}")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -265,12 +287,6 @@ def _told(args: argparse.Namespace) -> Any:
     return Told.read(args.same_ids, args.other_ids)
 
 
-def _add_told(parser: argparse.ArgumentParser) -> None:
-    for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
-        help = f"ids of these two sources are {what}; may be given several times"
-        parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
-
-
 def _referee(args: argparse.Namespace) -> None:
     ours = {
         "--workdir": args.workdir,
@@ -365,279 +381,13 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Configs
-
-
-def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
-    """Loads a config file and applies overrides to it, with ml_collections' own type checks.
-
-    Args:
-      spec: "FILE.py" or "FILE.py:ARGUMENT"; the argument goes to the file's get_config.
-      overrides: "--config.key=value" each; "--config.flag" and "--noconfig.flag" for booleans; a tuple is given by
-        repeating its flag or as a Python literal.
-
-    Returns:
-      The locked ConfigDict.
-
-    Raises:
-      UserError: no such file, no get_config in it, an unknown key, or a value of the wrong type.
-    """
-    from absl import flags
-    from ml_collections import ConfigDict, config_flags
-
-    file, _, argument = spec.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config={spec}: there is no file {file}; the repository keeps its configs in configs/")
-    get_config = _get_config_of(file)
-    config = get_config(argument) if argument else get_config()
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{file}: get_config returned a {type(config).__name__} instead of a ConfigDict")
-    for override in overrides:
-        _check_key(config, override)
-    values = flags.FlagValues()
-    argv = ["mmclip", *overrides]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        values(argv)
-    except flags.IllegalFlagValueError as error:
-        key = re.match(r"flag --config\.([\w.]+)=", str(error))
-        if key is None:
-            raise
-        from mmclip_jax.config import flat
-
-        default = flat(config)[key[1]]
-        given = next(o for o in reversed(overrides) if _key_of(o) == key[1])
-        expected = _EXPECTED.get(type(default), type(default).__name__)
-        raise UserError(f"{given}: expected {expected}, such as {default!r}") from error
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    return values["config"].value
-
-
-def _get_config_of(file: str) -> Callable[..., Any]:
-    import runpy
-
-    try:
-        module = runpy.run_path(file)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    if "get_config" not in module:
-        raise UserError(f"{file}: a config file defines get_config(argument) -> ConfigDict, this one does not")
-    return module["get_config"]
-
-
-def _key_of(override: str) -> str:
-    return override.partition("=")[0].partition("config.")[2]
-
-
-def _check_key(config: "ConfigDict", override: str) -> None:
-    """Refuses keys that the config does not have, naming the nearest."""
-    from mmclip_jax.config import flat
-
-    key = _key_of(override)
-    keys = flat(config)
-    if key in keys:
-        if keys[key] is None:
-            raise UserError(f"{override}: {key} is None, which tells no type; set it in the config file")
-        return
-    group = [name for name in keys if name.startswith(f"{key}.")]
-    if group:
-        raise UserError(f"{override}: {key} is a group of settings; set one of them, such as --config.{group[0]}=…")
-    raise UserError(f"{override}: the config has no {key}{_nearest(key, keys)}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Arguments
 
 
-class _UsageError(Exception):
-    """A command line that cannot be understood; shown with the command's name."""
+def _add_table_options(parser: Parser) -> None:
+    from mmclip_jax.data.builders.table_options import TableOptions
 
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Shows defaults, where there is one to show."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default in (None, "", False) or action.default is argparse.SUPPRESS
-        if nothing or not action.option_strings or action.help is None or "default" in action.help:
-            return action.help
-        several = isinstance(action.default, list | tuple)
-        default = ",".join(map(str, action.default)) if several else action.default
-        return f"{action.help} (default: {str(default).replace('%', '%%')})"
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line and without abbreviated options.
-
-    Attributes:
-      takes_overrides: whether --config.key=value arguments are allowed.
-      more: adds the arguments that are costly to find out; called only if this parser's command was given.
-    """
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
-        self.takes_overrides = False
-        self.more: Callable[[_Parser], None] | None = None
-
-    def error(self, message: str) -> typing.NoReturn:
-        """Raises the error instead of printing the whole usage."""
-        raise _UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """As argparse's, which makes an empty list of `--option=--`, whatever the option's type."""
-        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
-            self.error(f"argument {action.option_strings[-1]}: '--' is no value")
-        return super()._get_values(action, arg_strings)
-
-    def commands(self) -> "dict[str, _Parser]":
-        """The subcommands by name; {} if there are none."""
-        found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        return dict(found[0]) if found else {}
-
-    def options(self) -> list[str]:
-        """All option strings."""
-        return list(self._option_string_actions)
-
-
-def _nearest(word: str, candidates: Iterable[str]) -> str:
-    bare = {candidate.lstrip("-"): candidate for candidate in candidates}
-    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
-    return f"; did you mean {bare[found[0]]}?" if found else ""
-
-
-def _path(text: str) -> Path:
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is an address, not a directory; mount the bucket, e.g. with gcsfuse")
-    return Path(text).expanduser()
-
-
-def _folder(text: str) -> Path:
-    """A path on disk that data sets, runs or results are written to."""
-    path = _path(text)
-    _place(text)
-    return path
-
-
-def _place(text: str) -> Any:
-    """A path on disk or in a bucket."""
-    from mmclip_jax import files
-
-    try:
-        return files.locate(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _existing(text: str) -> Path:
-    return _that_exists(_path(text))
-
-
-def _existing_place(text: str) -> Any:
-    return _that_exists(_place(text))
-
-
-def _that_exists(path: Any) -> Any:
-    if not path.exists():
-        raise argparse.ArgumentTypeError(f"{path} does not exist")
-    return path
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-class _Number:
-    """The argparse type of every number: an int or a float in a range (`ranges.Number`)."""
-
-    def __init__(self, allowed: ranges.Number):
-        self._allowed = allowed
-        self.__name__ = "int" if allowed.whole else "float"  # for argparse's message
-
-    def __call__(self, text: str) -> int | float:
-        if not _DECIMAL.fullmatch(text.strip()):
-            raise ValueError(text)
-        value: int | float = int(text) if self._allowed.whole else float(text)
-        if problem := self._allowed.problem(value):
-            raise argparse.ArgumentTypeError(f"{text} {problem}")
-        return value
-
-
-class _Numbers:
-    """The argparse type of several numbers: "A,B,…", each in the range, none twice."""
-
-    def __init__(self, allowed: ranges.Number, example: str):
-        self._allowed, self._example = allowed, example
-
-    def __call__(self, text: str) -> tuple[Any, ...]:
-        one = _Number(self._allowed)
-        try:
-            values = tuple(one(word) for word in _words(text))
-        except ValueError:
-            what = "whole numbers" if self._allowed.whole else "numbers"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of {what} such as {self._example}") from None
-        if problem := ranges.Several(self._allowed, least=1, distinct=True).problem(values):
-            raise argparse.ArgumentTypeError(f"{text!r} {problem}")
-        return values
-
-
-def _whole(low: float = 0, high: float = math.inf) -> _Number:
-    return _Number(ranges.count(low, high))  # type: ignore[arg-type]
-
-
-_SEEDS = _Numbers(ranges.SEED, "0,1,2")
-
-
-def _add(commands: Any, name: str, help: str, run: Command | None = None) -> _Parser:
-    parser: _Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_commands(parser: _Parser) -> Any:
-    return parser.add_subparsers(metavar="COMMAND", required=True)
-
-
-def _add_config(parser: _Parser, default: Path | None = None) -> None:
-    parser.add_argument(
-        "--config", required=default is None, default=default, metavar="FILE.py[:ARGUMENT]", help="a file of configs/"
-    )
-    parser.takes_overrides = True
-    parser.epilog = (
-        "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
-        "a boolean; repeat the flag for the elements of a tuple. mmclip_jax/config.py lists the settings."
-    )
-
-
-def _add_run(parser: _Parser, required: bool = True) -> None:
-    parser.add_argument("--workdir", required=required, type=_existing_place, help="directory of a training run")
-    parser.add_argument("--step", type=_whole(), help="the checkpoint to take; default: the newest")
-
-
-def _add_processes(parser: _Parser) -> None:
-    parser.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
-    parser.add_argument("--processes", type=_whole(1), metavar="N", help="how many processes the run has")
-    parser.add_argument("--process", type=_whole(), metavar="I", help="which of them this one is, from 0")
-
-
-def _add_build(parser: _Parser) -> None:
-    parser.add_argument("--data-dir", required=True, type=_folder, help="where the data set's directory goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set of the same name")
-
-
-def _add_beam(parser: _Parser) -> None:
-    parser.add_argument(
-        "--beam",
-        metavar="OPTIONS",
-        help="build on Apache Beam with its options in one word, e.g. --beam='--runner=FlinkRunner "
-        "--flink_master=HOST:8081', or '' for the Direct runner; the folders must be seen by all workers",
-    )
-
-
-def _add_table_options(parser: _Parser) -> None:
-    from mmclip_jax.data.builders.table import TableOptions
-
-    _add_options(parser, TableOptions)
+    add_options(parser, TableOptions)
     parser.epilog = (
         "A column option takes the name of a column, or - to leave it unused: --labels-column - where a column named "
         "like labels holds diagnoses or codes, --label-columns - where columns are only named like labels. "
@@ -645,19 +395,19 @@ def _add_table_options(parser: _Parser) -> None:
     )
 
 
-def _add_collection_options(parser: _Parser) -> None:
+def _add_collection_options(parser: Parser) -> None:
     import textwrap
 
     from mmclip_jax.data.builders import registry
 
     collection = registry.load(parser.get_default("collection"))
-    _add_options(parser, collection.Options)
+    add_options(parser, collection.Options)
     text = f"{collection.description} To get it: {collection.instructions} Licence: {collection.licence}"
     parser.epilog = textwrap.fill(" ".join(text.split()), 78, break_on_hyphens=False)
 
 
-def _add_transfer_options(parser: _Parser) -> None:
-    from mmclip_jax.data.builders.collection import UNCERTAIN_POLICIES
+def _add_transfer_options(parser: Parser) -> None:
+    from mmclip_jax.data.builders.options import UNCERTAIN_POLICIES
     from mmclip_jax.evaluate.supervised import TASKS
     from mmclip_jax.transfer import DEFAULTS, MODES, RANGES, Settings
 
@@ -672,15 +422,15 @@ def _add_transfer_options(parser: _Parser) -> None:
     def number(name: str, help: str, **more: Any) -> None:
         allowed = RANGES[name]
         assert isinstance(allowed, ranges.Number)
-        add(name, help, type=_Number(allowed), default=default[name], **more)
+        add(name, help, type=Number(allowed), default=default[name], **more)
 
     add("mode", "train a linear head alone, or all of the encoder", default=default["mode"], choices=MODES)
     add("task", "several findings an image, or one class", default=default["task"], choices=TASKS)
     add("fraction", "shares of the training patients, nested", dest="fractions", metavar="A,B,…",
-        type=_Numbers(ranges.positive(1), "0.01,0.1,1"), default=default["fractions"])  # fmt: skip
-    add("seeds", "one run a fraction and seed", type=_SEEDS, metavar="0,1,2",
+        type=Numbers(ranges.positive(1), "0.01,0.1,1"), default=default["fractions"])  # fmt: skip
+    add("seeds", "one run a fraction and seed", type=SEEDS, metavar="0,1,2",
         default=default["seeds"])  # fmt: skip
-    add("findings", "kinds, or classes; default: all of the labels", type=lambda text: tuple(_words(text)),
+    add("findings", "kinds, or classes; default: all of the labels", type=lambda text: tuple(words_of(text)),
         metavar="A,B,…", default=())  # fmt: skip
     add("uncertain", "uncertain labels in training", default=default["uncertain"], choices=UNCERTAIN_POLICIES)
     number("batch", "rows a step")
@@ -697,69 +447,47 @@ def _add_transfer_options(parser: _Parser) -> None:
     add("keep_checkpoints", "keep the newest checkpoint of a finished run", action="store_true")
 
 
-def _add_options(parser: _Parser, options: type) -> None:
-    """A flag for every field of a class of options, with the help that the field carries."""
-    kinds = typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
-        flag = f"--{field.name.replace('_', '-')}"
-        help = field.metadata["help"].replace("%", "%%")
-        if field.default is dataclasses.MISSING:
-            parser.add_argument(flag, required=True, help=help)
-        elif kinds[field.name] is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help)
-        elif isinstance(field.default, tuple):  # the options split comma-separated strings themselves
-            text = ",".join(map(str, field.default))
-            parser.add_argument(flag, default=text, metavar="A,B,…", help=help)
-        else:
-            choices = field.metadata.get("choices") or None
-            kind: Any = kinds[field.name]
-            if kind in (int, float):
-                kind = _Number(field.metadata.get("range") or ranges.Number(0, whole=kind is int))
-            parser.add_argument(flag, type=kind, default=field.default, choices=choices, help=help)
-
-
-def _make_parser() -> _Parser:
-    parser = _Parser(prog="mmclip", description="Chest X-ray language-image pre-training with masked modelling.")
-    parser.add_argument("--version", action="version", version=f"mmclip-jax {mmclip_jax.__version__}")
-    top = _add_commands(parser)
-
+def _add_builds(build: Any) -> None:
     from mmclip_jax.data.builders import registry
 
-    data = _add_commands(_add(top, "data", "build data sets and look at them"))
-    build = _add_commands(_add(data, "build", "write a data set"))
-    phantom = _add(build, "phantom", "write procedural chest X-rays with reports", _data_build_phantom)
-    _add_build(phantom)
-    phantom.add_argument("--seed", type=_Number(ranges.SEED), default=0, help="another seed, other patients")
-    phantom.add_argument("--image-size", type=_whole(8, 4096), default=64, help="pixels a side")
+    phantom = add_command(build, "phantom", "write procedural chest X-rays with reports", _data_build_phantom)
+    add_build(phantom)
+    phantom.add_argument("--seed", type=Number(ranges.SEED), default=0, help="another seed, other patients")
+    phantom.add_argument("--image-size", type=whole(8, 4096), default=64, help="pixels a side")
     phantom.add_argument(
-        "--scale", type=_Number(ranges.positive(1000)), default=1.0, help="factor on the number of patients"
+        "--scale", type=Number(ranges.positive(1000)), default=1.0, help="factor on the number of patients"
     )
-    phantom.add_argument("--workers", type=_whole(1, 1024), help="processes that draw; default: one a core")
-    table = _add(build, "table", "read your own table and images", _data_build_table)
-    _add_build(table)
-    _add_beam(table)
+    phantom.add_argument("--workers", type=whole(1, 1024), help="processes that draw; default: one a core")
+    table = add_command(build, "table", "read your own table and images", _data_build_table)
+    add_build(table)
+    add_beam(table)
     table.more = _add_table_options
     for name, what in registry.COLLECTIONS.items():
-        collection = _add(build, name, what, _data_build_collection)
-        _add_build(collection)
-        _add_beam(collection)
+        collection = add_command(build, name, what, _data_build_collection)
+        add_build(collection)
+        add_beam(collection)
         collection.set_defaults(collection=name)
         collection.more = _add_collection_options
-    look = _add(
+
+
+def _add_inspection(data: Any) -> None:
+    look = add_command(
         data, "inspect", "say how a table and its images would be read, what is wrong, and the command", _data_inspect
     )
     look.add_argument("table", metavar="TABLE", help="CSV, TSV, Excel or Parquet file")
     look.add_argument("--images", required=True, metavar="DIR", help="folder of its images")
     look.add_argument("--name", default="", help="of the data set; default: made of the table's name")
-    look.add_argument("--data-dir", type=_path, default=Path("DATA"), help="where the data set's directory will go")
-    look.add_argument("--read-images", type=int, default=2000, metavar="N", help="images that are decoded; 0: none")
+    look.add_argument("--data-dir", type=path_of, default=Path("DATA"), help="where the data set's directory will go")
+    look.add_argument("--read-images", type=whole(), default=2000, metavar="N", help="images that are decoded; 0: none")
 
-    info = _add(data, "info", "show what a data set holds", _data_info)
-    info.add_argument("path", metavar="PATH", type=_existing_place, help="directory of a built data set")
-    info.add_argument("--html", metavar="FILE", type=_path, help="also write a page with examples as pictures")
+    info = add_command(data, "info", "show what a data set holds", _data_info)
+    info.add_argument("path", metavar="PATH", type=existing_place, help="directory of a built data set")
+    info.add_argument("--html", metavar="FILE", type=path_of, help="also write a page with examples as pictures")
     info.add_argument("--show-text", action="store_true", help="show ids and reports on the page")
 
-    check = _add(data, "audit", "look for anything of test sets in training sets; exit 1 if there is", _data_audit)
+    check = add_command(
+        data, "audit", "look for anything of test sets in training sets; exit 1 if there is", _data_audit
+    )
     check.add_argument(
         "train", nargs="+", metavar="TRAIN", help="a built data set (its train split, or DIR:SPLIT), or FILE.csv:COLUMN"
     )
@@ -768,23 +496,27 @@ def _make_parser() -> _Parser:
     )
     check.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in the ids of a list")
     check.add_argument("--no-pixels", action="store_true", help="do not decode images to find those that are alike")
-    _add_told(check)
+    add_told(check)
     check.add_argument("--show-ids", action="store_true", help="name an example of each kind of leak")
-    check.add_argument("--out", type=_path, metavar="FILE.csv", help="write every pair")
+    check.add_argument("--out", type=path_of, metavar="FILE.csv", help="write every pair")
 
-    tokenizer = _add_commands(_add(top, "tokenizer", "train a tokenizer"))
-    learn = _add(
+
+def _add_tokenizer(top: Any) -> None:
+    tokenizer = add_commands(add_command(top, "tokenizer", "train a tokenizer"))
+    learn = add_command(
         tokenizer, "train", "train a SentencePiece model on the training reports of data sets", _tokenizer_train
     )
-    learn.add_argument("--data", required=True, nargs="+", type=_existing_place, metavar="DIR", help="built data sets")
-    learn.add_argument("--vocab-size", type=_whole(8, 10**6), default=4096, help="number of pieces")
-    learn.add_argument("--out", required=True, type=_path, metavar="FILE", help="the model file to write")
+    learn.add_argument("--data", required=True, nargs="+", type=existing_place, metavar="DIR", help="built data sets")
+    learn.add_argument("--vocab-size", type=whole(8, 10**6), default=4096, help="number of pieces")
+    learn.add_argument("--out", required=True, type=path_of, metavar="FILE", help="the model file to write")
 
-    train = _add(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
-    _add_config(train)
-    train.add_argument("--workdir", required=True, type=_place, help="directory of checkpoints, metrics and manifest")
+
+def _add_train(top: Any) -> None:
+    train = add_command(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
+    add_config(train)
+    train.add_argument("--workdir", required=True, type=place_of, help="directory of checkpoints, metrics and manifest")
     train.add_argument(
-        "--profile", type=_whole(), metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
+        "--profile", type=whole(), metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
     )
     train.add_argument(
         "--stretch",
@@ -794,24 +526,30 @@ def _make_parser() -> _Parser:
     train.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
     )
-    _add_told(train)
-    _add_processes(train)
+    add_told(train)
+    add_processes(train)
 
-    plan = _add(top, "plan", "say what a run needs of a TPU slice or of GPUs; exit 1 if it does not fit", _plan)
-    _add_config(plan)
+
+def _add_plan(top: Any) -> None:
+    plan = add_command(top, "plan", "say what a run needs of a TPU slice or of GPUs; exit 1 if it does not fit", _plan)
+    add_config(plan)
     plan.add_argument(
         "--topology",
         required=True,
         metavar="CHIP:AxB",
         help="v5e:16x16, v6e:16x16, v5p:4x4x8; GPUs of a node x nodes: h100:8x4",
     )
-    plan.add_argument("--batch", type=_whole(1), metavar="ROWS", help="of the global batch; default: the config's")
+    plan.add_argument("--batch", type=whole(1), metavar="ROWS", help="of the global batch; default: the config's")
 
-    tune = _add(top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune)
-    tune.add_argument("--checkpoint", required=True, type=_existing_place, help="directory of a pre-training run")
-    tune.add_argument("--step", type=_whole(), help="the checkpoint to take; default: the newest")
-    tune.add_argument("--data", required=True, nargs="+", type=_existing_place, metavar="DIR", help="built data sets")
-    tune.add_argument("--workdir", required=True, type=_place, help="directory of the runs and their table")
+
+def _add_finetune(top: Any) -> None:
+    tune = add_command(
+        top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune
+    )
+    tune.add_argument("--checkpoint", required=True, type=existing_place, help="directory of a pre-training run")
+    tune.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+    tune.add_argument("--data", required=True, nargs="+", type=existing_place, metavar="DIR", help="built data sets")
+    tune.add_argument("--workdir", required=True, type=place_of, help="directory of the runs and their table")
     tune.add_argument("--split", default="test", choices=("validation", "test"), help="the part to score")
     tune.add_argument(
         "--allow-leakage",
@@ -819,25 +557,27 @@ def _make_parser() -> _Parser:
         metavar="REASON",
         help="why images known from pre-training, or from the rows that are learnt here, may be scored",
     )
-    _add_told(tune)
+    add_told(tune)
     tune.more = _add_transfer_options
-    _add_processes(tune)
+    add_processes(tune)
 
-    evaluate = _add(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
-    _add_run(evaluate, required=False)
+
+def _add_evaluate(top: Any) -> None:
+    evaluate = add_command(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
+    add_run(evaluate, required=False)
     evaluate.add_argument(
         "--referee",
         metavar="NAME|FILE.yaml[:NAME]",
         help="score another program's checkpoint, read as this spec says (docs/evaluation.md)",
     )
     evaluate.add_argument(
-        "--checkpoint", nargs="+", type=_existing, metavar="FILE", help="of --referee; several are an ensemble"
+        "--checkpoint", nargs="+", type=existing, metavar="FILE", help="of --referee; several are an ensemble"
     )
     evaluate.add_argument(
-        "--vocabulary", type=_existing, metavar="FILE", help="of --referee's tokenizer; default: beside the checkpoint"
+        "--vocabulary", type=existing, metavar="FILE", help="of --referee's tokenizer; default: beside the checkpoint"
     )
     evaluate.add_argument(
-        "--data", nargs="+", type=_existing_place, metavar="DIR", help="built data sets; default: the run's"
+        "--data", nargs="+", type=existing_place, metavar="DIR", help="built data sets; default: the run's"
     )
     evaluate.add_argument(
         "--split", choices=("train", "validation", "test"), help="the part to score; default: the protocol's"
@@ -847,14 +587,14 @@ def _make_parser() -> _Parser:
         metavar="NAME|FILE.yaml[:NAME]",
         help="findings, prompts, uncertain labels, score (docs/evaluation.md); default: the one of the data set's name",
     )
-    evaluate.add_argument("--out", type=_place, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
+    evaluate.add_argument("--out", type=place_of, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )
-    _add_told(evaluate)
+    add_told(evaluate)
     evaluate.add_argument(
         "--ms-cxr",
-        type=_existing,
+        type=existing,
         metavar="FILE",
         help="MS_CXR_Local_Alignment_*.json or .csv",
     )
@@ -863,37 +603,65 @@ def _make_parser() -> _Parser:
         action="store_true",
         help="score images without labels against weak labels read from their own reports, and say so everywhere",
     )
-    _add_processes(evaluate)
+    add_processes(evaluate)
     evaluate.add_argument("--show-text", action="store_true", help="show report texts of data other than the phantom")
 
-    compare = _add(top, "compare", "put evaluations of the same images side by side, with paired tests", _compare)
-    compare.add_argument(
-        "evaluations", nargs="+", type=_existing, metavar="DIR", help="what mmclip evaluate wrote, or a training run"
-    )
-    compare.add_argument("--out", type=_folder, default=Path("compare"), metavar="DIR", help="where the page goes")
-    compare.add_argument("--resamples", type=_whole(20, 10**6), default=2000, help="of patients")
 
-    predict = _add(top, "predict", "score single images by prompts", _predict)
-    predict.add_argument("images", nargs="+", type=_existing, metavar="IMAGE", help="JPEG or PNG files")
-    _add_run(predict)
-    predict.add_argument("--findings", type=_words, metavar="A,B,…", help="default: all that the model was trained on")
+def _add_compare_and_predict(top: Any) -> None:
+    compare = add_command(
+        top, "compare", "put evaluations of the same images side by side, with paired tests", _compare
+    )
+    compare.add_argument(
+        "evaluations", nargs="+", type=existing, metavar="DIR", help="what mmclip evaluate wrote, or a training run"
+    )
+    compare.add_argument("--out", type=folder_of, default=Path("compare"), metavar="DIR", help="where the page goes")
+    compare.add_argument("--resamples", type=whole(20, 10**6), default=2000, help="of patients")
+
+    predict = add_command(top, "predict", "score single images by prompts", _predict)
+    predict.add_argument(
+        "images", nargs="+", type=existing, metavar="IMAGE", help="JPEG, PNG, TIFF, BMP or DICOM files"
+    )
+    add_run(predict)
+    predict.add_argument(
+        "--findings", type=words_of, metavar="A,B,…", help="default: all that the model was trained on"
+    )
     predict.add_argument("--format", default="table", choices=("table", "json"), help="how to print the scores")
 
-    ablate = _add(top, "ablate", "run a named grid of variants and compare them", _ablate)
-    _add_config(ablate)
-    ablate.add_argument("--study", required=True, help="name of the grid")
-    ablate.add_argument("--seeds", type=_SEEDS, default=(0, 1, 2), metavar="0,1,2", help="one run a variant and seed")
-    ablate.add_argument("--workdir", required=True, type=_folder, help="directory of the runs and their table")
 
-    demo = _add(top, "demo", "build the phantom, train on it for minutes, evaluate, write report.html", _demo)
-    _add_config(demo, default=_CONFIGS / "demo.py")
-    demo.add_argument("--workdir", type=_folder, default=Path("runs/demo"), help="where everything goes")
+def _add_ablate_and_demo(top: Any) -> None:
+    ablate = add_command(top, "ablate", "run a named grid of variants and compare them", _ablate)
+    add_config(ablate)
+    ablate.add_argument("--study", required=True, help="name of the grid")
+    ablate.add_argument("--seeds", type=SEEDS, default=(0, 1, 2), metavar="0,1,2", help="one run a variant and seed")
+    ablate.add_argument("--workdir", required=True, type=folder_of, help="directory of the runs and their table")
+
+    demo = add_command(top, "demo", "build the phantom, train on it for minutes, evaluate, write report.html", _demo)
+    add_config(demo, default=_CONFIGS / "demo.py")
+    demo.add_argument("--workdir", type=folder_of, default=Path("runs/demo"), help="where everything goes")
     demo.add_argument(
         "--scale",
-        type=_Number(ranges.positive(1000)),
+        type=Number(ranges.positive(1000)),
         default=1.0,
         help="factor on the number of the phantom's patients",
     )
+
+
+def _make_parser() -> Parser:
+    parser = Parser(prog="mmclip", description="Chest X-ray language-image pre-training with masked modelling.")
+    parser.add_argument("--version", action="version", version=f"mmclip-jax {mmclip_jax.__version__}")
+    top = add_commands(parser)
+
+    data = add_commands(add_command(top, "data", "build data sets and look at them"))
+    build = add_commands(add_command(data, "build", "write a data set"))
+    _add_builds(build)
+    _add_inspection(data)
+    _add_tokenizer(top)
+    _add_train(top)
+    _add_plan(top)
+    _add_finetune(top)
+    _add_evaluate(top)
+    _add_compare_and_predict(top)
+    _add_ablate_and_demo(top)
     return parser
 
 
@@ -901,7 +669,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; `run` is the command's function, `overrides` its --config.key=value arguments.
 
     Raises:
-      _UsageError: it cannot be understood.
+      UsageError: it cannot be understood.
     """
     parser = _make_parser()
     chosen, depth = parser, 0
@@ -910,9 +678,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         if word in ("-h", "--help", "--version"):
             break
         if word is None:
-            raise _UsageError(f"{chosen.prog}: which command? {', '.join(commands)} (see {chosen.prog} --help)")
+            raise UsageError(f"{chosen.prog}: which command? {', '.join(commands)} (see {chosen.prog} --help)")
         if word not in commands:
-            raise _UsageError(f"{chosen.prog}: there is no command {word!r}{_nearest(word, commands)}")
+            raise UsageError(f"{chosen.prog}: there is no command {word!r}{nearest(word, commands)}")
         chosen, depth = commands[word], depth + 1
     if chosen.more is not None:
         chosen.more(chosen)
@@ -923,7 +691,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             break
         name = word.partition("=")[0]
         if name.startswith("-") and name not in known and not _NUMBER.match(word) and name != "-":
-            raise _UsageError(f"{chosen.prog}: there is no option {name}{_nearest(name, known)}")
+            raise UsageError(f"{chosen.prog}: there is no option {name}{nearest(name, known)}")
     args = parser.parse_args(rest)
     args.overrides = overrides
     return args
@@ -970,7 +738,7 @@ def _main(words: Sequence[str]) -> int:
     args: Any = None
     try:
         args = _parse(words)
-    except _UsageError as error:
+    except UsageError as error:
         print(_one_line(error), file=sys.stderr)
         return 2
     except SystemExit as done:  # --help and --version

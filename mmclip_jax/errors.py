@@ -1,5 +1,6 @@
 """The errors that end a command with one line instead of a traceback."""
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -8,21 +9,36 @@ CELL = 40
 _QUOTED = re.compile(r"""(?<!\w)(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")(?!\w)""", re.DOTALL)
 
 
+def _cut(quoted: str) -> str:
+    return quoted if len(quoted) <= CELL + 2 else f"{quoted[: CELL - 2]}...{quoted[0]}"
+
+
+def shown(cell: object) -> str:
+    """A cell for a message: quoted, and at most `CELL` characters of it."""
+    return _cut(repr(str(cell)))
+
+
 def shorten(message: str) -> str:
-    """The message with what it quotes, as `repr` does, cut to `CELL` characters, and on one line."""
+    """The message with all that it quotes as `shown` has it, and on one line."""
+    return _QUOTED.sub(lambda found: _cut(found[0]), " ".join(message.split("\n")))
 
-    def cut(found: re.Match[str]) -> str:
-        quoted = found[0]
-        return quoted if len(quoted) <= CELL + 2 else f"{quoted[: CELL - 2]}...{quoted[0]}"
 
-    return _QUOTED.sub(cut, " ".join(message.split("\n")))
+def brief(name: str) -> str:
+    """The name of a column for a message: what is too long for one may be a report, and only its length is told."""
+    return name if len(name) <= CELL else f"({len(name)} characters)"
 
 
 def listed(names: Iterable[str], most: int = 40) -> str:
-    """Names of columns or labels for a message, each cut to `CELL` characters, the first `most` of them."""
+    """The first `most` names of columns for a message, each as `brief` has it."""
     names = list(names)
-    cut = [name if len(name) <= CELL else name[: CELL - 3] + "..." for name in names[:most]]
-    return ", ".join(cut) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(brief, names[:most])) + (f" and {len(names) - most} others" if len(names) > most else "")
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """The end of a message: which of the candidates a mistyped word may mean; "" if none is near."""
+    bare = {candidate.lstrip("-"): candidate for candidate in candidates}
+    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
+    return f"; did you mean {bare[found[0]]}?" if found else ""
 
 
 class UserError(ValueError):

@@ -107,6 +107,11 @@ def bucket_problem(error: Exception) -> str:
     return (text or type(error).__name__) if foreign else ""
 
 
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes JSON with sorted keys, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
 def read_json(path: str | os.PathLike[str], remedy: str, keys: Sequence[str] = (), kind: type = dict) -> Any:
     """The content of a JSON file, of this kind, an object with these keys at least.
 

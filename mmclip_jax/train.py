@@ -6,12 +6,9 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import platform
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -42,18 +39,24 @@ from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
-    LostProcessError,
     LostWorkerError,
     PreemptedError,
     TrainingError,
     UserError,
 )
+from mmclip_jax.guard import (
+    DamagedRecords,
+    Fields,
+    ended_in_order,
+    lost_process_is_named,
+    preemption_notice,
+    profiler,
+    report_bad_batch,
+)
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 
-Fields = dict[str, np.ndarray]  # one field of a batch's rows by part
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 _VALIDATION_EXAMPLES = 512
-_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # a lost process causes none of these
 
 
 def train(config: ConfigDict, workdir: str, stretch: bool = False) -> dict[str, float]:
@@ -140,8 +143,8 @@ def _go_on(
     run = run_record(config, tokenizer.model_bytes, manifest)
     with storage_errors_are_named(workdir, checkpoints.describe_last):
         if primary:
-            _write_json(files.locate(workdir) / "config.json", run["config"])
-            _write_json(files.locate(workdir) / "manifest.json", manifest)
+            files.write_json(files.locate(workdir) / "config.json", run["config"])
+            files.write_json(files.locate(workdir) / "manifest.json", manifest)
         writer = writers.create_writer(workdir, step=first, primary=primary)
     missed = _missed_evaluation(config, workdir, first)
     parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
@@ -312,7 +315,7 @@ def fit(
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         problem = damaged.add(replaced) if values.get("replaced_rows") else ""
         if skipped := values.pop("skipped"):
-            message = _report_bad_batch(workdir, number, records, iterator, bool(values["finite"]))
+            message = report_bad_batch(workdir, number, records, iterator, bool(values["finite"]))
             if skipped > config.train.max_skipped:
                 problem = f"{message}. Look at them; then start anew with a lower optimizer.peak_lr or clip"
             else:
@@ -394,92 +397,6 @@ def fit(
     return state, logged
 
 
-@contextlib.contextmanager
-def ended_in_order(checkpoints: Checkpoints, iterator: pipeline.TrainIterator) -> Iterator[None]:
-    """However the block ends: a checkpoint that is being written is finished, and threads and workers end."""
-    try:
-        yield
-    except BaseException as error:
-        # The others of a run of several processes may be gone, and would be waited for.
-        if jax.process_count() == 1 and not isinstance(error, LostProcessError):
-            checkpoints.close_after_an_error(error)
-            iterator.close()
-        raise
-
-
-@contextlib.contextmanager
-def preemption_notice() -> Iterator[Callable[[int], bool]]:
-    """Inside, SIGTERM ends no process: it is the notice that the machine will be taken away.
-
-    Yields:
-      preempted(step): to be asked after every step, in every process; True at the step to save and to stop at, which is
-        the same for all processes however many of them got the signal.
-    """
-    if jax.distributed.is_initialized():  # JAX has taken over SIGTERM and tells the other processes
-        yield multihost_utils.reached_preemption_sync_point
-    elif threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield lambda step: False
-    else:
-        noticed = threading.Event()
-        before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-        try:
-            yield lambda step: noticed.is_set()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def lost_process_is_named() -> Iterator[None]:
-    """Turns the failed exchange with a process that is gone into a LostProcessError."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # Where CPUs compute in order (see cli.py), JAX raises the failed exchange as a plain ValueError.
-        foreign = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-        if not foreign or jax.process_count() == 1 or any(word in str(error) for word in _OWN_FAULTS):
-            raise
-        raise LostProcessError(
-            f"another process of this run was lost, or a device failed ({error}); the same command goes on from the "
-            "newest checkpoint"
-        ) from error
-
-
-@contextlib.contextmanager
-def profiler(workdir: str, first: int, count: int) -> Iterator[Callable[[int, Callable[[], None]], None]]:
-    """Traces `count` steps from step `first` on, in process 0, into WORKDIR/profile (for xprof, TensorBoard, Perfetto).
-
-    Yields:
-      before(number, settle): to be called before every step; settle waits for the step before.
-    """
-    twin, running = files.LocalTwin(files.locate(workdir) / "profile"), False
-
-    def before(number: int, settle: Callable[[], None]) -> None:
-        nonlocal running
-        if not count or number not in (first, first + count):
-            return
-        settle()
-        if jax.process_index():
-            return
-        if number == first:
-            jax.profiler.start_trace(str(twin.folder))
-            running = True
-        elif running:
-            stop()
-
-    def stop() -> None:
-        nonlocal running
-        jax.profiler.stop_trace()
-        running = False
-        twin.copy()
-        logging.info("the profile lies in %s", twin.path)
-
-    try:
-        yield before
-    finally:
-        if running:
-            stop()
-
-
 class Progress:
     """Averages metrics between logging steps; knows throughput, the share of time spent waiting for data, and ETA.
 
@@ -559,43 +476,6 @@ class Progress:
         self._sums, self._count, self._skipped, self._durations = {}, 0, 0, []
         self._start, self._left_out, self._waited = time.perf_counter(), 0.0, 0.0
         return means
-
-
-class DamagedRecords:
-    """The records that could not be read or decoded and were replaced, of all processes, since the run began."""
-
-    def __init__(self, workdir: str, limit: int, iterator: pipeline.TrainIterator):
-        self._path = files.locate(workdir) / "damaged_records.json"
-        self._limit, self._iterator = limit, iterator
-        remedy = "delete it, and the run counts anew"
-        self._known: list[dict[str, Any]] = []
-        if self._path.exists():
-            self._known = files.read_json(self._path, remedy, kind=list)
-        if any(not isinstance(entry, dict) or not isinstance(entry.get("number"), int) for entry in self._known):
-            raise UserError(f"{self._path} is damaged (an entry has no number): {remedy}")
-
-    def add(self, replaced: Fields) -> str:
-        """Lists what is new; all processes must call it, at the same step.
-
-        replaced: this process's field `damaged` of each part. Returns why the run must stop, "" while it need not.
-        """
-        mine = np.concatenate([replaced[part] for part in sorted(replaced)])
-        everyone = mine if jax.process_count() == 1 else multihost_utils.process_allgather(mine)
-        known = {entry["number"] for entry in self._known}
-        new = sorted({int(number) for number in np.unique(everyone)} - known - {-1})
-        if not new:
-            return ""
-        self._known += [{"number": number} | self._iterator.problem(number) for number in new]
-        for entry in self._known[-len(new) :]:
-            logging.warning("%(data_set)s, %(part)s record %(record)d is damaged and replaced: %(problem)s", entry)
-        if jax.process_index() == 0:
-            _write_json(self._path, self._known)
-        if len(self._known) <= self._limit:
-            return ""
-        return (
-            f"{len(self._known)} training records cannot be read or decoded, more than data.max_damaged={self._limit}; "
-            f"{self._path} lists them. Build or copy the data again, or raise data.max_damaged"
-        )
 
 
 class Evaluation:
@@ -706,20 +586,6 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         return sharding.make_mesh(config.mesh.fsdp)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _write_json(path: epath.Path, content: Any) -> None:
-    files.write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _report_bad_batch(
-    workdir: str, number: int, records: Fields, iterator: pipeline.TrainIterator, finite: bool
-) -> str:
-    """Writes the ids of the batch's records beside the checkpoints; returns what happened and where they are listed."""
-    name, what = ("spike", "the loss is a spike") if finite else ("not_finite", "loss or gradient is not finite")
-    path = files.locate(workdir) / f"{name}_step_{number}_process_{jax.process_index()}.json"
-    _write_json(path, {"step": number, "records": {part: iterator.record_ids(ids) for part, ids in records.items()}})
-    return f"{what} at step {number}: the update was left out, and the records of the batch are listed in {path}"
 
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file under configs/, with :argument where it takes one.")

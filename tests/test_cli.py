@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mmclip_jax import cli
+from mmclip_jax import cli, settings
 from mmclip_jax import config as config_lib
 from mmclip_jax.errors import LostProcessError, PreemptedError, TrainingError, UserError
 
@@ -60,6 +60,7 @@ def config(tmp_path: Path) -> str:
         ("demo --scale=--", "argument --scale: '--' is no value"),
         ("train --config {config} --workdir w --config.train.stpes=3", "did you mean train.steps?"),
         ("train --config {config} --workdir w --config.seeed 3", "the config has no seeed; did you mean seed?"),
+        ("train --config {config} --workdir w --config.zebra=3", "no zebra; mmclip_jax/config.py lists the settings"),
         ("train --config {config} --workdir w --config.none=3", "none is None, which tells no type"),
         ("train --config {config} --workdir w --config.train=3", "train is a group of settings"),
         ("train --config {config} --workdir w --config.train.steps=1.5", "expected a whole number, such as 7"),
@@ -97,7 +98,7 @@ def test_a_process_number_that_cannot_be_is_one_line(config, tmp_path):
         [sys.executable, "-m", "mmclip_jax.cli", *line.split()], capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 2
-    assert run.stderr.startswith("mmclip: the processes cannot be joined")
+    assert run.stderr.startswith("mmclip: --process 2 is none of --processes 2")
     assert run.stderr.count("\n") == 1
 
 
@@ -406,6 +407,7 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
     import dataclasses
 
     from mmclip_jax.data.builders import table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     seen: dict[str, Any] = {}
 
@@ -429,20 +431,18 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
     ]
     assert cli.main(line) == 0
     assert capsys.readouterr().out == "built\n"
-    assert seen["options"] == table.TableOptions(
-        table="t.csv", images="i", name="mine"
-    )  # the flags' defaults are its own
+    assert seen["options"] == TableOptions(table="t.csv", images="i", name="mine")  # the flags' defaults are its own
     assert not seen["overwrite"]
     more = ["--shares", "0.5,0.25,0.25", "--views", "PA, AP", "--no-absent-if-unlisted", "--shorter-side", "128",
             "--max-reject-share", "0.5", "--overwrite"]  # fmt: skip
     assert cli.main([*line, *more]) == 0
-    expected = table.TableOptions(table="t.csv", images="i", name="mine", shares=(0.5, 0.25, 0.25), views=("PA", "AP"),
+    expected = TableOptions(table="t.csv", images="i", name="mine", shares=(0.5, 0.25, 0.25), views=("PA", "AP"),
                                   absent_if_unlisted=False, shorter_side=128, max_reject_share=0.5)  # fmt: skip
     assert seen["options"] == expected
     assert seen["overwrite"]
     assert cli.main(["data", "build", "table", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(table.TableOptions))
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(TableOptions))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -450,9 +450,9 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
 
 
 def test_config_with_argument_and_overrides(config):
-    plain = cli.read_config(config)
+    plain = settings.read_config(config)
     assert (plain.name, plain.train.steps, plain.is_locked) == ("plain", 7, True)
-    changed = cli.read_config(
+    changed = settings.read_config(
         f"{config}:big",
         ["--config.train.steps=9", "--config.train.rate=2", "--noconfig.train.remat", "--config.data.train=x/y",
          "--config.data.train=z", "--config.data.shares=(0.25, 0.75)"],
@@ -462,7 +462,7 @@ def test_config_with_argument_and_overrides(config):
     assert type(changed.train.rate) is float
     assert changed.data.train == ("x/y", "z")
     assert changed.data.shares == (0.25, 0.75)
-    assert cli.read_config(config).train.steps == 7
+    assert settings.read_config(config).train.steps == 7
 
 
 @pytest.mark.parametrize(
@@ -482,10 +482,12 @@ def test_overrides_are_told_from_other_arguments(words, rest, overrides):
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.py")))
 def test_every_config_takes_an_override_of_every_number(file):
     path = str(ROOT / "configs" / file)
-    keys = config_lib.flat(cli.read_config(path))
+    keys = config_lib.flat(settings.read_config(path))
     numbers = {key: value for key, value in keys.items() if type(value) in (int, float)}
     assert numbers
-    changed = config_lib.flat(cli.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()]))
+    changed = config_lib.flat(
+        settings.read_config(path, [f"--config.{key}={value + 1}" for key, value in numbers.items()])
+    )
     assert {key: changed[key] for key in numbers} == {key: value + 1 for key, value in numbers.items()}
 
 

@@ -255,6 +255,9 @@ def test_a_finding_with_one_class_is_named_and_left_out_of_the_macro() -> None:
     assert found["findings"][1]["auroc"] is None
     assert found["macro_auroc"]["mean"] == 1.0
     assert found["findings"][1]["unknown"] == 1
+    run = {"fraction": 1.0, "images": 3, "sources": {"s": found}}
+    told = {"sources": ["s"], "mode": "probe", "fractions": [run], "findings": ["edema", "nodule"], "notes": []}
+    assert "| undefined (no negative label) |" in supervised.as_markdown(told)
 
 
 def test_accuracies_equal_scikit_learn() -> None:

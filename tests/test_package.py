@@ -1,6 +1,7 @@
 """What is installed: versions, pins, package data, the entry point, and what must not be imported."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -180,6 +181,10 @@ def test_a_wheel_holds_every_module_and_data_file(tmp_path):
     )
 
 
+# Pillow's and the system's `open`, `files.read_text`, and `open` of a ZIP archive: none of them takes an encoding.
+_OWN_WORDS = ("Image", "os", "files", "archive", "_open_archive(archive)")
+
+
 def test_text_files_are_utf_8_whatever_the_locale():
     """Every call that opens text says so: the locale's encoding would be taken otherwise."""
     found, bad = 0, []
@@ -190,7 +195,7 @@ def test_text_files_are_utf_8_whatever_the_locale():
             function = node.func
             name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
             owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
-            if name not in ("open", "fdopen", "read_text", "write_text", "TextIOWrapper") or owner in ("Image", "os"):
+            if name not in ("open", "fdopen", "read_text", "write_text", "TextIOWrapper") or owner in _OWN_WORDS:
                 continue
             # The builders' own reader, which decodes UTF-8; members of archives are bytes.
             if (name == "read_text" and owner in ("", "files")) or (name == "open" and "archive" in owner):
@@ -207,3 +212,62 @@ def test_text_files_are_utf_8_whatever_the_locale():
                 bad.append(f"{file.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}")
     assert found > 20
     assert not bad, bad
+
+
+# A room of the package -> the other rooms, and modules beside them, that it may import, wherever it does so.
+_TOOLS = {"errors", "files", "locks", "processes", "ranges", "spreadsheet"}
+_MAY_IMPORT = {
+    "data": _TOOLS,
+    "models": {"errors", "sharding"},
+    "interop": {*_TOOLS, "checkpoints", "data", "models", "sharding", "step"},
+    "evaluate": {*_TOOLS, "checkpoints", "data", "interop", "writers"},
+}
+_JAX = {"jax", "flax", "optax", "orbax"}
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """The modules that are imported, as dotted names; `from a import b` gives a.b."""
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", _MAY_IMPORT)
+def test_imports_go_one_way(room: str) -> None:
+    bad = []
+    for file in sorted((ROOT / "mmclip_jax" / room).rglob("*.py")):
+        for name in _imports(ast.parse(file.read_text(encoding="utf-8"))):
+            top, *rest = name.split(".")
+            inside = top == "mmclip_jax" and bool(rest) and rest[0] not in {room, "__version__", *_MAY_IMPORT[room]}
+            if inside or (room == "data" and top in _JAX):
+                bad.append(f"{file.relative_to(ROOT)} imports {name}")
+    assert not bad, bad
+
+
+def test_no_module_needs_itself() -> None:
+    """Imports at the top of modules have no circles; nothing imports the command line."""
+    modules = {}
+    for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert not any(each.startswith("mmclip_jax.cli") for each in _imports(tree)), file
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        modules[name] = _imports(top)
+    needs = {
+        name: {each if each in modules else each.rpartition(".")[0] for each in imported} & modules.keys() - {name}
+        for name, imported in modules.items()
+    }
+    assert list(graphlib.TopologicalSorter(needs).static_order())
+
+
+def test_the_list_of_rooms_is_that_of_the_tree() -> None:
+    from mmclip_jax.data.builders.registry import COLLECTIONS
+
+    rooms = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    named = set(re.findall(r"\w+\.py\b", rooms))
+    there = {file.name for file in (ROOT / "mmclip_jax").rglob("*.py")}
+    assert named <= there
+    listed = [file for room in ("", "data", "data/builders") for file in (ROOT / "mmclip_jax" / room).glob("*.py")]
+    assert {file.name for file in listed} - named == {"__init__.py", *(f"{name}.py" for name in COLLECTIONS)}

@@ -12,7 +12,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmclip_jax import ablate, cli, objectives, plan, ranges, step, train, transfer
+from mmclip_jax import ablate, arguments, cli, objectives, plan, ranges, step, train, transfer
 from mmclip_jax import config as config_lib
 from mmclip_jax.data.tokenizer import ENTITY_LABELS
 from mmclip_jax.errors import UserError
@@ -136,7 +136,7 @@ def test_no_command_takes_a_number_without_a_range() -> None:
     for parser in parsers(cli._make_parser()):
         for action in parser._actions:
             assert action.type not in (int, float), f"{parser.prog} {action.option_strings}"
-            found += isinstance(action.type, cli._Number | cli._Numbers)
+            found += isinstance(action.type, arguments.Number | arguments.Numbers)
     assert found > 40
 
 
@@ -169,7 +169,7 @@ def test_numbers_of_commands_are_refused_in_one_line(
 
 
 def test_shares_of_a_table_are_numbers_of_zero_to_one() -> None:
-    from mmclip_jax.data.builders.table import TableOptions
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     for shares in ((math.nan, 0.5, 0.5), (1.2, -0.1, -0.1), (0.5, 0.5)):
         with pytest.raises(UserError, match="shares"):
@@ -186,6 +186,6 @@ def test_a_range_is_what_it_says(value: float, low: float, width: float, above: 
 
 def test_argparse_calls_a_number_by_its_kind() -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--n", type=cli._Number(ranges.count()))
+    parser.add_argument("--n", type=arguments.Number(ranges.count()))
     with pytest.raises(argparse.ArgumentError, match=r"invalid int value: .1\.5."):
         parser.parse_args(["--n", "1.5"])

@@ -19,7 +19,6 @@ from etils import epath
 
 from mmclip_jax import files, spreadsheet
 from mmclip_jax.data import fingerprint, looks, records
-from mmclip_jax.data.builders.files import read_text
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.kinship import NOTHING_TOLD, Told
 from mmclip_jax.data.overlaps import LIST, AuditSet, Overlap, Row, audit
@@ -104,6 +103,25 @@ def _row_of(texts: Sequence[str]) -> Row:
     return Row(id, sys.intern(source), patient, study, pixels, report)
 
 
+def _lines(file: pathlib.Path) -> list[tuple[int, str]]:
+    """(number, id) of each line; what is no list of ids is refused, as it would match nothing and be called clean."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except ValueError as error:
+        raise UserError(f"{file} is no text of one id a line; of a table, say FILE:COLUMN") from error
+    ids = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    for number, id in ids:
+        if mark := next((mark for mark in ',;|\t{"' if mark in id), ""):
+            raise UserError(
+                f"{file} row {number}: {mark!r} in a list of one id a line; name the column ({file}:COLUMN)"
+            )
+    if ids and all(len(id.split()) > 2 for _, id in ids):
+        raise UserError(f"{file}: each line has several words; write a list of one id a line")
+    if not ids:
+        raise UserError(f"{file} holds no id")
+    return ids
+
+
 def _read_list(spec: str, patient_pattern: str) -> AuditSet:
     place, _, column = spec.rpartition(":")
     if pathlib.Path(spec).is_file():
@@ -118,8 +136,7 @@ def _read_list(spec: str, patient_pattern: str) -> AuditSet:
         index = table.header.index(column)
         ids = [(row.number, row.cells[index]) for row in table.rows]
     else:
-        lines = read_text(file).splitlines()
-        ids = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+        ids = _lines(file)
     try:
         pattern = re.compile(patient_pattern)
     except re.error as error:

@@ -10,11 +10,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
+from mmclip_jax.data import containers
 from mmclip_jax.data.entities import find_terms
 from mmclip_jax.data.schema import NEW_SENTENCE
 
 
-def listed(words: str) -> frozenset[str]:
+def word_set(words: str) -> frozenset[str]:
     """The words of a text, each once."""
     return frozenset(words.split())
 
@@ -29,15 +30,18 @@ _UNUSUAL = re.compile(r"[^\n -%'-;=-\[\]-{}]")
 PLAIN = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 ,()'/%.?!+-]*")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:amp;|AMP;|#0{0,4}38;|#[xX]0{0,4}26;)+")
-_LINE_TAGS = listed(
+_LINE_TAGS = word_set(
     """
     br tr ul ol table tbody thead html body head
     """
 )
-_PARAGRAPH_TAGS = listed(
+_PARAGRAPH_TAGS = word_set(
     """
     p div h1 h2 h3 h4 h5 h6 hr pre section
     """
+)
+_UNSEEN = re.compile(
+    r"<!--[^<>]{0,5000}-->|<!doctype[^<>]{0,300}>|<(script|style)\b[^<>]{0,300}>[^<]{0,20000}</\1>", re.IGNORECASE
 )
 _TAG = re.compile(
     r"</?(br|tr|ul|ol|table|tbody|thead|html|body|head|p|div|h[1-6]|hr|pre|section|li|td|th|b|i|u|s|em|strong|span|font|"
@@ -53,7 +57,7 @@ _BACKSLASH = re.compile(
 _MARKS = {"E": "\\", "F": "|", "S": "^", "T": "&", "R": "\u223c", "H": "", "N": ""}
 _EXCEL = re.compile(r"_[xX]([0-9A-Fa-f]{4})_")
 # A tilde is HL7's mark between lines, but "about" in front of a number.
-_LINE_MARK = re.compile(r"\||(?<=[^\s(])~|~(?![ ]?\d)|~(?=[ ]?\d{1,2}[.)] )|(?<!\S)\u00b7")
+_LINE_MARK = re.compile(r"(?<=[^\s(])~|~(?![ ]?\d)|~(?=[ ]?\d{1,2}[.)] )|(?<!\S)\u00b7")
 _BULLETS = (
     "\u2022\u2023\u25e6\u25aa\u25ab\u25cf\u25cb\u25a0\u25a1\u2043\u2219\u27a2\u27a4\u25ba\u25b6\u2713\u2714\uf0b7\uf0a7"
 )
@@ -65,11 +69,11 @@ def _characters() -> dict[int, str | None]:
     table: dict[int, str | None] = {}
     for code in (*range(0x20), *range(0x7F, 0x3100), *range(0xD800, 0xE000), *range(0xFE00, 0x10000)):
         kind = unicodedata.category(chr(code))
-        if kind == "Zs" or code == 0x09:
+        if kind == "Zs":
             table[code] = " "
         elif code in (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029):
             table[code] = "\n"
-        elif (kind in ("Cc", "Cf", "Cs") and code not in (0x0A, 0x0D)) or code in range(0xFE00, 0xFE10):
+        elif (kind in ("Cc", "Cf", "Cs") and code not in (0x09, 0x0A, 0x0D)) or code in range(0xFE00, 0xFE10):
             table[code] = None
     table |= dict.fromkeys(map(ord, _BULLETS), "\n- ")
     table |= dict.fromkeys(map(ord, "\u2018\u2019\u201a\u2032\u00b4"), "'") | dict.fromkeys(
@@ -88,7 +92,7 @@ def _tag(match: re.Match[str]) -> str:
         return "\n\n"
     if name in _LINE_TAGS:
         return "\r"
-    return " " if name in ("td", "th") else match[0][match[0].rindex(">") + 1 :]
+    return "\t" if name in ("td", "th") else match[0][match[0].rindex(">") + 1 :]
 
 
 def _backslash(match: re.Match[str]) -> str:
@@ -99,7 +103,7 @@ def _backslash(match: re.Match[str]) -> str:
         return bytes.fromhex(match[kind]).decode("latin-1")
     if kind == "code":
         return chr(int(match[kind], 16))
-    return {"mark": _MARKS.get(match[kind] or "", ""), "line": "\r", "tab": " "}.get(kind, "") if kind else ""
+    return {"mark": _MARKS.get(match[kind] or "", ""), "line": "\r", "tab": "\t"}.get(kind, "") if kind else ""
 
 
 def _decoded(text: str) -> str:
@@ -110,7 +114,7 @@ def _decoded(text: str) -> str:
         if "&" in text:
             text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
         if "<" in text:
-            text = _TAG.sub(_tag, text)
+            text = _TAG.sub(_tag, _UNSEEN.sub(" ", text))
         if "\\" in text:
             text = _BACKSLASH.sub(_backslash, text)
         if "_x" in text or "_X" in text:
@@ -123,9 +127,18 @@ def _decoded(text: str) -> str:
 def normalised(text: str) -> str:
     """The text in lines: no escapes, single blanks, no blank at a line's ends, at most one empty line at a place."""
     if _UNUSUAL.search(text) or "_x" in text or "_X" in text:
-        text = unicodedata.normalize("NFC", _decoded(text))
-        text = _LINE_MARK.sub("\r", text)
+        text = containers.of_rtf(containers.of_hl7(text))
+        if "\u25a1" in text and "\u25a0" in text:  # boxes, one of them filled, are no bullets
+            text = text.replace("\u25a1", "\u2610").replace("\u25a0", "\u2612")
+        text = _LINE_MARK.sub("\r", unicodedata.normalize("NFC", _decoded(text)))
+        text = containers.lines_of_cells(text).replace("|", "\r")
         text = text.replace("\r\r\n", "\n").replace("\r\n", "\n").replace("\r", "\n")
+    if "-v" in text or "+v" in text or "-V" in text or "+V" in text:
+        text = _SIGNED.sub(lambda match: "negative" if match[1] == "-" else "positive", text)
+    if "#1" in text:
+        text = _HASHED.sub(r"\1. ", text)
+    if "a)" in text and "b)" in text and {"a", "b"} <= set(_LETTERED.findall(text)):
+        text = _LETTERED.sub("\n- ", text)
     if "**" in text:
         text = _BOLD.sub("", text)
     text = text.strip()
@@ -149,6 +162,9 @@ def normalised(text: str) -> str:
 
 
 _BOLD = re.compile(r"(?<![^\s])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?!\*)")  # Markdown's
+_SIGNED = re.compile(r"(?<![^\s(\[:])([-+])ve\b", re.IGNORECASE)
+_HASHED = re.compile(r"(?<!\S)#(\d{1,2})[.):]?\s+(?=[A-Z])")  # "#1 No effusion #2 Edema"
+_LETTERED = re.compile(r"(?<!\S)\(?([a-h])\)\s+(?=[A-Z])")
 _WORDLIKE = re.compile(r"[^\W_]")
 
 
@@ -164,7 +180,7 @@ _ENDED = re.compile(r"[.!?:;][\"')\]]*\Z")
 _FIRST_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 # A line that ends with one of these goes on in the next; a line that begins with one of the second kind goes on from
 # the line before.
-_OPEN = listed(
+_OPEN = word_set(
     """
     a an the this that these those of in on at to for from by with without within and or nor but no not any is are
     was were be been has have had may might could can will would should as than which who whose into over under
@@ -177,7 +193,7 @@ _OPEN = listed(
     en
     """
 )
-_GOING_ON = listed(
+_GOING_ON = word_set(
     """
     and or nor but with without which who that than of in on at to for from by as into over under near along
     between above below is are was were be been has have had may might could can cannot will would should not seen
@@ -189,7 +205,7 @@ _GOING_ON = listed(
     """
 )
 # Words that begin a statement: behind a finding, without a mark between them, they begin a new one.
-_BEGINNING = listed(
+_BEGINNING = word_set(
     """
     no there the this these heart lungs lung cardiac cardiomediastinal mediastinum bones osseous stable mild
     moderate small large normal clear left right bilateral minimal trace new status pleura kein keine die der das
@@ -333,14 +349,70 @@ def _numbers(line: str) -> Iterator[int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Placeholders
 
-_NO_WORDS = listed(
+_NO_WORDS = word_set(
     """
     nan none null na nil xx xxx xxxx xxxxx unk unknown tbd nd missing empty blank pending undefined
     """
 )
-_NO_PHRASES = frozenset({"not available", "not applicable", "no report", "no text", "no data", "report not available"})
+_NO_PHRASES = frozenset(
+    {"not available", "not applicable", "no report", "no text", "no data", "report not available"}
+    | {
+        f"{subject} {what}".strip()
+        for subject in ("", "report", "the report", "result", "results", "findings", "dictation", "report text", "text")
+        for what in (
+            "pending",
+            "to follow",
+            "not available",
+            "not found",
+            "removed",
+            "redacted",
+            "unavailable",
+            "missing",
+            "not recorded",
+            "not reported",
+            "not given",
+            "not dictated",
+            "not on file",
+            "withheld",
+            "deleted",
+        )
+    }
+    | {
+        "no report available",
+        "no report on file",
+        "no dictation",
+        "no findings recorded",
+        "no results",
+        "no result",
+        "see dictated report",
+        "see dictation",
+        "see separate report",
+        "dictated",
+        "redacted",
+        "test",
+        "test report",
+        "tbc",
+        "unsigned",
+        "nat",
+        "n",
+        "name",
+        "ref",
+        "value",
+        "div",
+        "keine angabe",
+        "keine angaben",
+        "k a",
+        "kein befund vorhanden",
+        "kein bericht",
+        "sin informe",
+        "sin datos",
+        "no disponible",
+        "pas de compte rendu",
+        "non disponible",
+    }
+)
 _FIRST_OF_NOTHING = _NO_WORDS | {"n"}
-_PHRASES_BEGIN = tuple({words[:7] for words in _NO_PHRASES})
+_PHRASES_BEGIN = frozenset({words[:7] for words in _NO_PHRASES})
 _NOT_AVAILABLE = re.compile(r"\bn\s?[/.]\s?a\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -350,7 +422,7 @@ def begins_like_nothing(text: str) -> bool:
     first = _WORD.search(text)
     if first is None or first[0].lower() in _FIRST_OF_NOTHING:
         return True
-    return len(text) < 40 and text[first.start() :][:7].lower().startswith(_PHRASES_BEGIN)
+    return len(text) < 40 and (len(text) < 8 or text[first.start() :][:7].lower() in _PHRASES_BEGIN)
 
 
 def _is_blank(text: str) -> bool:

@@ -105,6 +105,9 @@ class _Finder:
         self.compose = resources.compose
         composable = {observation for observation, _ in resources.compose}
         affirming, sided = set(resources.cues["affirming"]), set(resources.cues["side"])
+        verbs = {*resources.cues["verb"], *resources.cues["remains"]}
+        # A term with a verb in it ("lung volumes are low") is a clause of its own behind a comma, as stable ones are.
+        affirming.update(word for word in resources.terms if not verbs.isdisjoint(word.split()))
         senses: dict[str, Sense] = _ByWord()
         for word, term in resources.terms.items():
             role = Role.OBSERVATION if term.label in ("observation", "device") else Role.OTHER

@@ -14,7 +14,7 @@ import functools
 import re
 from collections.abc import Mapping
 
-from mmclip_jax.data.cleaning import listed
+from mmclip_jax.data.cleaning import word_set
 from mmclip_jax.data.entities import find_terms
 
 
@@ -61,7 +61,7 @@ _LEFT_OUT = {
     "hospital "
     "id number account institution",
 }  # fmt: skip
-_VIEW_WORDS = listed(
+_VIEW_WORDS = word_set(
     """
     chest thorax cxr portable pa ap lateral lat frontal view views upright semi-upright supine decubitus erect
     film films radiograph radiographs radiography x-ray x-rays xray xrays rx röntgen ribs rib bone window windows
@@ -73,7 +73,7 @@ _VIEW = re.compile(
     r"chest|portable|pa and lat|lateral and pa|ap and lat|lateral and ap|frontal and|(?:two|one|frontal|pa|ap|lateral) "
     r"views?|bone window|frontal (?:semi-)?upright|ribs|chest|thorax|x-?rays?\b|\bcxr\b|radiograph"
 )
-_PART_WORDS = listed(
+_PART_WORDS = word_set(
     """
     lungs lung pleura pleural airway airways heart cardiac cardiomediastinal mediastinum hila hilum bones bone
     osseous skeleton soft tissue tissues lines line tubes tube devices device support hardware catheters catheter
@@ -83,7 +83,7 @@ _PART_WORDS = listed(
     corazón pulmones pleuras mediastino and the of und et y de la
     """
 )
-_SMALL_WORDS = listed(
+_SMALL_WORDS = word_set(
     """
     and or of for the a an to on in with at s this these her his read ct cxr
     details detail und zur der die das frage de la le du des el y et
@@ -93,9 +93,9 @@ _SMALL_WORDS = listed(
     """
 )
 # Clinical words make a heading no section of the film's own: "CLINICAL IMPRESSION", "PRIOR FINDINGS".
-_NOT_OF_THE_FILM = listed(
+_NOT_OF_THE_FILM = word_set(
     """
-    clinical prior previous admitting provisional klinische clinique
+    clinical prior previous admitting provisional critical preoperative klinische clinique
     """
 )
 # Listed by the official parser in another class than the rules below would give.
@@ -147,7 +147,9 @@ def class_of(heading: str) -> tuple[Section, str]:
         best = min((f for f in known if f and f[0] == Section.LEFT_OUT), key=lambda f: _ORDER[f[1]], default=best)
     if best:
         return best
-    if _VIEW.search(plain) and not (set(words) <= _PART_WORDS and "wall" in words):
+    if (_VIEW.search(plain) or (words and _VIEW_WORDS.issuperset(words))) and not (
+        set(words) <= _PART_WORDS and "wall" in words
+    ):
         return Section.VIEW, plain.upper()
     if words and (set(words) <= _PART_WORDS or find_terms(plain)):
         return Section.PART, plain.upper()

@@ -11,10 +11,13 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from mmclip_jax.errors import shown
+
 LONGEST = 4096  # characters of an id; those of images are paths
-SHOWN = 40  # characters of a cell that a message shows: cells may hold what a report says
 
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00]")
+# Editors and exports write one dash for another; "A_1" beside "A-1" is looked at too.
+_DASHES = dict.fromkeys(map(ord, "_\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
 _SPACE = re.compile(r"\s+")
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')  # how a CSV file keeps a spreadsheet from turning text into a number
 _TEXT_MARK = re.compile(r"'(?=[\d=+@-])")  # likewise
@@ -27,12 +30,6 @@ _PADDING = re.compile(r"(?<!\d)0+(?=\d)")
 
 class BadId(ValueError):
     """Why a cell is no id that can be trusted; for a person."""
-
-
-def shown(cell: object) -> str:
-    """A cell as messages show it: quoted, and at most `SHOWN` characters of it."""
-    text = str(cell)
-    return repr(text) if len(text) <= SHOWN else f"{text[: SHOWN - 1]!r}…"
 
 
 def clean_id(cell: str) -> str:
@@ -70,10 +67,18 @@ def clean_id(cell: str) -> str:
     return text
 
 
+def spelt(cell: str) -> str:
+    """`clean_id`, or the cell in NFC without white space at its ends where it is no id that can be trusted."""
+    try:
+        return clean_id(cell)
+    except BadId:
+        return unicodedata.normalize("NFC", cell).strip()
+
+
 def alike_key(id: str) -> str:
-    """The same for ids that may be one: without case, compatibility forms, padding with zeros, groups of thousands."""
+    """The same for ids that may be one: without case, kinds of dashes, compatibility forms, padding, commas."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", id).casefold())
-    text = _SPACE.sub("", text)
+    text = _SPACE.sub("", text.translate(_DASHES))
     if _GROUPED.fullmatch(text):
         text = re.sub(r"\D", "", text)
     return _PADDING.sub("", text)

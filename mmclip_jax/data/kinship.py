@@ -71,14 +71,6 @@ def is_same_source(source: str, other: str) -> bool:
     return source == other or shares_images(source, other)
 
 
-def spelt(id: str) -> str:
-    """An id as builders store it (`ids.clean_id`); records of other programs may hold one that is not clean."""
-    try:
-        return ids.clean_id(id)
-    except ids.BadId:
-        return unicodedata.normalize("NFC", id).strip()
-
-
 def canonical_id(source: str, id: str, what: str) -> Key | None:
     """The id of an image, study or patient in the one spelling of its family; None for an empty id.
 
@@ -87,7 +79,7 @@ def canonical_id(source: str, id: str, what: str) -> Key | None:
       id: as the record has it.
       what: one of `WHATS`.
     """
-    plain = spelt(id)
+    plain = ids.spelt(id)
     if not plain:
         return None
     there = families(source)
@@ -104,7 +96,7 @@ def loose_id(id: str) -> str:
 
     Folders in front of an image's name stay (`tails` deals with them).
     """
-    return ids.alike_key(spelt(_SUFFIX.sub("", unicodedata.normalize("NFKC", spelt(id)).replace("\\", "/"))))
+    return ids.alike_key(ids.spelt(_SUFFIX.sub("", unicodedata.normalize("NFKC", ids.spelt(id)).replace("\\", "/"))))
 
 
 def tails(paths: Sequence[Sequence[str]], longest: int = 4) -> list[list[str]]:

@@ -447,7 +447,7 @@ class _State:
             if ticked:
                 self._answer(DENIED)
             return
-        if not text[end + 1 : end + 2].isalpha():  # almost always a word follows
+        if text[end : end + 1] != " " or not text[end + 1 : end + 2].isalpha():  # almost always a word follows
             if self._is_answer(start, end):
                 self._back(event, DENIED)
                 return

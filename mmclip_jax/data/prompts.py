@@ -1,5 +1,6 @@
 """Disease kinds by name, and the sentences that prompts are made of; the words are in resources/*.yaml."""
 
+import difflib
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -107,7 +108,9 @@ def zero_shot_prompts(finding: str, resources: Resources | None = None) -> tuple
     words = resources or default()
     name = kind_of(finding, words)
     if name is None:
-        raise UserError(f"unknown finding {finding!r}; known kinds: {', '.join(words.kinds)}")
+        near = difflib.get_close_matches(finding.lower(), [kind.display for kind in words.kinds.values()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known kinds: {', '.join(words.kinds)}"
+        raise UserError(f"unknown finding {finding!r}; {hint}")
     grammar = words.prompts["zero_shot"]
     if name == NO_FINDING:
         templates = grammar["no_finding"]

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmclip_jax.data.cleaning import PLAIN, begins_like_nothing, has_items, listed, normalised, phrase, stored
+from mmclip_jax.data.cleaning import PLAIN, begins_like_nothing, has_items, normalised, phrase, stored, word_set
 from mmclip_jax.data.headings import LEFT_OUT_NAMES, Section, class_of, is_heading, is_part
 from mmclip_jax.data.schema import report_text
 
@@ -60,7 +60,7 @@ _TITLE_CASE = re.compile(r"(?<=[.!?;:)] )[A-Z][A-Za-z]{1,20}(?:[ /](?:[A-Z]?[a-z
 # Words with capitals within a line, behind whatever: "Comparison: None Clinical History: Fall Findings: ...".
 _TITLE_WORDS = re.compile(r"(?<=\s)(?:[A-Z][a-z]{2,20} ){0,2}[A-Z][a-z]{5,20} ?:(?= |$)")
 _BY_DASH = re.compile(r"([^\W\d_][^\d:;.=]{3,40}?)\s?(?:\s[-=]\s|[-;=](?:\s|$)|\.(?:\s|$)|$)")
-_IN_LINE = listed(
+_IN_LINE = word_set(
     """
     FINDINGS IMPRESSION INDICATION HISTORY COMPARISON TECHNIQUE RECOMMENDATIONS NOTIFICATION EXAMINATION ADDENDUM
     """
@@ -68,11 +68,15 @@ _IN_LINE = listed(
 # In small letters these are words of a section that is kept ("Note: ...").
 _IN_CAPITALS = frozenset({"COMMENT", "DATE", "PATIENT"})
 _SIGNATURE = re.compile(
-    r"(?:^|(?<=[.!?;:)] ))(?:electronically |digitally )?(?:signed|dictated|transcribed|approved|verified|finali[sz]ed|"
-    r"attested|authenticated|validated|interpreted|reported|reviewed)"
+    r"(?:^|(?<=[.!?;:)] )|(?<=\*\*\* ))(?:(?:this|final|the) (?:final )?report (?:was|has been|is)? ?)?"
+    r"(?:electronically |digitally )?(?:signed|dictated|transcribed|approved|verified|finali[sz]ed|"
+    r"released|authori[sz]ed|read|attested|authenticated|validated|interpreted|reported|reviewed)"
     r"(?: and \w+| electronically| digitally)? (?:by|on)\b|"
     r"^(?:electronically|digitally) \w+|^elektronisch (?:signiert|freigegeben|unterschrieben)|^gez\. |"
-    r"^mit freundlichen gr\u00fc\u00dfen|^(?:attending|resident)? ?radiologist[:,] ",
+    r"^mit freundlichen gr\u00fc\u00dfen|^(?:attending|resident)? ?radiologist[:,] |"
+    r"^(?:reading|interpreting|reporting|signing|dictating|attending) (?:physician|doctor|radiologist)\b|"
+    r"^i, [^\n]{1,40}, have (?:personally )?reviewed|^d: ?\d[^\n]{0,30} t: ?\d|"
+    r"^(?:dr|prof)\.? [^\n:]{1,40}\n(?:consultant|attending|resident|specialist)?[ ,]*radiologist\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _TITLE = re.compile(
@@ -134,6 +138,7 @@ def _may_be_signed(text: str) -> bool:
     """Whether a text in small letters can have a signature. Most have none, and looking for one is slow."""
     return (
         " by" in text or "ed on" in text or "nically " in text or "igitally " in text or "radiologist" in text
+        or "t: " in text or "i, " in text or "physician" in text or "doctor" in text
         or "elektronisch" in text or "gez. " in text or "mit freundlichen" in text
     )  # fmt: skip
 
@@ -185,7 +190,7 @@ def _within(line: str, at: int, begin: int, capitals: bool) -> Iterator[_Mark]:
                 title = line[max(0, start - 12) : start].split()[-1:]
                 if name == "COMPARISON" and title and class_of(title[0])[0] is Section.VIEW:
                     break  # "Chest Comparison: There is ...", in Open-I
-                behind_mark = line[max(0, start - 2) : start].strip()[-1:] in (".", "!", "?", ";")
+                behind_mark = line[max(0, start - 2) : start].strip()[-1:] in (".", "!", "?", ";", "_", "]")
                 if name in _IN_LINE and (behind_mark or not capitals):
                     yield _Mark(at + start, at + match.end(), section, name)
                 break
@@ -197,6 +202,17 @@ def _within(line: str, at: int, begin: int, capitals: bool) -> Iterator[_Mark]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sections
+
+
+_BRACKETED = re.compile(r"(?<!\S)\[ ?([A-Za-z][A-Za-z /&]{3,40}?) ?\]:?[ \n]")
+
+
+def _plain_headings(text: str) -> str:
+    """The text normalised, with lines "FINDINGS: ..." for each heading in brackets ("[FINDINGS] ...")."""
+    text = normalised(text)
+    if "]" not in text:
+        return text
+    return _BRACKETED.sub(lambda match: f"\n{match[1]}: " if is_heading(match[1]) else match[0], text).strip()
 
 
 class _Piece(NamedTuple):
@@ -260,7 +276,7 @@ def _certain(marks: list[_Mark], text: str, column: bool) -> list[_Mark]:
 
 def sections(text: str) -> list[tuple[str, str]]:
     """(heading as written, its text in lines) of each section in order; what precedes the first heading has ""."""
-    return [(piece.heading, piece.body) for piece in _pieces(normalised(text), Section.UNKNOWN)]
+    return [(piece.heading, piece.body) for piece in _pieces(_plain_headings(text), Section.UNKNOWN)]
 
 
 @functools.lru_cache(maxsize=8)  # the rows of one study have the same report
@@ -275,7 +291,7 @@ def read_report(text: str, beginning_counts: bool = True) -> Report:
       text: the report as it came.
       beginning_counts: whether what precedes the first heading is findings where no heading says what is.
     """
-    pieces = _pieces(normalised(text), Section.UNKNOWN)
+    pieces = _pieces(_plain_headings(text), Section.UNKNOWN)
     if not pieces:
         return Report("", "")
     unknown = not any(p.section in _TOLD or p.name in LEFT_OUT_NAMES for p in pieces)
@@ -353,12 +369,14 @@ def read_columns(findings: str, impression: str, last_paragraph: str = "") -> Re
     if all(plain) and (findings or impression or not last_paragraph):
         return _checked(Report(findings, impression))
     pieces = (
-        [_Piece(Section.FINDINGS, "", "", findings)] if plain[0] else _pieces(normalised(findings), Section.FINDINGS)
+        [_Piece(Section.FINDINGS, "", "", findings)]
+        if plain[0]
+        else _pieces(_plain_headings(findings), Section.FINDINGS)
     )
     if plain[1]:
         pieces.append(_Piece(Section.IMPRESSION, "", "", impression))
     else:
-        pieces += _pieces(normalised(impression), Section.IMPRESSION)
+        pieces += _pieces(_plain_headings(impression), Section.IMPRESSION)
     if len(pieces) <= 2 and not any(piece.heading for piece in pieces):
         said = ["", ""]
         silent = []

@@ -11,7 +11,7 @@ from mmclip_jax.data.quiet import quiet
 from mmclip_jax.errors import UserError
 
 FORMATS = ("PNG", "JPEG")
-"""What a stored picture may be. Any of Pillow's formats would do else, and one of them starts Ghostscript."""
+"""What a stored picture may be. Otherwise Pillow would open any of its formats, and one of them starts Ghostscript."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 

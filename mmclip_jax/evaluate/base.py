@@ -14,7 +14,9 @@ import numpy as np
 
 from mmclip_jax.data import prompts, texts
 from mmclip_jax.data import records as record_files
-from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
+from mmclip_jax.data.entities import find_entities
+from mmclip_jax.data.resources import ENGLISH
+from mmclip_jax.data.schema import PARTS, SPLITS, Entity, Example, LabelState
 from mmclip_jax.data.stored import open_stored
 from mmclip_jax.data.transforms import decode_image
 from mmclip_jax.errors import UserError
@@ -95,11 +97,16 @@ class Model(Encoder, Protocol):
         """
 
     def restore(
-        self, images: Sequence[Pixels], texts: Sequence[str], masked_entities: Sequence[Sequence[int]]
+        self,
+        images: Sequence[Pixels],
+        texts: Sequence[str],
+        masked_entities: Sequence[Sequence[int]],
+        entities: Sequence[Sequence[Entity]] | None = None,
     ) -> Sequence[tuple[np.ndarray, np.ndarray]]:
         """EntMLM: for each pair the (true, restored) token ids at the masked places, in order of their position.
 
-        masked_entities: of each text the numbers (from 0) of the entities in `find_entities(text)` to mask.
+        masked_entities: of each text the numbers (from 0) of the entities to mask. entities: those of each text that
+        are numbered; by default `find_entities(text)`. Given only where a text is not English.
         """
 
 
@@ -110,6 +117,7 @@ class Split:
     name: "train", "validation" or "test"; examples: image bytes left out; shapes: (height, width) of each stored image;
     sets: what is known of each data set (name, version, fingerprint, what its builder made of uncertain labels, rows).
     weak_labels: how many rows have labels that were made from their reports (`with_labels_from_reports`).
+    languages: of the reports of each data set, as its facts name it; "en" where they say nothing.
     """
 
     name: str
@@ -119,6 +127,7 @@ class Split:
     _sources: list[Any]
     _places: list[tuple[int, int]]
     weak_labels: int = 0
+    languages: Sequence[str] = ()
 
     @classmethod
     def load(cls, directories: Iterable[Any], split: str) -> "Split":
@@ -127,11 +136,12 @@ class Split:
         Raises:
           UserError: no data set there, or none of them has a row in this split.
         """
-        sources, sets = [], []
+        sources, sets, languages = [], [], []
         for directory in directories:
             facts = record_files.dataset_facts(directory)
             parts = [record_files.open_records(directory, split, part) for part in PARTS]
             sources += parts
+            languages.append(str(facts.get("language", {}).get("name", ENGLISH)))
             sets.append(
                 {
                     "name": facts["name"],
@@ -145,7 +155,7 @@ class Split:
                     },
                 }
             )
-        loaded = cls._read(split, sources, sets)
+        loaded = dataclasses.replace(cls._read(split, sources, sets), languages=languages)
         if not len(loaded):
             there = "; ".join(
                 f"{s['name']}: " + ", ".join(f"{name} {n}" for name, n in s["splits"].items() if n) for s in sets
@@ -219,6 +229,16 @@ class Split:
         """The rows of the data set that was named as the `number`-th (from 0): int [m]."""
         per_set = len(self._sources) // max(len(self.sets), 1)
         return np.array([i for i, (s, _) in enumerate(self._places) if s // per_set == number], np.int64)
+
+    def is_english(self, row: int) -> bool:
+        """Whether the report of a row is English, as its data set was built."""
+        per_set = len(self._sources) // max(len(self.languages), 1)
+        return not self.languages or self.languages[self._places[row][0] // per_set] == ENGLISH
+
+    def entities(self, row: int) -> Sequence[Entity]:
+        """What a row's report says: found anew where it is English, else as its data set has stored it."""
+        example = self.examples[row]
+        return find_entities(example.text) if self.is_english(row) else example.entities
 
     def image(self, row: int) -> bytes:
         """The stored file of a row."""

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data import prompts
-from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.schema import Box, LabelState
 from mmclip_jax.data.texts import full_text
 from mmclip_jax.data.transforms import fit_boxes
 from mmclip_jax.evaluate.base import Model, Split
-from mmclip_jax.evaluate.entmlm import NO_FINDING, affirmed_kinds, group_by_entity
+from mmclip_jax.evaluate.entmlm import NO_FINDING, affirmed_kinds, foreign_entities, group_by_entity
 from mmclip_jax.evaluate.grounding import prompt_of
 from mmclip_jax.evaluate.zeroshot import ZeroShot
 
@@ -159,7 +158,7 @@ def _restored(
     """The reports of the paired rows, their affirmed observations and half of the other terms masked and restored."""
     places = [i for i, row in enumerate(rows) if split.examples[row].part == "paired"]
     texts = [split.examples[rows[i]].text for i in places]
-    entities = [find_entities(text) for text in texts]
+    entities = [split.entities(rows[i]) for i in places]
     labels = set(model.config.data.entity_labels)
     masked: list[list[int]] = []
     for i, found in zip(places, entities, strict=True):
@@ -174,7 +173,8 @@ def _restored(
         )
     if not places:
         return {}
-    answers = model.restore([images[i] for i in places], texts, masked)
+    more = foreign_entities(split, [rows[i] for i in places])
+    answers = model.restore([images[i] for i in places], texts, masked, **more)
     result = {}
     for i, text, found, numbers, (true, restored) in zip(places, texts, entities, masked, answers, strict=True):
         groups = np.array(group_by_entity(model, text, found, numbers), np.int64)

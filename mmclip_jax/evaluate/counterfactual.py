@@ -88,12 +88,13 @@ def flip_word(text: str, entity: Entity, opposites: dict[str, str]) -> str | Non
 
 
 def pairs_of(split: Split, limit: int = MAX_REPORTS, seed: int = 0) -> tuple[list[Pair], dict[str, dict[str, int]]]:
-    """(pairs, {flip: {"candidates", "flipped"}}): of each report at most one pair a flip, of a random finding.
+    """(pairs, {flip: {"candidates", "flipped"}}): of each English report at most one pair a flip, of a random finding.
 
     Findings are tried in random order until one can be flipped; "candidates" counts the reports that have one to try:
     any finding for the polarity; for side and severity, an affirmed one with such a word in its sentence.
     """
-    rows = thinned([row for row, example in enumerate(split.examples) if example.part == "paired"], limit)
+    paired = [row for row, example in enumerate(split.examples) if example.part == "paired" and split.is_english(row)]
+    rows = thinned(paired, limit)
     counts = {flip: {"candidates": 0, "flipped": 0} for flip in FLIPS}
     pairs = []
     for row in rows:

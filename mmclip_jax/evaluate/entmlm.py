@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data import prompts
-from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.prompts import KINDS
 from mmclip_jax.data.schema import Entity, Example, LabelState
 from mmclip_jax.evaluate import intervals, metrics
@@ -30,7 +29,7 @@ class Query:
     """One report and one kind that it affirms.
 
     row, other: rows of the split: the report's own image, and the image of a patient without the finding.
-    masked: numbers of the entities to mask in `find_entities(text)`.
+    masked: numbers of the entities to mask in `Split.entities(row)`.
     """
 
     row: int
@@ -60,7 +59,7 @@ def queries_of(split: Split, limit: int = MAX_QUERIES, labels: Sequence[str] = L
     without the finding: the same at every call.
     """
     rows = [row for row, example in enumerate(split.examples) if example.part == "paired"]
-    entities = {row: find_entities(split.examples[row].text) for row in rows}
+    entities = {row: split.entities(row) for row in rows}
     patients = split.patients
     order: dict[str, list[int]] = {}
     for row in np.random.default_rng(0).permutation(np.array(rows, np.int64)).tolist():
@@ -79,6 +78,11 @@ def queries_of(split: Split, limit: int = MAX_QUERIES, labels: Sequence[str] = L
         else:
             alone += 1
     return queries, alone
+
+
+def foreign_entities(split: Split, rows: Sequence[int]) -> dict[str, Any]:
+    """The argument `entities` of `Model.restore`, if a report of these rows is not English."""
+    return {} if all(map(split.is_english, rows)) else {"entities": [split.entities(row) for row in rows]}
 
 
 def evaluate(
@@ -108,8 +112,10 @@ def evaluate(
         part = [queries[number] for number in numbers]
         texts = [split.examples[query.row].text for query in part]
         masked = [list(query.masked) for query in part]
+        more = foreign_entities(split, [query.row for query in part])
         for column, rows in ((1, [query.row for query in part]), (2, [query.other for query in part])):
-            for number, (true, restored) in zip(numbers, model.restore(split.pixels(rows), texts, masked), strict=True):
+            answers = model.restore(split.pixels(rows), texts, masked, **more)
+            for number, (true, restored) in zip(numbers, answers, strict=True):
                 sums[number, 0] = len(true)
                 sums[number, column] = np.sum(np.asarray(true) == np.asarray(restored))
     seen = sums[:, 0] > 0

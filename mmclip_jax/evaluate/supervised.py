@@ -214,16 +214,20 @@ def as_markdown(results: Mapping[str, Any]) -> str:
         for k, kind in enumerate(results["findings"]):
             found = [entry["findings"][k] if entry else None for entry in entries]
             stamp = next((row["exposure"] for row in found if row), "")
-            cells = [_cell(row and row["auroc"]) for row in found]
+            cells = [_cell(row and row["auroc"], _why_undefined(row)) for row in found]
             lines.append(f"| {prompts.display_name(kind)}, AUROC | {stamp} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [f"- {note}" for note in results["notes"]]
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Mapping[str, Any] | None) -> str:
+def _why_undefined(row: Mapping[str, Any] | None) -> str:
+    return metrics.Counts(row["positives"], row["negatives"], row["unknown"]).note if row else ""
+
+
+def _cell(value: Mapping[str, Any] | None, why: str = "") -> str:
     if value is None:
-        return "undefined"
+        return f"undefined ({why})" if why else "undefined"
     low, high = value["interval"]
     sd = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
     return f"{value['mean']:.3f}{sd} ({low:.3f} to {high:.3f})"

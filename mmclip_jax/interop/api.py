@@ -239,23 +239,32 @@ class Model:
         return joined
 
     def restore(
-        self, images: Sequence[Any], texts: Sequence[str], masked_entities: Sequence[Sequence[int]]
+        self,
+        images: Sequence[Any],
+        texts: Sequence[str],
+        masked_entities: Sequence[Sequence[int]],
+        entities: Sequence[Sequence[Entity]] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Masks entities of n texts and restores them with the images (EntMLM).
 
-        masked_entities: for each text, indices into `find_entities(text)`.
+        masked_entities: for each text, indices into its entities. entities: of each text; by default
+        `find_entities(text)`, which reads English.
 
         Returns:
           For each text (true token ids, restored token ids) of its masked tokens in reading order, both int32 [m]; m is
           0 where the entities lie beyond the model's text length.
         """
         check_equal(images=images, texts=texts, masked_entities=masked_entities)
+        if entities is not None:
+            check_equal(texts=texts, entities=entities)
         for number, (text, chosen) in enumerate(zip(texts, masked_entities, strict=True)):
-            check_numbers(f"masked_entities[{number}]", chosen, len(entities_lib.find_entities(text)))
+            found = entities_lib.find_entities(text) if entities is None else entities[number]
+            check_numbers(f"masked_entities[{number}]", chosen, len(found))
         results = []
-        for batch in batches(images, texts, masked_entities):
-            batch_images, batch_texts, batch_masked = batch
-            tokens, entity, _ = self._tokens(batch_texts, labels=("observation", "device", "anatomy", "modifier"))
+        for batch in batches(images, texts, masked_entities, entities or [None] * len(texts)):
+            batch_images, batch_texts, batch_masked, batch_found = batch
+            labels = ("observation", "device", "anatomy", "modifier")
+            tokens, entity, _ = self._tokens(batch_texts, labels, batch_found if entities is not None else None)
             hidden = np.stack(
                 [np.isin(row, np.asarray(chosen, int) + 1) for row, chosen in zip(entity, batch_masked, strict=True)]
             )
@@ -277,12 +286,15 @@ class Model:
         return np.stack([transforms.fit_image(as_pixels(image), size) for image in images])
 
     def _tokens(
-        self, texts: Sequence[str], labels: tuple[str, ...] | None = None
+        self,
+        texts: Sequence[str],
+        labels: tuple[str, ...] | None = None,
+        entities: Sequence[Sequence[Entity]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens int32 [n,L], entity int32 [n,L] numbering find_entities(text) from 1, affirmed bool [n,L])."""
+        """(tokens int32 [n,L], entity int32 [n,L] numbering its entities from 1, affirmed bool [n,L])."""
         rows = []
-        for text in texts:
-            found: list[Entity] = entities_lib.find_entities(text)
+        for number, text in enumerate(texts):
+            found = entities_lib.find_entities(text) if entities is None else list(entities[number])
             chosen = labels or tuple(self.config.data.entity_labels)
             rows.append(self.tokenizer.tokenize(text, found, self.config.model.text.length, entity_labels=chosen))
         return (

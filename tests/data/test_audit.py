@@ -170,6 +170,25 @@ def test_lists_of_ids(tmp_path: pathlib.Path) -> None:
         audited(f"{tmp_path / 'train.csv'}:Name", str(tmp_path / "test.txt"))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"n,Path\n1,train/patient2/c.jpg\n",
+        b"n;Path\n",
+        b"1\ttrain/patient2/c.jpg\n",
+        b'{"ids": 3}',
+        b"patient2 c.jpg positive cohen\npatient3 b.jpg negative rsna\n",
+        b"PK\x03\x04\xff\xfe",
+        b"\n \n",
+    ],
+)
+def test_a_table_is_no_list_of_ids_that_match_nothing(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / "train.txt").write_text("train/patient2/c.jpg\n")
+    (tmp_path / "test.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"test\.csv.* id"):
+        audited(str(tmp_path / "train.txt"), str(tmp_path / "test.csv"))
+
+
 # The check of training and evaluation
 
 

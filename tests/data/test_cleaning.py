@@ -172,7 +172,8 @@ def test_short_reports_are_no_placeholders(text: str) -> None:
 
 _ANYTHING = st.lists(
     st.one_of(
-        st.sampled_from([*LINE_ENDS.values(), *"&<>\\~|_-*#.:;,()", "&amp;", "&lt;", "br>", "\\E\\", "X0D\\",
+        st.sampled_from([*LINE_ENDS.values(), "#1 ", "a) ", "b) ", "-ve", "no", "yes",
+        *"\t\u25a1\u25a0&<>\\~|_-*#.:;,()", "&amp;", "&lt;", "br>", "\\E\\", "X0D\\",
         "_x000D", "<p>", "<li>",
                          " 2) ", "1. ", " - ", "\u2022", "No effusion", "edema", "THE LUNGS", "are", "Findings:",
                          "IMPRESSION", "\u00a0"]),

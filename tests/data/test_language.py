@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mmclip_jax.data import language, recognisers, records, resources
-from mmclip_jax.data.builders.table import TableOptions, build_table
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.errors import UserError
 from tests.data.test_polarity import precision_recall, sample, tally
@@ -50,6 +51,21 @@ def test_polarity_of_judged_sentences(code):
 def test_accents_may_be_missing(code, text, kind, negated):
     (entity,) = [e for e in find_entities(text, resources.for_language(code)) if e.kind]
     assert (entity.kind, entity.negated) == (kind, negated)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kinds"),
+    [
+        ("de", "ICD links, Perikarderguss, Hämatothorax", ["defibrillator", "pericardial_effusion", "hemothorax"]),
+        ("de", "Kein Erguß. Mediastinale Raumforderung", ["pleural_effusion", "mediastinal_mass"]),
+        ("fr", "Épanchement péricardique, dilatation des cavités cardiaques", ["pericardial_effusion"]),
+        ("fr", "Défibrillateur, tassement vertébral", ["defibrillator", "vertebral_compression"]),
+        ("es", "Derrame pericárdico, cavidad pleural libre", ["pericardial_effusion"]),
+        ("es", "Pinzamiento discal. Colapso vertebral", ["degenerative_change", "vertebral_compression"]),
+    ],
+)
+def test_words_of_other_organs_are_not_the_lung(code, text, kinds):
+    assert [e.kind for e in find_entities(text, resources.for_language(code)) if e.kind] == kinds
 
 
 def test_a_language_keeps_the_vocabulary_and_has_no_english_words():

@@ -229,6 +229,8 @@ def test_zero_shot_prompts_take_any_name() -> None:
     assert "No pneumonia." in prompts.zero_shot_prompts("pneumonia")[1]
     with pytest.raises(UserError, match="unknown finding 'zebra'"):
         prompts.zero_shot_prompts("zebra")
+    with pytest.raises(UserError, match="did you mean 'pleural effusion'"):
+        prompts.zero_shot_prompts("pleural efusion")
 
 
 def test_edited_prompts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import hypothesis.strategies as st
 import pytest
 
 from mmclip_jax.data import recognisers, records
-from mmclip_jax.data.builders.table import TableOptions, build_table
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.entities import describe_spans, find_entities
 from mmclip_jax.errors import UserError
 

@@ -16,7 +16,9 @@ from PIL import Image
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import cells
 from mmclip_jax.data.builders.collection import split_of_patient
-from mmclip_jax.data.builders.table import BuildSummary, TableOptions, build_table
+from mmclip_jax.data.builders.summary import TableSummary
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
 
@@ -51,7 +53,7 @@ class Workbench:
                 self.image(image, seed=number)
         return str(self.folder / name)
 
-    def build(self, rows: Rows | None = None, /, **options: Any) -> BuildSummary:
+    def build(self, rows: Rows | None = None, /, **options: Any) -> TableSummary:
         if rows is not None:
             options["table"] = self.table(rows)
         given = {"table": str(self.folder / "metadata.csv"), "images": str(self.images), "name": "mine"} | options
@@ -300,7 +302,7 @@ def test_unknown_labels_stop_the_build_and_are_all_named(bench: Workbench) -> No
     with pytest.raises(UserError) as raised:
         bench.build(rows)
     assert "3 of 4 rows" in str(raised.value)
-    assert "Unknown labels: Sniffles (2 rows), Blues (1 rows)" in str(raised.value)
+    assert "Unknown labels: 'Sniffles' (2 rows), 'Blues' (1 rows)" in str(raised.value)
     assert "--label-map" in str(raised.value)
     assert [(r["row"], r["image"], r["reason"]) for r in bench.rejects()] == [
         ("3", "2.png", "unknown label 'Sniffles'"),
@@ -629,7 +631,8 @@ def test_workers_and_hash_seeds_do_not_matter(bench: Workbench) -> None:
     one = contents(bench.build(rows, workers=1, max_reject_share=0.1).path)
     assert contents(bench.build(rows, workers=3, max_reject_share=0.1).path) == one
     program = (
-        "from mmclip_jax.data.builders.table import TableOptions, build_table; "
+        "from mmclip_jax.data.builders.table import build_table; "
+        "from mmclip_jax.data.builders.table_options import TableOptions; "
         f"build_table(TableOptions({str(bench.folder / 'metadata.csv')!r}, {str(bench.images)!r}, 'mine', "
         f"max_reject_share=0.1), {str(bench.folder / 'again')!r})"
     )

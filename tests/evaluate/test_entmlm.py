@@ -1,12 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmclip_jax.data import resources
 from mmclip_jax.data.entities import find_entities
 from mmclip_jax.data.schema import LabelState
-from mmclip_jax.evaluate import entmlm
+from mmclip_jax.evaluate import counterfactual, entmlm
 from mmclip_jax.evaluate.base import Split
 
 EFFUSION = "There is pleural effusion. Pleural effusion on the left. No pneumothorax."
@@ -134,3 +137,18 @@ def test_the_other_image_is_never_of_the_same_patient(seed: int, patients: int) 
     for query in queries:
         assert rows[query.other].patient != rows[query.row].patient
         assert rows[query.other].text == CLEAR
+
+
+def test_reports_of_another_language_are_read_as_their_data_set_was() -> None:
+    german = resources.for_language("de")
+    reports = ["Pleuraerguss links. Kein Pneumothorax.", "Kein Pleuraerguss. Kein Pneumothorax."]
+    rows = [_row(n, reports[n % 2], (int(n % 2 == 0), 0, 0, 0, 0)) for n in range(8)]
+    rows = [dataclasses.replace(row, entities=tuple(find_entities(row.text, german))) for row in rows]
+    split = dataclasses.replace(Split.of(rows), languages=["de"])
+    result = entmlm.evaluate(toy.ToyModel(), split, resamples=50)
+    assert result is not None
+    assert (result["queries"], result["reports"]) == (4, 4)
+    assert result["overall"]["own"]["whole"] == 1.0
+    assert result["overall"]["swapped"]["whole"] == 0.0
+    assert counterfactual.pairs_of(split)[0] == [], "its edits are English"
+    assert entmlm.queries_of(dataclasses.replace(split, languages=["en"]))[0] != entmlm.queries_of(split)[0]

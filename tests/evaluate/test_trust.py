@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.evaluate import calibration, protocols, subgroups, trust, zeroshot
 from mmclip_jax.evaluate.base import Split, embed_images
+from mmclip_jax.interop.inputs import as_pixels
 
 P, A = LabelState.PRESENT, LabelState.ABSENT
 ROWS = toy.collection(patients=120, paired_only=True)
@@ -114,6 +115,18 @@ def test_without_an_image_or_with_another_nothing_is_known() -> None:
     assert checks["another image"]["holds"]
     assert checks["another finding's prompts"]["auroc"] == pytest.approx(0.5, abs=0.1)
     assert checks["another finding's prompts"]["expected"] is None
+
+
+def test_a_blank_image_can_be_read_as_users_images_are() -> None:
+    class Reader(toy.ToyModel):
+        """Reads its images as real models do, which refuse images that show nothing."""
+
+        def encode_image(self, images: Sequence[np.ndarray]) -> np.ndarray:
+            return super().encode_image([as_pixels(image) for image in images])
+
+    (blank, *_) = _trust(Reader())["sanity"]
+    assert blank["name"] == "blank image"
+    assert blank["auroc"] == 0.5
 
 
 def test_a_shape_that_gives_the_label_away_is_found() -> None:

@@ -169,12 +169,16 @@ class ToyModel:
         }
 
     def restore(
-        self, images: Sequence[np.ndarray], texts: Sequence[str], masked_entities: Sequence[Sequence[int]]
+        self,
+        images: Sequence[np.ndarray],
+        texts: Sequence[str],
+        masked_entities: Sequence[Sequence[int]],
+        entities: Sequence[Sequence[Entity]] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Right where the image shows the entity's kind, else [WRONG]; entities of no toy kind are always right."""
         answers = []
-        for pixels, text, masked in zip(images, texts, masked_entities, strict=True):
-            entities = find_entities(text)
+        found = entities or [find_entities(text) for text in texts]
+        for pixels, text, masked, entities in zip(images, texts, masked_entities, found, strict=True):
             length = self.config.model.text.length
             t = self.tokenizer.tokenize(
                 text, entities, length, entity_labels=("observation", "device", "anatomy", "modifier")

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmclip_jax.data import records, schema
-from mmclip_jax.data.builders.collection import Collection, Item, Reject, chunked
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.making import chunked
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 

@@ -13,10 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmclip_jax.data.ids import shown
 from mmclip_jax.data.schema import Box, LabelState
 from mmclip_jax.data.views import plain
-from mmclip_jax.errors import UserError, shorten
+from mmclip_jax.errors import UserError, shorten, shown
 
 
 class BadRow(Exception):

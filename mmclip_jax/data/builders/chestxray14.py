@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from mmclip_jax.data import ids, prompts
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, parse_view
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.errors import UserError

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from mmclip_jax.data.builders import files
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.reading import labels_of_columns
 
 _NOT_LABELS = frozenset({"Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"})
@@ -13,8 +14,8 @@ _PATH = re.compile(
     r"(?:.*/)?(?:train|valid|val|test)/(patient[0-9]+)/(study[0-9]+)/(view[0-9]+_(?:frontal|lateral)\.(?:jpe?g|png))",
     re.ASCII,
 )
-# Split -> (the folder that ids name, its tables). CheXlocalize's table of the validation part says the same of the same
-# images as valid.csv, but has neither sex nor age.
+# Split -> (the folder that ids name, its tables). CheXlocalize's table of the validation part has the images and labels
+# of valid.csv, but neither sex nor age.
 _TABLES = {
     "train": ("train", ("train.csv",)),
     "validation": ("valid", ("valid.csv", "val_labels.csv")),

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.tablefile import Row, Table
-from mmclip_jax.data.ids import SHOWN
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, listed
 
 UNUSED = "-"
-_MOST_NAMES = 40
 
 # What columns are usually called, small letters without accents and digits only: English, German, French, Spanish.
 USUAL_NAMES: dict[str, str] = {
@@ -18,7 +16,8 @@ USUAL_NAMES: dict[str, str] = {
     "bild bilddatei bildname datei dateiname dateipfad fichier nomfichier imagen archivo nombrearchivo",
     "patient": "patient patientid patientnumber subject subjectid pid mrn "
     "patientnr patientennummer patientennr patnr patid patientenid patientin idpatient numeropatient paciente "
-    "idpaciente pacienteid",
+    "idpaciente pacienteid npatient nopatient numpatient identifiantpatient patientidentifier patientno patientnum "
+    "npaciente nopaciente numpaciente numeropaciente",
     "study": "study studyid studyuid studyinstanceuid accession accessionnumber "
     "studie studienid studieninstanzuid untersuchung untersuchungsid etude idetude estudio idestudio",
     "accession": "accession accessionnumber accessionno accno anforderungsnummer auftragsnummer numeroaccession",
@@ -96,7 +95,7 @@ class Columns:
         for roles in (*JOINS[join], ("patient",)):
             if not any(role in self.role for role in roles):
                 remedy = _REMEDIES.get(roles[0], f"name it with --{roles[0]}-column")
-                header = names_of(table.header)
+                header = listed(table.header)
                 raise UserError(f"table {table.file}: no column of {roles[0]}s among {header}; {remedy}")
         self.boxes = self._find_boxes(box_columns, box_format, squashed)
         taken = set(self.role.values()) | set(self.boxes)
@@ -105,7 +104,7 @@ class Columns:
 
     def _existing(self, name: str) -> str:
         if name not in self._index:
-            header = names_of(self._table.header)
+            header = listed(self._table.header)
             raise UserError(f"table {self._table.file}: there is no column {name!r} among {header}")
         return name
 
@@ -161,17 +160,6 @@ class Columns:
 
 def _squash(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", name.casefold()))
-
-
-def names_of(header: Sequence[str]) -> str:
-    """The names of columns as messages show them: what is too long for a name may be a report, and is not shown."""
-    names = [brief(name) for name in header[:_MOST_NAMES]]
-    return ", ".join(names) + (f" and {len(header) - _MOST_NAMES} others" if len(header) > _MOST_NAMES else "")
-
-
-def brief(name: str) -> str:
-    """The name of a column, or how long it is if it can hardly be one."""
-    return name if len(name) <= SHOWN else f"({len(name)} characters)"
 
 
 class Kinds:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 
 from mmclip_jax.data.builders import files
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, CollectionOptions, Item, Reject, option
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.options import CollectionOptions, option
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError

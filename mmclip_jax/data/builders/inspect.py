@@ -15,14 +15,15 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
-from mmclip_jax.data import dicom_headers, images, prompts
+from mmclip_jax.data import dicom_headers, images, prompts, resources
 from mmclip_jax.data.builders import cells, files
-from mmclip_jax.data.builders.collection import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
-from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds, brief
-from mmclip_jax.data.builders.table import TableBuilder, TableOptions
+from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.items import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
+from mmclip_jax.data.builders.report_language import REPORT_LEFT_OUT, without_other_languages
+from mmclip_jax.data.builders.table import TableBuilder
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
-from mmclip_jax.data.ids import shown
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import CELL, UserError, brief, shown
 
 READ = 2000  # images that are decoded unless told otherwise
 _TRIES = 500  # rows that a way of joining is tried on
@@ -50,6 +51,7 @@ _REMEDIES = {
     "has this": "were all files exported? Is the column the right one?",
     "sex left out": "--sex-map WORD=M says what a word means; the rows stay",
     "age left out": "the rows stay",
+    REPORT_LEFT_OUT: "they are in another language than the others; their images stay, without text",
 }
 
 
@@ -138,6 +140,7 @@ class _Inspector:
         self.options: dict[str, str] = {}  # beside those that are given
         self.choices: list[str] = []
         self.problems: list[Problem] = []
+        self.is_foreign = False  # the reports are in no language that there are words for, or in several
         self.table = self._read(table)
         self.cells_of = {
             column: [row.cells[n] for row in self.table.rows] for n, column in enumerate(self.table.header)
@@ -170,6 +173,7 @@ class _Inspector:
         self._choose_labels(columns)
         items, rejects = self._try()
         self._choose_rest(items, rejects)
+        rejects += self._choose_language(items)
         rejects += self._decode(items)
         self._count(rejects)
         left_out, rows = sum(reject.consequence == LEFT_OUT for reject in rejects), max(1, self.builder.rows)
@@ -325,6 +329,23 @@ class _Inspector:
             self._choose("split_column", UNUSED, "patients are divided anew")
             self._found_problem(str(error).partition(";")[0], 1, "the column of splits is not used")
 
+    def _choose_language(self, items: list[Item]) -> list[Reject]:
+        """The reports in another language than most; English is tried first, as a build takes it unless told."""
+        failed = ""
+        for language in resources.languages():
+            try:
+                items[:], rejects, _ = without_other_languages(items, language)
+            except UserError as error:
+                failed = failed or str(error).partition(". What")[0]
+                continue
+            if language != resources.ENGLISH:
+                name = resources.for_language(language).language_name
+                self._choose("language", language, f"the reports are in {name}, as far as their words tell")
+            return rejects
+        self.is_foreign = True
+        self._found_problem(failed, 1, "one language a table, or --language FOLDER with the words of another one")
+        return []
+
     def _decode(self, items: Sequence[Item]) -> list[Reject]:
         """Why images cannot be read, of at most `read_images` of them."""
         rejects = []
@@ -364,7 +385,7 @@ class _Inspector:
         found += [f"{count} left out on purpose: {reason}" for reason, count in sorted(on_purpose.items())]
         found += [self.looked] if columns is not None else []
         command: list[str] = []
-        if items and not self.nothing_to_read:
+        if items and not self.nothing_to_read and not self.is_foreign:
             command = ["mmclip", "data", "build", "table"]
             words = {**self.given, **self.options, "data_dir": self.data_dir}
             for option, value in words.items():
@@ -428,7 +449,7 @@ def _remedy(kind: str) -> str:
 
 def _top(texts: Sequence[str]) -> str:
     counts = collections.Counter(texts).most_common()
-    words = [f"{text if len(text) <= 40 else shown(text)} {count}" for text, count in counts[:_VALUES]]
+    words = [f"{text if len(text) <= CELL else shown(text)} {count}" for text, count in counts[:_VALUES]]
     return ", ".join(words) + (f" and {len(counts) - _VALUES} others" if len(counts) > _VALUES else "")
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions, option
+from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import TABLE_PACKINGS
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.options import ReportOptions, option
 from mmclip_jax.data.builders.reading import OTHER_HEADINGS
 from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.schema import LabelState
@@ -69,14 +71,14 @@ class MimicCxr(Collection):
         """Yields the images of the metadata table, in its order."""
         file = self._named("metadata")
         split_of = {
-            self.key(row["dicom_id"]): row["split"]
+            row["dicom_id"]: row["split"]
             for _, row in self.table(self._named("split"), "dicom_id", "split", count=False)
         }
         labels_of = self._labels()
         manual_of = self._manual_labels(file.parent)
         report_of = self._reports()
         for number, row in self.table(file, "dicom_id", "subject_id", "study_id", "ViewPosition"):
-            image = self.key(row["dicom_id"])
+            image = row["dicom_id"]
             item = self.attempt(file.name, number, image, self._item, file, number, row, split_of)
             if isinstance(item, Reject):
                 yield item
@@ -102,7 +104,7 @@ class MimicCxr(Collection):
             )
 
     def _item(self, file: pathlib.Path, number: int, row: Mapping[str, str], split_of: Mapping[str, str]) -> Item:
-        image, patient, study = (self.key(row[name]) for name in ("dicom_id", "subject_id", "study_id"))
+        image, patient, study = (row[name] for name in ("dicom_id", "subject_id", "study_id"))
         if not (image and patient and study):
             raise BadRow("no image, patient or study is named")
         if not all(map(_PLAIN.fullmatch, (image, patient, study))):
@@ -158,7 +160,7 @@ class MimicCxr(Collection):
                     continue
                 if kind is not None and state is not None:
                     labels[kind] = state
-            found[self.key(row["study_id"])] = labels
+            found[row["study_id"]] = labels
         return found
 
     def _reports(self) -> Callable[[str, str], tuple[str, str]]:
@@ -187,7 +189,7 @@ class MimicCxr(Collection):
     def _sectioned(self, file: pathlib.Path) -> Callable[[str, str], tuple[str, str]]:
         """`_reports` by the table that the official scripts make: study, impression, findings, last_paragraph."""
         rows = self.table(file, "study", "findings", "impression", count=False)
-        by_study = {self.key(row["study"].removeprefix("s")): row for _, row in rows}
+        by_study = {row["study"].removeprefix("s"): row for _, row in rows}
 
         def read(patient: str, study: str) -> tuple[str, str]:
             row = by_study.get(study, {})

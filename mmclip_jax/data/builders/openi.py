@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject, ReportOptions
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.options import ReportOptions
 from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
@@ -75,7 +77,7 @@ class OpenI(Collection):
                 reason = "the file name has no series, or the projection is neither Frontal nor Lateral"
                 self.rejects.append(Reject(file.name, number, row["filename"], reason))
                 continue
-            views[self.key(row["uid"]), series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
+            views[row["uid"], series[0].rstrip("-")] = row["filename"], _VIEWS[row["projection"]]
         return views
 
     def _read_kaggle(
@@ -85,7 +87,7 @@ class OpenI(Collection):
         for (uid, _), image in views.items():
             of_study.setdefault(uid, []).append(image)
         for number, row in self.table(file, "uid", "MeSH", "findings", "impression"):
-            shown = [(name, self.index.find(name), view) for name, view in of_study.get(self.key(row["uid"]), [])]
+            shown = [(name, self.index.find(name), view) for name, view in of_study.get(row["uid"], [])]
             codes = [code for code in row["MeSH"].split(";") if code.strip()]
             texts = {name.upper(): row.get(name, "") for name in ("findings", "impression", "indication", "comparison")}
             yield from self._items(file.name, number, row["uid"], codes, texts, shown)

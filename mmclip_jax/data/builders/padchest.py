@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from mmclip_jax.data import ids, prompts
 from mmclip_jax.data.builders.cells import BadRow, split_labels
-from mmclip_jax.data.builders.collection import ON_PURPOSE, Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"

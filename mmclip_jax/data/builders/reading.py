@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from mmclip_jax.data import ids, prompts
+from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state
 from mmclip_jax.data.schema import LabelState
+from mmclip_jax.errors import shown
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
@@ -23,7 +24,7 @@ def finite(cell: str, what: str = "the cell") -> float:
     """
     value = float(cell) if _NUMBER.fullmatch(cell) else math.inf
     if not math.isfinite(value):
-        raise BadRow(f"{what} {ids.shown(cell)} is not a number")
+        raise BadRow(f"{what} {shown(cell)} is not a number")
     return value
 
 

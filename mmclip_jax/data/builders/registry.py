@@ -1,9 +1,7 @@
 """The published data sets that can be built, by name. Their modules are imported when asked for."""
 
-import dataclasses
 import importlib
 import os
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from mmclip_jax.errors import UserError
 
 if TYPE_CHECKING:
     from mmclip_jax.data.builders.collection import Collection
+    from mmclip_jax.data.builders.summary import CollectionSummary
     from mmclip_jax.data.records import Make
 
 COLLECTIONS: Mapping[str, str] = {
@@ -26,37 +25,6 @@ COLLECTIONS: Mapping[str, str] = {
     "vindr": "read VinDr-CXR (labels, boxes)",
 }
 """Name -> what `mmclip data build NAME` does; the module of that name has the class as `BUILDER`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-    """What `build` did; `str(built)` is the text shown to a user."""
-
-    path: pathlib.Path
-    facts: Mapping[str, Any]
-    seconds: float
-
-    def __str__(self) -> str:
-        from mmclip_jax.data import reports  # not before: it imports NumPy, which a list of commands does without
-
-        facts = self.facts
-        lines = [
-            f"built {self.path}: {facts['examples']} images of {facts['patients']} patients in {self.seconds:.1f} s"
-        ]
-        for part, counts in facts["splits"].items():
-            lines.append(f"  {part:20s} {counts['examples']:7d} images {counts['patients']:7d} patients")
-        for note in facts.get("notes", []):
-            lines.append(f"  NOTE: {note}")
-        passed_over = {"companions": "companion files of operating systems", "masks": "images in folders of masks"}
-        for key, what in passed_over.items():
-            if count := facts.get(f"{key}_passed_over"):
-                lines.append(f"  {count} {what} passed over")
-        for reason, count in facts["left_out_on_purpose"].items():
-            lines.append(f"  {count} rows left out on purpose: {reason}")
-        lines += [f"  {line}" for line in reports.told(facts)]
-        lines.append(f"  {facts['rejects']} rows could not be used, {facts['cells_left_out']} cells left out")
-        lines.append(f"  all are listed in {self.path / 'rejects.csv'}")
-        return "\n".join(lines)
 
 
 def load(name: str) -> "type[Collection]":
@@ -80,7 +48,7 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
     make: "Make | None" = None,
-) -> Built:
+) -> "CollectionSummary":
     """Builds a published data set under `data_dir`.
 
     Args:
@@ -99,4 +67,4 @@ def build(
 
     start = time.monotonic()
     path = records.build(load(name)(options, data_dir), overwrite=overwrite, progress=progress, make=make)
-    return Built(path, records.dataset_facts(path), time.monotonic() - start)
+    return CollectionSummary(path, records.dataset_facts(path), time.monotonic() - start)

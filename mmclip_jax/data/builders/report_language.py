@@ -2,21 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mmclip_jax.data import language
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.resources import for_language
 from mmclip_jax.data.schema import report_text
-
-if TYPE_CHECKING:
-    from mmclip_jax.data.builders.collection import Item, Reject
 
 REPORT_LEFT_OUT = "report left out"
 
 
-def without_other_languages(
-    items: Sequence["Item"], named: str
-) -> tuple[list["Item"], list["Reject"], dict[str, object]]:
+def without_other_languages(items: Sequence[Item], named: str) -> tuple[list[Item], list[Reject], dict[str, object]]:
     """Takes the reports in another language from their images.
 
     Args:
@@ -29,8 +24,6 @@ def without_other_languages(
     Raises:
       UserError: hardly any report is in the language, or there are no words for it.
     """
-    from mmclip_jax.data.builders.collection import Reject
-
     words = for_language(named)
     census = language.Census()
     covered: dict[tuple[str, str], bool] = {}

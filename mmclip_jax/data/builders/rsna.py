@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmclip_jax.data import ids
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, parse_view
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, shown
 
 _BOX_COLUMNS = ("x", "y", "width", "height")
 _CLASSES = {
@@ -120,7 +120,7 @@ class Rsna(Collection):
             if row["class"] in _CLASSES:
                 classes[row["patientId"]] = row["class"]
             else:
-                reason = f"unknown class {ids.shown(row['class'])}"
+                reason = f"unknown class {shown(row['class'])}"
                 self.rejects.append(Reject(file.name, number, row["patientId"], reason))
         return classes
 
@@ -141,7 +141,7 @@ class Rsna(Collection):
         found: dict[str, str] = {}
         for image, name in pairs:
             if not _patient(name) or found.setdefault(image, name) != name:
-                raise UserError(f"{file}: {ids.shown(image)} has no one file of ChestX-ray14: download it again")
+                raise UserError(f"{file}: {shown(image)} has no one file of ChestX-ray14: download it again")
         self._patients["of"] = "chestxray14"
         return found
 

@@ -3,7 +3,8 @@
 import collections
 from collections.abc import Iterator
 
-from mmclip_jax.data.builders.collection import Collection, Item, Reject
+from mmclip_jax.data.builders.collection import Collection
+from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.schema import LabelState
 

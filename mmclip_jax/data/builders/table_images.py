@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mmclip_jax.data import dicom_headers, ids
 from mmclip_jax.data.builders.cells import BadRow
-from mmclip_jax.data.ids import shown
+from mmclip_jax.errors import shown
 
 SUFFIXES = (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _OTHERS = """.csv .tsv .txt .xlsx .xls .ods .json .xml .html .htm .pdf .doc .docx .md .zip .gz .tar .7z .parquet .db

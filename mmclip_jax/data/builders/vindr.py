@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 
 from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, Frame, parse_frame
-from mmclip_jax.data.builders.collection import RESIZED, Collection, CollectionOptions, Item, Reject, option
+from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import DICOM_SUFFIXES
+from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.making import RESIZED
+from mmclip_jax.data.builders.options import CollectionOptions, option
 from mmclip_jax.data.builders.reading import finite, four_numbers
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -129,7 +132,7 @@ class VinDr(Collection):
         """Adds a table of one column a label; returns the kinds that it has columns for."""
         universe: set[str] = set()
         for number, row in self.table(file, "image_id"):
-            image = self.key(row["image_id"])
+            image = row["image_id"]
             seen = readings.setdefault(image, _Readings(file.name, number, split))
             names = {name: cell for name, cell in row.items() if name.lower() not in ("image_id", "rad_id")}
             if not universe:
@@ -144,7 +147,7 @@ class VinDr(Collection):
         """Adds a table of one row a box; returns the kinds that occur in it."""
         universe: set[str] = set()
         for number, row in self.table(file, "image_id", "class_name", *_CORNERS, count=count):
-            image = self.key(row["image_id"])
+            image = row["image_id"]
             kinds = self.kinds_of([row["class_name"]], file.name, number, image)
             universe |= prompts.denied_by([row["class_name"]])
             seen = readings.setdefault(image, _Readings(file.name, number, split))
@@ -162,7 +165,7 @@ class VinDr(Collection):
 
     def _read_size(self, table: str, row_number: int, row: Mapping[str, str]) -> None:
         """Notes the original's size, where the row has one; a size that is none, or another than before, is listed."""
-        image = self.key(row["image_id"])
+        image = row["image_id"]
         cells = {name.lower(): cell for name, cell in row.items()}
         for names in _SIZES:
             if not all(cells.get(name) for name in names):

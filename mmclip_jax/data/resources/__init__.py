@@ -467,7 +467,8 @@ def _read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ..
         for cue in lists:
             words = cue.split()
             runs = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
-            held = sorted(runs & set(terms))
+            # "low suspicion for" may hide a modifier, which says nothing there.
+            held = sorted(run for run in runs & set(terms) if run == cue or terms[run].label != "modifier")
             if role in ("affirming", "side") and cue not in terms:
                 raise UserError(f"{file}: {cue!r} of {role} must be a term of the lexicon")
             if role not in ("affirming", "side") and held:

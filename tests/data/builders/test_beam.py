@@ -14,7 +14,7 @@ from workbench import Bench, picture
 from mmclip_jax import cli
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import beam
-from mmclip_jax.data.builders.collection import CollectionOptions
+from mmclip_jax.data.builders.options import CollectionOptions
 from mmclip_jax.errors import UserError
 
 TWO_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")

@@ -22,17 +22,11 @@ from PIL import Image
 
 from mmclip_jax.data import records, spool
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.collection import (
-    ON_PURPOSE,
-    Collection,
-    CollectionOptions,
-    Item,
-    Reject,
-    settle_uncertain,
-    split_of_patient,
-)
+from mmclip_jax.data.builders.collection import Collection, settle_uncertain, split_of_patient
+from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.masks import RunLengths
+from mmclip_jax.data.builders.options import CollectionOptions
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
 
@@ -98,13 +92,13 @@ def test_the_number_of_workers_does_not_matter(tmp_path: pathlib.Path) -> None:
 _KILLED_BUILD = """
 import pathlib, sys, time
 sys.path.insert(0, {tests!r})
-from mmclip_jax.data.builders import collection
+from mmclip_jax.data.builders import making
 import test_collection
-make = collection.make_example
+make = making.make_example
 def slowly(item, storing):
     time.sleep(0.01)
     return make(item, storing)
-collection.make_example = slowly
+making.make_example = slowly
 test_collection.build(pathlib.Path({folder!r}), "killed")
 """
 

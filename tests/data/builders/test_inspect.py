@@ -113,6 +113,19 @@ def test_words_that_a_finding_has_in_another_language_are_pointed_out(folder: pa
     assert "--label-map Erguss=KIND" in column.content
 
 
+def test_the_language_of_reports_is_chosen_as_a_build_checks_it(folder: pathlib.Path) -> None:
+    german, english = ("Kein Pneumothorax, kein Pleuraerguss.", "No pneumothorax and no pleural effusion.")
+    head = "image,patient,report\n"
+    found = look(folder, head + "".join(f'{n}.png,p{n},"{german}"\n' for n in range(12)))
+    assert found.command[found.command.index("--language") + 1] == "de"
+    assert len(built(found, folder)) == 12
+    found = look(folder, head + "".join(f'{n}.png,p{n},"{english}"\n' for n in range(12)))
+    assert found.problems == found.choices == []
+    found = look(folder, head + "".join(f'{n}.png,p{n},"{german if n % 2 else english}"\n' for n in range(12)))
+    assert not found.command
+    assert "6 are in another language" in str(found)
+
+
 def test_names_of_columns_that_need_quotes(folder: pathlib.Path) -> None:
     text = "image;patient;Edema;Pleural Effusion\n" + "".join(f"{n}.png;$(x) '{n};1;high\n" for n in range(12))
     found = look(folder, text)
@@ -168,3 +181,29 @@ def test_a_folder_that_does_not_exist(tmp_path: pathlib.Path) -> None:
     (tmp_path / "t.csv").write_text("image,patient\n1,2\n")
     with pytest.raises(UserError, match="does not exist"):
         inspect.inspect(str(tmp_path / "t.csv"), str(tmp_path / "nowhere"))
+
+
+LANGUAGES = {
+    "de": "Fragestellung: Pneumonie?\nBefund: Kein Pneumothorax. Kleiner Pleuraerguss links.",
+    "fr": "Motif : toux.\nRésultat : Pas de pneumothorax. Petit épanchement pleural gauche.",
+    "es": "Motivo: Tos.\nHallazgos: Sin neumotórax. Pequeño derrame pleural izquierdo.",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_language_of_reports_is_proposed(folder: pathlib.Path, language: str) -> None:
+    text = "image,n° patient,report\n" + "".join(f'{n}.png,p{n},"{LANGUAGES[language]}"\n' for n in range(12))
+    found = look(folder, text)
+    assert found.command[found.command.index("--language") + 1] == language
+    for example in built(found, folder).values():
+        said = {entity.kind: entity.negated for entity in example.entities if entity.kind}
+        assert said == {"pneumothorax": True, "pleural_effusion": False}
+
+
+def test_no_command_for_reports_in_an_unknown_language(folder: pathlib.Path) -> None:
+    text = "image,patient,report\n" + "".join(
+        f'{n}.png,p{n},"Ei ilmarintaa. Sydän on laajentunut."\n' for n in range(12)
+    )
+    found = look(folder, text)
+    assert not found.command
+    assert any("not in English" in problem.kind for problem in found.problems)

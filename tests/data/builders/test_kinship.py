@@ -11,6 +11,7 @@ from workbench import Bench, picture, wheel_table
 
 from mmclip_jax.data import audit, kinship, overlaps, records, resources
 from mmclip_jax.data.builders import table
+from mmclip_jax.data.builders.table_options import TableOptions
 
 FIXTURES = (wheel_table,)
 
@@ -32,7 +33,7 @@ def build(bench: Bench, name: str, **options: object) -> pathlib.Path:
 
 def build_table(bench: Bench, name: str, text: str) -> pathlib.Path:
     file = bench.write("metadata.csv", text)
-    options = table.TableOptions(str(file), str(bench.raw), name, split="train", workers=1)
+    options = TableOptions(str(file), str(bench.raw), name, split="train", workers=1)
     return table.build_table(options, bench.folder / "out").path
 
 

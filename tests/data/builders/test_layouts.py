@@ -37,7 +37,7 @@ from PIL import Image
 from workbench import Bench, bench, drawing, picture
 
 from mmclip_jax.data import info
-from mmclip_jax.data.builders import registry
+from mmclip_jax.data.builders import registry, summary
 from mmclip_jax.data.builders.files import FileIndex, read_bytes
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -179,7 +179,7 @@ def test_rsna_without_its_mapping_says_so(bench: Bench) -> None:
     (note,) = facts["notes"]
     assert note.startswith("PATIENTS ARE UNKNOWN")
     assert MAPPING in note
-    built = registry.Built(bench.folder, {**facts}, 0.0)
+    built = summary.CollectionSummary(bench.folder, {**facts}, 0.0)
     assert "NOTE: PATIENTS ARE UNKNOWN" in str(built)
     assert "NOTE: PATIENTS ARE UNKNOWN" in info.describe(bench.folder / "out" / "rsna")
 

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from mmclip_jax.data import records
-from mmclip_jax.data.builders.table import BuildSummary, TableOptions, build_table
+from mmclip_jax.data.builders.summary import TableSummary
+from mmclip_jax.data.builders.table import build_table
+from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
 from mmclip_jax.errors import UserError
 
@@ -31,7 +33,7 @@ class Folder:
         (self.path / name).write_text(text, encoding="utf-8", newline="")
         return str(self.path / name)
 
-    def build(self, table: str, **options: Any) -> BuildSummary:
+    def build(self, table: str, **options: Any) -> TableSummary:
         given: dict[str, Any] = {
             "table": table,
             "images": str(self.path / "images"),

@@ -115,7 +115,7 @@ def test_columns_without_a_name_get_one(tmp_path: pathlib.Path) -> None:
         (b"a,b\n", "t.csv", "has no rows"),
         (b'a,b\n1,"2\n', "t.csv", "near row 2"),
         (b'a,b\n1,"2"3\n', "t.csv", "near row 2"),
-        (b"a,a\n1,2\n", "t.csv", "two columns are named 'a'; rename one"),
+        (b"a,a\n1,2\n", "t.csv", "two columns are named a; rename one"),
         (b"PK\x03\x04zip", "t.csv", "is an Excel file: name it .xlsx"),
         (b"\x1f\x8bcut", "t.csv.gz", "cannot be read as CSV"),
         (b"no parquet", "t.parquet", "cannot be read as Parquet"),
@@ -209,7 +209,8 @@ def test_parquet_builds_with_its_own_images(tmp_path: pathlib.Path) -> None:
     import pyarrow.parquet
 
     from mmclip_jax.data import records
-    from mmclip_jax.data.builders.table import TableOptions, build_table
+    from mmclip_jax.data.builders.table import build_table
+    from mmclip_jax.data.builders.table_options import TableOptions
 
     images = [{"bytes": picture(n), "path": None} for n in range(4)]
     columns = {"image": images, "patient": [1.0, 2.0, 3.0, 4.0], "labels": ["Edema"] * 4}
@@ -336,3 +337,20 @@ def test_pictures_as_plain_bytes_and_names_that_repeat(tmp_path: pathlib.Path) -
     for places in found.pictures.values():
         assert [files.read_bytes(place) for place in places] == [picture(n) for n in range(3)]
     assert [row.cells[1] for row in found.rows] == ["row-2/image.png", "row-3/image.png", "row-4/image.png"]
+
+
+@hypothesis.given(
+    st.lists(
+        st.one_of(st.sampled_from(["NaN", " n/A\t", "#Div/0!", "", "\ufeffx", "\u200b", "a\0"]), st.text(max_size=8))
+    )
+)
+def test_cells_of_a_row_are_trimmed_as_single_ones(cells: list[str]) -> None:
+    assert tablefile._trimmed_all(cells) == [tablefile.text_of(cell) for cell in cells]
+
+
+def test_rows_behind_those_that_are_looked_at_are_read(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("a,b\n" + "".join(f"{n},x\n,\n" for n in range(500)))
+    table = tablefile.read_table(str(file))
+    assert [row.cells for row in table.rows] == [[str(n), "x"] for n in range(500)]
+    assert [row.number for row in table.rows] == [2 * n + 2 for n in range(500)]

@@ -1,0 +1,237 @@
+"""The kinds of arguments of the command line, and those that several commands share."""
+
+import argparse
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmclip_jax import ranges
+from mmclip_jax.errors import UserError
+
+Command = Callable[[argparse.Namespace], None]
+_DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood; shown with the command's name."""
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows defaults, where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default in (None, "", False) or action.default is argparse.SUPPRESS
+        if nothing or not action.option_strings or action.help is None or "default" in action.help:
+            return action.help
+        several = isinstance(action.default, list | tuple)
+        default = ",".join(map(str, action.default)) if several else action.default
+        return f"{action.help} (default: {str(default).replace('%', '%%')})"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line and without abbreviated options.
+
+    Attributes:
+      takes_overrides: whether --config.key=value arguments are allowed.
+      more: adds the arguments that are costly to find out; called only if this parser's command was given.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
+        self.takes_overrides = False
+        self.more: Callable[[Parser], None] | None = None
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raises the error instead of printing the whole usage."""
+        raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse's, which makes an empty list of `--option=--`, whatever the option's type."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            self.error(f"argument {action.option_strings[-1]}: '--' is no value")
+        return super()._get_values(action, arg_strings)
+
+    def commands(self) -> "dict[str, Parser]":
+        """The subcommands by name; {} if there are none."""
+        found = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return dict(found[0]) if found else {}
+
+    def options(self) -> list[str]:
+        """All option strings."""
+        return list(self._option_string_actions)
+
+
+def path_of(text: str) -> Path:
+    """A path on disk."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is an address, not a directory; mount the bucket, e.g. with gcsfuse")
+    return Path(text).expanduser()
+
+
+def folder_of(text: str) -> Path:
+    """A path on disk that data sets, runs or results are written to."""
+    path = path_of(text)
+    place_of(text)
+    return path
+
+
+def place_of(text: str) -> Any:
+    """A path on disk or in a bucket."""
+    from mmclip_jax import files
+
+    try:
+        return files.locate(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def existing(text: str) -> Path:
+    """A path on disk to what is there."""
+    return _that_exists(path_of(text))
+
+
+def existing_place(text: str) -> Any:
+    """A path on disk or in a bucket to what is there."""
+    return _that_exists(place_of(text))
+
+
+def _that_exists(path: Any) -> Any:
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return path
+
+
+def words_of(text: str) -> list[str]:
+    """The words of "A,B,…"."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+class Number:
+    """The argparse type of every number: an int or a float in a range (`ranges.Number`)."""
+
+    def __init__(self, allowed: ranges.Number):
+        self._allowed = allowed
+        self.__name__ = "int" if allowed.whole else "float"  # for argparse's message
+
+    def __call__(self, text: str) -> int | float:
+        """The number, if it is in the range."""
+        if not _DECIMAL.fullmatch(text.strip()):
+            raise ValueError(text)
+        value: int | float = int(text) if self._allowed.whole else float(text)
+        if problem := self._allowed.problem(value):
+            raise argparse.ArgumentTypeError(f"{text} {problem}")
+        return value
+
+
+class Numbers:
+    """The argparse type of several numbers: "A,B,…", each in the range, none twice."""
+
+    def __init__(self, allowed: ranges.Number, example: str):
+        self._allowed, self._example = allowed, example
+
+    def __call__(self, text: str) -> tuple[Any, ...]:
+        """The numbers, if all are in the range."""
+        one = Number(self._allowed)
+        try:
+            values = tuple(one(word) for word in words_of(text))
+        except ValueError:
+            what = "whole numbers" if self._allowed.whole else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of {what} such as {self._example}") from None
+        if problem := ranges.Several(self._allowed, least=1, distinct=True).problem(values):
+            raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+        return values
+
+
+def whole(low: float = 0, high: float = math.inf) -> Number:
+    """The type of whole numbers from `low` to `high`."""
+    return Number(ranges.count(low, high))  # type: ignore[arg-type]
+
+
+SEEDS = Numbers(ranges.SEED, "0,1,2")
+"""The argparse type of seeds."""
+
+
+def add_command(commands: Any, name: str, help: str, run: Command | None = None) -> Parser:
+    """Adds a command that `run` does; `help` begins with a small letter."""
+    parser: Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_commands(parser: Parser) -> Any:
+    """Has the parser take one of several commands."""
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def add_config(parser: Parser, default: Path | None = None) -> None:
+    """Adds --config and its overrides."""
+    parser.add_argument(
+        "--config", required=default is None, default=default, metavar="FILE.py[:ARGUMENT]", help="a file of configs/"
+    )
+    parser.takes_overrides = True
+    parser.epilog = (
+        "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
+        "a boolean; repeat the flag for the elements of a tuple. mmclip_jax/config.py lists the settings."
+    )
+
+
+def add_run(parser: Parser, required: bool = True) -> None:
+    """Adds the arguments that name a checkpoint of a run."""
+    parser.add_argument("--workdir", required=required, type=existing_place, help="directory of a training run")
+    parser.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+
+
+def add_processes(parser: Parser) -> None:
+    """Adds the arguments of runs of several processes."""
+    parser.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
+    parser.add_argument("--processes", type=whole(1), metavar="N", help="how many processes the run has")
+    parser.add_argument("--process", type=whole(), metavar="I", help="which of them this one is, from 0")
+
+
+def add_build(parser: Parser) -> None:
+    """Adds where a data set goes."""
+    parser.add_argument("--data-dir", required=True, type=folder_of, help="where the data set's directory goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set of the same name")
+
+
+def add_beam(parser: Parser) -> None:
+    """Adds --beam."""
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="build on Apache Beam with its options in one word, e.g. --beam='--runner=FlinkRunner "
+        "--flink_master=HOST:8081', or '' for the Direct runner; the folders must be seen by all workers",
+    )
+
+
+def add_told(parser: argparse.ArgumentParser) -> None:
+    """Adds what a user tells of ids of sources."""
+    for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
+        help = f"ids of these two sources are {what}; may be given several times"
+        parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
+
+
+def add_options(parser: Parser, options: type) -> None:
+    """A flag for every field of a class of options, with the help that the field carries."""
+    kinds = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        flag = f"--{field.name.replace('_', '-')}"
+        help = field.metadata["help"].replace("%", "%%")
+        if field.default is dataclasses.MISSING:
+            parser.add_argument(flag, required=True, help=help)
+        elif kinds[field.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help)
+        elif isinstance(field.default, tuple):  # the options split comma-separated strings themselves
+            text = ",".join(map(str, field.default))
+            parser.add_argument(flag, default=text, metavar="A,B,…", help=help)
+        else:
+            choices = field.metadata.get("choices") or None
+            kind: Any = kinds[field.name]
+            if kind in (int, float):
+                kind = Number(field.metadata.get("range") or ranges.Number(0, whole=kind is int))
+            parser.add_argument(flag, type=kind, default=field.default, choices=choices, help=help)

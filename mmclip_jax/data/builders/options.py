@@ -1,0 +1,89 @@
+"""What builds can be told; the command line makes flags of the fields."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mmclip_jax.data import recognisers, resources
+from mmclip_jax.errors import UserError
+
+ALIKE_POLICIES = ("refuse", "same", "other")
+UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
+
+
+def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+    """A field of an options class; the command line makes a flag of it."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def alike_option(default: str) -> Any:
+    """What ids mean that differ by padding, case or compatibility forms alone; see `ids.alike`."""
+    return option(
+        default,
+        "patients (and a patient's studies) whose ids differ only by zeros in front, case or full-width letters: "
+        "refuse to build, same: they are one, other: they are several",
+        ALIKE_POLICIES,
+    )
+
+
+def entities_option() -> Any:
+    """Which recogniser finds the entities; a field of the options of collections that have reports."""
+    return option(recognisers.LEXICON, f"who finds the entities of reports: {', '.join(recognisers.NAMES)}")
+
+
+def language_option() -> Any:
+    """The language of the reports; a field of the options of collections that have reports."""
+    return option(
+        resources.ENGLISH,
+        f"language of the reports: {', '.join(resources.languages())}, or a folder with the words of another one "
+        f"({resources.LEXICON}, {resources.NEGATION}, {resources.WORDS})",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectionOptions:
+    """What the build of a published data set can be told."""
+
+    manual_dir: str = dataclasses.field(metadata={"help": "folder of the downloaded files"})
+    views: str = option("frontal", "which views to keep", ("frontal", "all"))
+    uncertain: str = option(
+        "keep",
+        "what becomes of uncertain labels: keep them as such; ones: present; zeros: absent; mixed: present for "
+        "atelectasis, edema and pleural effusion, else absent; ignore: unknown",
+        UNCERTAIN_POLICIES,
+    )
+    shorter_side: int = option(256, "pixels of the shorter side of stored images; smaller images stay as they are")
+    encoding: str = option("jpeg", "how changed images are stored: jpeg (quality 95) or png", ("jpeg", "png"))
+    on_bad: str = option(
+        "fail", "when more than --max-reject-share of the rows cannot be used: fail, or skip them", ("fail", "skip")
+    )
+    max_reject_share: float = option(0.001, "the share of rows that may be unusable without the build failing")
+    split_salt: str = option("", "another string, another split by patient (where there is no official one)")
+    alike_ids: str = alike_option("same")
+    workers: int = option(0, "processes that read images; 0: one a core")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = field.metadata.get("choices")
+            if choices and getattr(self, field.name) not in choices:
+                name = field.name.replace("_", " ")
+                raise UserError(f"{name} {getattr(self, field.name)!r} is not one of {', '.join(choices)}")
+        check_storing(self.shorter_side, self.max_reject_share, self.workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions(CollectionOptions):
+    """What the build of a published data set with reports can be told."""
+
+    entities: str = entities_option()
+    language: str = language_option()
+
+
+def check_storing(shorter_side: int, max_reject_share: float, workers: int) -> None:
+    """Raises UserError where an option that all builders have is out of its range."""
+    if shorter_side < 16:
+        raise UserError(f"shorter side {shorter_side}: at least 16 pixels")
+    if not 0 <= max_reject_share <= 1:
+        raise UserError(f"max reject share {max_reject_share} is not between 0 and 1")
+    if workers < 0:
+        raise UserError(f"workers {workers}: 0 for one a core, or their number")
