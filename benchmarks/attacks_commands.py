@@ -167,19 +167,19 @@ def locales(attacker: Attacker) -> Outcomes:
     code = """
         import sys
         from mmclip_jax import cli
-        table, images, out = sys.argv[1:]
+        table, images, out, page, pairs = sys.argv[1:]  # names in bytes that the locale cannot read
         flags = ["--images", images, "--name", "mine", "--data-dir", out, "--workers", "1"]
         status = cli.main(["data", "build", "table", "--table", table, *flags])
         assert status == 0, status
-        status = cli.main(["data", "info", out, "--html", out + "/é.html", "--show-text"])
+        status = cli.main(["data", "info", out, "--html", page, "--show-text"])
         status = status or cli.main(
-            ["data", "audit", out + ":train", "--against", out + ":validation", "--out", out + "/ß.csv"]
+            ["data", "audit", out + ":train", "--against", out + ":validation", "--out", pairs]
         )
         from mmclip_jax.data import records
         from mmclip_jax.data.schema import SPLITS
         texts = {e.text for split in SPLITS for e in records.open_records(out, split, "paired")}
         assert all("5 µm of Zoë" in text for text in texts) and len(texts) == 3, texts
-        assert "Zoë" in open(out + "/é.html", encoding="utf-8").read()
+        assert "Zoë" in open(page, encoding="utf-8").read()
         sys.exit(status)
     """
     script = attacker.folder / "script.py"
@@ -189,6 +189,7 @@ def locales(attacker: Attacker) -> Outcomes:
             out = attacker.folder / f"out-{name}-{len(more)}"
             env = {key: value for key, value in _environment(LANG=name, LC_ALL=name, **more).items() if value}
             words = [sys.executable, str(script), str(table), str(attacker.folder / "images"), str(out)]
+            words += [f"{out}/é.html", f"{out}/ß.csv"]
             done = subprocess.run(words, env=env, capture_output=True, text=True, errors="replace", check=False)
             yield (
                 f"LANG={name} {more}",

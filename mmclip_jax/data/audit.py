@@ -19,6 +19,7 @@ from etils import epath
 
 from mmclip_jax import files, spreadsheet
 from mmclip_jax.data import fingerprint, looks, records
+from mmclip_jax.data.builders.files import read_text
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.kinship import NOTHING_TOLD, Told
 from mmclip_jax.data.overlaps import LIST, AuditSet, Overlap, Row, audit
@@ -106,9 +107,9 @@ def _row_of(texts: Sequence[str]) -> Row:
 def _lines(file: pathlib.Path) -> list[tuple[int, str]]:
     """(number, id) of each line; what is no list of ids is refused, as it would match nothing and be called clean."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except ValueError as error:
-        raise UserError(f"{file} is no text of one id a line; of a table, say FILE:COLUMN") from error
+        lines = read_text(file).splitlines()
+    except UserError as error:
+        raise UserError(f"{error}, and no list of one id a line; of a table, say {file}:COLUMN") from error
     ids = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     for number, id in ids:
         if mark := next((mark for mark in ',;|\t{"' if mark in id), ""):

@@ -64,6 +64,7 @@ def build(
         file, the row and the remedy.
     """
     from mmclip_jax.data import records
+    from mmclip_jax.data.builders.summary import CollectionSummary
 
     start = time.monotonic()
     path = records.build(load(name)(options, data_dir), overwrite=overwrite, progress=progress, make=make)
