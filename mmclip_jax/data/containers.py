@@ -33,7 +33,8 @@ def lines_of_cells(text: str) -> str:
 def _row(line: str) -> str:
     cells = [cell for each in _CELLS.split(line) if (cell := each.strip())]
     answers = [bool(_ANSWER.fullmatch(cell)) for cell in cells]
-    if len(cells) < 2 or not any(answers) or any(map(_SENTENCE.match, cells)):
+    names = [cell for cell, is_answer in zip(cells, answers, strict=True) if not is_answer]
+    if len(cells) < 2 or not any(answers) or any(map(_SENTENCE.match, names)):
         return line
     return "\r".join(_said(cells, answers, len(cells) % 2 == 0 and not any(answers[::2])))
 
