@@ -250,14 +250,54 @@ def _flowing(body: str) -> str:
     for line in lines:
         if line[:1] in ("", "-", "*") and not _WORDLIKE.search(line):  # empty, or an empty item
             empty = True
-        elif joined and not empty and _goes_on(before, line, width):
+        elif joined and not empty and _goes_on(before, line, width) and not _is_bare_answer(joined, line):
             joined[-1].append(line)
             before = line
         elif joined or _WORDLIKE.search(line):
             joined.append([line])
             before, empty = line, False
     texts = [item for each in joined for item in _items(" ".join(each)) if _WORDLIKE.search(item)]
+    texts = _denied_lists(texts)
     return "".join(_joined(texts)) if len(texts) > 1 else texts[0] if texts else ""
+
+
+def _is_bare_answer(joined: Sequence[Sequence[str]], line: str) -> bool:
+    """Whether the line before is a "No" of its own below its question: "Pneumothorax", "No", "Effusion", "Yes"."""
+    if len(joined) < 2 or len(joined[-1]) != 1 or not line[0].isupper():
+        return False
+    return joined[-1][0].lower() in ("no", "kein", "sin", "none") and not _ENDED.search(joined[-2][-1][-4:])
+
+
+_DENIES_LIST = re.compile(
+    r"\b(?:no|without|negative for|no evidence (?:of|for)|absence of|free of|kein|keine|ohne|sin|sans|pas de)"
+    r"(?: (?:any of )?the following)? ?:?\Z",
+    re.IGNORECASE,
+)
+
+
+def _opens_denied_list(text: str) -> bool:
+    """Whether a text ends with a denial that has named nothing yet; "Pneumothorax - no" is an answer."""
+    if _DENIES_LIST.search(text[-45:]) is None or ":" in text[:-1]:
+        return False
+    return not any(term.label in ("observation", "device") for _, _, term in find_terms(text))
+
+
+def _denied_lists(texts: list[str]) -> list[str]:
+    """Lists below a denial ("There is no:") as its sentence: the items alone would say the contrary."""
+    if not any(map(_opens_denied_list, texts[:-1])):
+        return texts
+    found: list[str] = []
+    items = 0  # of the list that is open
+    for number, text in enumerate(texts):
+        item = _ITEM.match(text)
+        if item and (items > 0 or (number > 0 and _opens_denied_list(texts[number - 1]))):
+            said = text[item.end() :].strip()
+            found[-1] = f"{found[-1].rstrip(' .,;')}{' or' if items > 0 else ''} {said}".rstrip()
+            items += 1
+        else:
+            found.append(text)
+            items = 0
+    return found
 
 
 def _goes_on(before: str, line: str, width: int) -> bool:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 # Cells
 
 _ANSWER = re.compile(
-    r"(?:none|no|absent|nil|negative|neg|present|yes|positive|pos|true|false|normal|clear|unremarkable|unlikely|"
+    r"(?:none|no|absent|nil|negative|neg|present|yes|positive|pos|true|false|unlikely|"
     r"(?:none|not|nothing) (?:seen|present|identified|visible|noted|found|detected|evident)|no evidence|n/a|[-+01yn]|"
     r"[-+]ve|nein|ja|keine?r?s?|vorhanden|nicht vorhanden|oui|non|s\u00ed|ausente|absente?)[ .]*",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"(?:no|without|there|the)\s", re.IGNORECASE)  # begins no name
 _CELLS = re.compile(r"[\t|]")
 _LINE = re.compile(r"\r\n|[\r\n]")
 
@@ -32,7 +33,8 @@ def lines_of_cells(text: str) -> str:
 def _row(line: str) -> str:
     cells = [cell for each in _CELLS.split(line) if (cell := each.strip())]
     answers = [bool(_ANSWER.fullmatch(cell)) for cell in cells]
-    if len(cells) < 2 or not any(answers):
+    names = [cell for cell, is_answer in zip(cells, answers, strict=True) if not is_answer]
+    if len(cells) < 2 or not any(answers) or any(map(_SENTENCE.match, names)):
         return line
     return "\r".join(_said(cells, answers, len(cells) % 2 == 0 and not any(answers[::2])))
 
