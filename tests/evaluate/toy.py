@@ -178,14 +178,14 @@ class ToyModel:
         """Right where the image shows the entity's kind, else [WRONG]; entities of no toy kind are always right."""
         answers = []
         found = entities or [find_entities(text) for text in texts]
-        for pixels, text, masked, entities in zip(images, texts, masked_entities, found, strict=True):
+        for pixels, text, masked, named in zip(images, texts, masked_entities, found, strict=True):
             length = self.config.model.text.length
             t = self.tokenizer.tokenize(
-                text, entities, length, entity_labels=("observation", "device", "anatomy", "modifier")
+                text, named, length, entity_labels=("observation", "device", "anatomy", "modifier")
             )
             places = [i for i in range(length) if t.entity[i] and t.entity[i] - 1 in masked]
             true = t.tokens[places]
-            kinds = [entities[t.entity[i] - 1].kind for i in places]
+            kinds = [named[t.entity[i] - 1].kind for i in places]
             seen = np.array([k not in KINDS or bool(pixels[2, KINDS.index(k)]) for k in kinds], bool)
             answers.append((true, np.where(seen, true, 2).astype(np.int32)))
         return answers
