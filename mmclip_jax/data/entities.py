@@ -104,7 +104,10 @@ class _Finder:
     def __init__(self, resources: Resources):
         self.compose = resources.compose
         composable = {observation for observation, _ in resources.compose}
-        affirming, sided = set(resources.cues["affirming"]), set(resources.cues["side"])
+        affirming, sided = (
+            {word for word in resources.terms if word.split()[0] in words}
+            for words in (resources.cues["affirming"], resources.cues["side"])
+        )
         verbs = {*resources.cues["verb"], *resources.cues["remains"]}
         # A term with a verb in it ("lung volumes are low") is a clause of its own behind a comma, as stable ones are.
         affirming.update(word for word in resources.terms if not verbs.isdisjoint(word.split()))
