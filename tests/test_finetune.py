@@ -19,7 +19,7 @@ from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
 from mmclip_jax import classifier, finetune, locks, sharding, step, transfer
-from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record
+from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record, with_digests
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import fractions
 from mmclip_jax.data.records import open_records
@@ -531,7 +531,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(
 
 
 def _saved_as(checkpoint: pathlib.Path, change: Any) -> pathlib.Path:
-    """A copy of the checkpoint whose run record `change` has edited."""
+    """A copy of the checkpoint whose run record `change` has edited, with the digest of the edited one."""
     import shutil
 
     copy = checkpoint.parent / f"copy_{len(list(checkpoint.parent.iterdir()))}"
@@ -540,6 +540,11 @@ def _saved_as(checkpoint: pathlib.Path, change: Any) -> pathlib.Path:
     record = json.loads(file.read_text())
     change(record)
     file.write_text(json.dumps(record))
+    sums = next((copy / "sums").rglob("metadata"))
+    said = json.loads(sums.read_text())
+    arrays = {name: value for name, value in said.items() if name not in ("digests", "all")}
+    position = json.loads(next((copy / "data").rglob("metadata")).read_text())
+    sums.write_text(json.dumps(with_digests(arrays, {"run": record, "data": position})))
     return copy
 
 

@@ -26,7 +26,7 @@ def evaluate(tmp_path: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pyt
         return results
 
     monkeypatch.setattr(common, "evaluate_checkpoint", written)
-    monkeypatch.setattr(common, "told", lambda results, what, out: str(out))
+    monkeypatch.setattr(common, "summary", lambda results, what, out: str(out))
     (tmp_path / "run").mkdir()
     return lambda **named: pathlib.Path(common.run(tmp_path / "run", **named))
 
