@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A file's tests share what is costly to make; the order is that of tests/conftest.py.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
-FAST := not slow and not browser and not wheel and not shared and not torch
+FAST := not slow and not compiles and not browser and not wheel and not shared and not torch
 
 .PHONY: demo test test-slow test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
 

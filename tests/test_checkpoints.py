@@ -29,6 +29,8 @@ from mmclip_jax.checkpoints import (
 )
 from mmclip_jax.errors import DamagedCheckpointError, TrainingError, UserError
 
+pytestmark = pytest.mark.compiles
+
 TOKENIZER = bytes(range(256))
 
 

@@ -19,6 +19,8 @@ from mmclip_jax.data.prompts import KINDS
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import build_model
 
+pytestmark = pytest.mark.compiles
+
 # Parameters with a vocabulary of VOCAB pieces (the tokenizer's own size is data). A change here is a change of the
 # model: if it is meant, write the new number and a line in CHANGELOG.md.
 VOCAB = 4096

@@ -31,6 +31,8 @@ from mmclip_jax.interop import api
 from mmclip_jax.models.mmclip import build_model
 from mmclip_jax.train import make_manifest
 
+pytestmark = pytest.mark.compiles
+
 P, A, U, N = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN, LabelState.UNKNOWN
 
 

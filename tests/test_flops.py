@@ -13,6 +13,8 @@ from mmclip_jax.config import transformer
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import build_model
 
+pytestmark = pytest.mark.compiles
+
 _OFF = {"objective__attmim__weight": 0.0, "objective__entmlm__weight": 0.0}
 
 

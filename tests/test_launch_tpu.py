@@ -217,6 +217,7 @@ def test_a_failed_request_is_replaced_and_an_active_slice_reused(pod: Pod) -> No
     assert pod.calls()[4:] == ["scp", "ssh"]
 
 
+@pytest.mark.slow
 def test_one_host_that_cannot_be_reached(pod: Pod) -> None:
     pod.error("ssh", "connection refused", "-")
     code, _, err = pod.run("up")

@@ -19,6 +19,8 @@ from mmclip_jax.data import pipeline
 from mmclip_jax.data.tokenizer import load_tokenizer
 from mmclip_jax.errors import DoesNotFitError, UserError
 
+pytestmark = pytest.mark.compiles
+
 QUICK = "xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true"
 CONTRASTIVE = {"objective__attmim__weight": 0.0, "objective__entmlm__weight": 0.0}
 V5E = plan.parse_topology("v5e:2x4")

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from mmclip_jax import sharding, step
 from mmclip_jax.models.text import TextEncoder
 
+pytestmark = pytest.mark.compiles
+
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (8, 2), "2x4": (8, 4)}
 STEP = 3
 MARGIN = 1e-4

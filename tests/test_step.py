@@ -14,6 +14,8 @@ from mmclip_jax import objectives, step
 from mmclip_jax.models import masking
 from mmclip_jax.models.vit import patchify
 
+pytestmark = pytest.mark.compiles
+
 Array = np.ndarray
 # 8 + 8 rows: one or two parts, up to four chunks.
 SMALL = {"data__batch_paired": 8, "data__batch_unpaired": 8}

@@ -25,6 +25,8 @@ from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS
 from mmclip_jax.errors import UserError
 
+pytestmark = pytest.mark.compiles
+
 STEPS = 20
 
 # argv: workdir, data set, {"steps": ..., "settings": {dotted: value}, "hang_at": batch, "white_at": batch, "stop_at":
@@ -200,6 +202,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_once(
     )
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(full_run: pathlib.Path, phantom_dir: pathlib.Path) -> None:
     steps = sorted(int(path.name) for path in (full_run / "checkpoints").iterdir() if path.name.isdigit())
     assert steps == [9, 18, 20]

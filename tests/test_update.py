@@ -14,6 +14,8 @@ from mmclip_jax import optim, step
 from mmclip_jax.config import compiler_options
 from mmclip_jax.errors import UserError
 
+pytestmark = pytest.mark.compiles
+
 CHANGES = {"data__batch_paired": 8, "data__batch_unpaired": 8, "train__steps": 50, "optimizer__warmup_share": 0.0}
 
 

@@ -18,6 +18,8 @@ from mmclip_jax.data.tokenizer import load_tokenizer
 from mmclip_jax.errors import UserError
 from mmclip_jax.models import masking
 
+pytestmark = pytest.mark.compiles
+
 Array = np.ndarray
 REPORT = "There is a large left pleural effusion. No pneumothorax. The heart is enlarged."
 

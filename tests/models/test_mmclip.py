@@ -13,6 +13,8 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 
+pytestmark = pytest.mark.compiles
+
 Array = np.ndarray
 Run = Any
 

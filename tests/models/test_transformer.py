@@ -11,6 +11,8 @@ import tiny
 
 from mmclip_jax.models.transformer import Attention, Transformer, layer_norm
 
+pytestmark = pytest.mark.compiles
+
 Array = np.ndarray
 ROWS, QUERIES, CONTEXT, WIDTH, CONTEXT_WIDTH, HEADS, MLP, DEPTH = 2, 5, 7, 12, 10, 3, 17, 2
 
