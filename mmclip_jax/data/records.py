@@ -388,6 +388,7 @@ def finish_example(
     sex: str = "",
     age: float = float("nan"),
     scanner: str = "",
+    laterality: str = "",
 ) -> Example:
     """An Example with what can be derived filled in: pixel digest, original size, the report's entities.
 
@@ -412,6 +413,7 @@ def finish_example(
       sex: "M", "F" or "".
       age: years, or NaN.
       scanner: the manufacturer of the machine, or "".
+      laterality: "L", "R" or "B", or "".
 
     Raises:
       ValueError: neither image nor pixels, or not 8-bit grey.
@@ -448,6 +450,7 @@ def finish_example(
         sex=sex,
         age=float(age),
         scanner=scanner,
+        laterality=laterality,
         findings=findings.strip(),
         impression=impression.strip(),
         entities=tuple(entities),
@@ -635,8 +638,9 @@ def _content_digest(example: Example) -> bytes:
     """Digest of all that an example says, with its pixels in place of the compressed file."""
     content = dataclasses.asdict(dataclasses.replace(example, image=b"", labels={}))
     content["image"] = ""
-    if not example.scanner:  # older records have no such field: what says nothing changes no digest
-        del content["scanner"]
+    for name in schema.LATER_FIELDS:
+        if not content[name]:
+            del content[name]
     content["labels"] = {kind: int(state) for kind, state in example.labels.items()}
     # Numbers are hashed as they are stored, so that what is read back has the same digest.
     for name in ("age", "original_min", "original_max"):

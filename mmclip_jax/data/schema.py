@@ -71,7 +71,7 @@ class Example:
 
     image: the encoded file (PNG or JPEG, 8-bit grey) as stored. `text` is the report that entity offsets refer to.
     age in years, NaN where unknown; sex "M", "F" or ""; view e.g. "PA", "AP", "" where unknown; scanner: the
-    manufacturer of the machine, "" where unknown.
+    manufacturer of the machine; laterality: "L", "R" or "B", the side that is shown; "" where unknown.
     original_height, original_width: pixels of the file that the stored image was made from; original_min, original_max:
     the values that they had there, NaN where unknown.
     """
@@ -97,6 +97,7 @@ class Example:
     original_min: float = float("nan")
     original_max: float = float("nan")
     scanner: str = ""
+    laterality: str = ""
 
     @property
     def text(self) -> str:
@@ -137,7 +138,10 @@ _REPORT_FORM = 2
 
 _TEXT_FIELDS = (
     "id", "source", "split", "patient", "study", "view", "sex", "findings", "impression", "pixels_sha256", "scanner",
+    "laterality",
 )  # fmt: skip
+LATER_FIELDS = ("scanner", "laterality")
+"""Texts that older records do not have; where they say nothing, they change no digest."""
 
 
 def features() -> Any:
@@ -190,10 +194,11 @@ def to_features(example: Example) -> dict[str, Any]:
 def from_features(features: Mapping[str, Any]) -> Example:
     """Reads back what `to_features` wrote, as a TFDS data source returns it (image undecoded, text as bytes).
 
-    Records that were written before there were masks, value ranges and scanners are read as having none. Of those that
-    were written when one line end stood between all sections, the entities are moved to where they stand now.
+    Records that were written before there were masks, value ranges, scanners and sides are read as having none. Of
+    those that were written when one line end stood between all sections, entities are moved to where they stand now.
     """
-    texts = {name: bytes(features[name]).decode() for name in _TEXT_FIELDS if name in features or name != "scanner"}
+    told = [name for name in _TEXT_FIELDS if name in features or name not in LATER_FIELDS]
+    texts = {name: bytes(features[name]).decode() for name in told}
     report = report_text(texts["findings"], texts["impression"])
     entities, labels, boxes = features["entities"], features["labels"], features["boxes"]
     starts, ends = [int(start) for start in entities["start"]], [int(end) for end in entities["end"]]

@@ -466,9 +466,11 @@ def test_map_in_order_passes_errors_on() -> None:
         list(records.map_in_order(lambda x: 1 // x, [3, 0, 1], 2))
 
 
-def test_a_scanner_is_kept_and_older_records_have_none() -> None:
+def test_scanner_and_side_are_kept_and_older_records_have_none() -> None:
     plain = EXAMPLES[0]
-    scanned = dataclasses.replace(plain, scanner="Philips")
+    sided = dataclasses.replace(plain, laterality="L")
+    scanned = dataclasses.replace(sided, scanner="Philips")
+    assert records._content_digest(sided) != records._content_digest(plain)
     assert records._content_digest(scanned) != records._content_digest(plain)
     written = schema.to_features(scanned)
     stored = {name: value.encode() if isinstance(value, str) else value for name, value in written.items()}
@@ -477,9 +479,9 @@ def test_a_scanner_is_kept_and_older_records_have_none() -> None:
         stored[name] = {
             key: [v.encode() if isinstance(v := each[key], str) else v for each in written[name]] for key in keys
         }
-    assert schema.from_features(stored).scanner == "Philips"
-    del stored["scanner"]
-    assert schema.from_features(stored).scanner == ""
+    assert (schema.from_features(stored).scanner, schema.from_features(stored).laterality) == ("Philips", "L")
+    del stored["scanner"], stored["laterality"]
+    assert (schema.from_features(stored).scanner, schema.from_features(stored).laterality) == ("", "")
     del stored["view"]
     with pytest.raises(KeyError):
         schema.from_features(stored)

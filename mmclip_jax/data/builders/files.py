@@ -24,7 +24,8 @@ from typing import Any
 from mmclip_jax.errors import UserError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
-IMAGE_SUFFIXES = (*DICOM_SUFFIXES, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+OTHER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*DICOM_SUFFIXES, *OTHER_SUFFIXES)
 TABLE_PACKINGS = ("", ".gz", ".zip")
 MAX_BYTES = 512 << 20
 """Of one file or member: an uncompressed DICOM file of the largest image that is read has 300 MB."""

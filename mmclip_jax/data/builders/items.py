@@ -47,6 +47,7 @@ class Item:
     table, row: where a person finds it; the first row that names it, where there are several.
     file: as `files.read_bytes` takes it, or "" or a `files.NotFound` if it was not found.
     scanner: the manufacturer of the machine, or "".
+    laterality: "L", "R" or "B", the side that is shown, or "".
     from_header: whether a DICOM file's header fills in view, sex and age where they are unknown.
     split: "" has the patient's id decide.
     boxes: (kind, four numbers in units of `frame` as `box_format` says).
@@ -65,6 +66,7 @@ class Item:
     sex: str = ""
     age: float = math.nan
     scanner: str = ""
+    laterality: str = ""
     from_header: bool = False
     findings: str = ""
     impression: str = ""

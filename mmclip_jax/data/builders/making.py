@@ -155,6 +155,7 @@ def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
         sex=item.sex,
         age=item.age,
         scanner=item.scanner,
+        laterality=item.laterality,
     )
 
 

@@ -33,6 +33,7 @@ from mmclip_jax.data.builders.cells import (
 )
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
+from mmclip_jax.data.builders.files import OTHER_SUFFIXES
 from mmclip_jax.data.builders.items import BETWEEN_FAULTS, ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.summary import TableSummary
@@ -305,7 +306,7 @@ class TableBuilder(Collection):
         own_study = columns.get(row, "study") or (image if self.options.join in ("accession", "folder") else "")
         for each in found:
             id = source.id_prefix + (image if by_path else each.name)
-            view, sex, age, study = self._of_header(source, row, image, each)
+            view, sex, age, study, laterality = self._of_header(source, row, image, each)
             yield Item(
                 table=str(source.table.file),
                 row=row.number,
@@ -317,6 +318,7 @@ class TableBuilder(Collection):
                 view=view,
                 sex=sex,
                 age=age,
+                laterality=laterality,
                 findings=findings,
                 impression=impression,
                 labels=labels,
@@ -340,8 +342,11 @@ class TableBuilder(Collection):
         place = pictures[row.number - 2] if pictures else ""
         return [Found(place, image)] if place else source.images.find(image)
 
-    def _of_header(self, source: _Source, row: Row, image: str, found: Found) -> tuple[str, str, float, str]:
-        """(view, sex, age, study) of an image: the table's, else its DICOM header's; what cannot be read is listed."""
+    def _of_header(self, source: _Source, row: Row, image: str, found: Found) -> tuple[str, str, float, str, str]:
+        """(view, sex, age, study, laterality) of an image: the table's, else its DICOM header's.
+
+        What cannot be read is listed. Tables have no column of sides.
+        """
         columns = source.columns
         view = view_of(columns.get(row, "view"))
         sex = sex_of(columns.get(row, "sex"), source.sexes)
@@ -353,8 +358,9 @@ class TableBuilder(Collection):
                 left_out = _reject(source, row.number, image, reason, f"{name} left out")
                 if left_out not in self.rejects[-2:]:  # a row may mean several images
                     self.rejects.append(left_out)
-        study = ""
-        if not (view and sex and age == age and columns.get(row, "study")):
+        study = laterality = ""
+        told_all = view and sex and age == age and columns.get(row, "study")
+        if not (told_all and found.place.lower().endswith(OTHER_SUFFIXES)):
             header = dicom_headers.read(found.place) or dicom_headers.Header()
             source.images.how["with a DICOM header"] += bool(header.sop)
             source.images.compare_patient(columns.get(row, "patient"), header, row.number)
@@ -362,7 +368,8 @@ class TableBuilder(Collection):
             sex = sex_of(header.sex) if sex == "" else sex
             age = parse_age(header.age) if age is not None and math.isnan(age) else age
             study = header.study
-        return view, sex or "", math.nan if age is None else age, study
+            laterality = header.laterality if header.laterality in ("L", "R", "B") else ""
+        return view, sex or "", math.nan if age is None else age, study, laterality
 
     def _report(self, columns: Columns, row: Row, study: str) -> tuple[str, str]:
         """(findings, impression) of a row, from these columns or else from that of whole reports."""

@@ -204,13 +204,16 @@ def build(folder: pathlib.Path, text: str, **options: Any) -> dict[str, Example]
 
 def test_headers_fill_what_the_table_leaves_open(tmp_path: pathlib.Path) -> None:
     elements = {"PatientSex": "F", "PatientAge": "045Y", "StudyInstanceUID": "1.9", "ViewPosition": "PA"}
+    elements["ImageLaterality"] = "L"
     for n in range(3):
         hospital.film(tmp_path / "images" / f"{n}.dcm", n, **elements)
     found = build(tmp_path, "image,patient,report\n0.dcm,a,Clear.\n1.dcm,b,Clear.\n2.dcm,c,Clear.\n")
     assert {(e.sex, e.age, e.study, e.view) for e in found.values()} == {("F", 45.0, "1.9", "PA")}
+    assert {e.laterality for e in found.values()} == {"L"}
     text = "image,patient,report,sex,age,view,study\n0.dcm,a,x,M,30,AP,s\n1.dcm,b,x,M,,,s\n2.dcm,c,x,,31,pa,\n"
     found = build(tmp_path, text)
     assert (found["0.dcm"].sex, found["0.dcm"].age, found["0.dcm"].view, found["0.dcm"].study) == ("M", 30.0, "AP", "s")
+    assert found["0.dcm"].laterality == "L"  # no column tells it
     assert (found["1.dcm"].sex, found["1.dcm"].age, found["1.dcm"].view) == ("M", 45.0, "PA")
     assert (found["2.dcm"].sex, found["2.dcm"].age, found["2.dcm"].study) == ("F", 31.0, "1.9")
 
