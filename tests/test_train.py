@@ -485,7 +485,7 @@ def test_damaged_records_are_replaced_listed_and_limited(
 def test_an_update_that_is_not_finite_never_reaches_a_checkpoint(
     tmp_path: pathlib.Path, phantom_dir: pathlib.Path, environment: dict[str, str]
 ) -> None:
-    settings = SETTINGS | {"train.checkpoint_every": 0, "optimizer.peak_lr": float("inf")}
+    settings = SETTINGS | {"train.checkpoint_every": 0, "optimizer.peak_lr": 3e38}  # of 3.4e38 that float32 holds
     code, _, err = run(tmp_path, phantom_dir, environment, settings=settings)
     assert code == 3
     assert "TrainingError" in err
