@@ -295,11 +295,11 @@ def test_a_run_in_a_bucket_is_that_on_disk_to_the_bit(
 def test_evaluation_of_a_run_in_a_bucket_is_written_there(run: str, mmclip: Any, bucket: buckets.Buckets) -> None:
     done = mmclip("evaluate", "--workdir", run, "--split", "validation")
     assert done.returncode == 0, done.stderr
-    assert f"Report: {run}/evaluation/{STEPS}/report.html" in done.stdout
-    results = json.loads(bucket.read("runs", f"one/evaluation/{STEPS}/results.json"))
+    assert f"Report: {run}/evaluation/{STEPS}-validation/report.html" in done.stdout
+    results = json.loads(bucket.read("runs", f"one/evaluation/{STEPS}-validation/results.json"))
     assert results["checkpoint"]["run"] == "one"
     assert results["audit"]["status"] == "clean"
-    assert b"</html>" in bucket.read("runs", f"one/evaluation/{STEPS}/report.html")
+    assert b"</html>" in bucket.read("runs", f"one/evaluation/{STEPS}-validation/report.html")
 
 
 @pytest.mark.slow
