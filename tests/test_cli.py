@@ -542,5 +542,5 @@ def test_a_small_run_from_build_to_prediction(tmp_path):
     assert "pneumothorax" in table
     out = _mmclip("evaluate", "--workdir", "run", "--data", built, "--split", "validation", cwd=tmp_path)
     assert "report.html" in out
-    assert (tmp_path / "run" / "evaluation" / "4" / "report.html").exists()
+    assert (tmp_path / "run" / "evaluation" / "4-validation" / "report.html").exists()
     _mmclip("evaluate", "--workdir", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)
