@@ -41,7 +41,7 @@ test-beam: .venv-beam/.installed
 	@touch $@
 
 test-tpu: .tpu/.installed $(VENV)/.installed-dev
-	PYTHONPATH=.tpu $(BIN)/python -m pytest -q tests/test_plan.py -k tpu
+	PYTHONPATH=.tpu $(BIN)/python -m pytest -q tests/plan/test_plan.py -k tpu
 
 # Workdirs and data sets in buckets, against a stand-in for Cloud Storage.
 .gcs/.installed: requirements-gcs.txt | $(VENV)/bin/python
@@ -55,7 +55,7 @@ test-gcs: .gcs/.installed $(VENV)/.installed-dev
 # Importers of other programs' checkpoints, against transformers. torch brings gigabytes for GPUs unless pip is told of PyTorch's
 # index for CPUs (PIP_EXTRA_INDEX_URL).
 test-interop: .venv-interop/.installed
-	.venv-interop/bin/python -m pytest -q -p no:cacheprovider -m torch tests/interop tests/evaluate/test_referee.py
+	.venv-interop/bin/python -m pytest -q -p no:cacheprovider -m torch tests/external
 
 .venv-interop/.installed: requirements.txt requirements-interop.txt
 	$(PYTHON) -m venv .venv-interop
@@ -65,7 +65,7 @@ test-interop: .venv-interop/.installed
 
 # medSpaCy in place of the package's own recogniser: it wants NumPy 1, so it has an environment of its own.
 test-medspacy: .venv-medspacy/.installed
-	.venv-medspacy/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/data/test_medspacy.py
+	.venv-medspacy/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/text/test_medspacy.py
 
 .venv-medspacy/.installed: requirements-medspacy.txt
 	$(PYTHON) -m venv .venv-medspacy

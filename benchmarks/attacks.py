@@ -110,7 +110,8 @@ def change(file: pathlib.Path, how: str, chance: random.Random) -> None:
 def settings(attacker: Attacker) -> Outcomes:
     """Every number below and above its range, not finite, and of another type."""
     from mmclip_jax import ranges
-    from mmclip_jax.config import RANGES, default_config, flat
+    from mmclip_jax.check import RANGES
+    from mmclip_jax.config import default_config, flat
 
     values = flat(default_config())
     for name in attacker.some(sorted(RANGES), 25):
@@ -151,7 +152,7 @@ def names(attacker: Attacker) -> Outcomes:
 def json_files(attacker: Attacker) -> Outcomes:
     """Results, facts and metrics, each damaged in every way."""
     from mmclip_jax import files, writers
-    from mmclip_jax.evaluate import comparison
+    from mmclip_jax.evaluate.report import comparison
 
     rows = b"".join(json.dumps({"step": n, "loss": n / 7, "x": None}).encode() + b"\n" for n in range(1, 30))
     facts = json.dumps({"name": "a", "version": "1", "examples": 3, "splits": {"train": [1, 2, {"x": "é"}]}}, indent=1)
@@ -195,7 +196,8 @@ def json_files(attacker: Attacker) -> Outcomes:
 def of_tests(name: str) -> Any:
     """A module of the tests, for its helpers."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    for folder in ("tests", "tests/data", "tests/data/builders", "tests/evaluate", "tests/interop", "benchmarks"):
+    rooms = ("data", "data/builders", "evaluate", "external", "inference")
+    for folder in ("tests", *(f"tests/{room}" for room in rooms), "benchmarks"):
         if str(ROOT / folder) not in sys.path:
             sys.path.append(str(ROOT / folder))
     return importlib.import_module(name)

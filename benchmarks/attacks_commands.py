@@ -112,7 +112,7 @@ def overrides(attacker: Attacker) -> Outcomes:
 
         def read(name: str = name, value: str = value) -> None:
             from mmclip_jax import ranges
-            from mmclip_jax.config import RANGES
+            from mmclip_jax.check import RANGES
 
             ranges.check(flat(cli.read_config(config, [f"--config.{name}={value}"])), RANGES)
 
@@ -124,10 +124,10 @@ def finetuning(attacker: Attacker) -> Outcomes:
     """Every setting of `finetune` out of its range."""
     import dataclasses
 
-    from mmclip_jax import transfer
+    from mmclip_jax.finetune import task as task_lib
 
-    make: Callable[..., Any] = transfer.Settings
-    for field in dataclasses.fields(transfer.Settings):
+    make: Callable[..., Any] = task_lib.Settings
+    for field in dataclasses.fields(task_lib.Settings):
         for value in (float("nan"), -1, -0.5, 10**12, "x", object(), float("inf"), [], (-1,), (float("nan"),), True):
             name = f"{field.name}={value!r:.20}"
             yield name, _checked(functools.partial(make, **{field.name: value}))
@@ -288,7 +288,7 @@ def together(attacker: Attacker) -> Outcomes:
 @kind("evaluations of another split or other data", "have a folder of their own, or are refused")
 def splits(attacker: Attacker) -> Outcomes:
     """Test results are not overwritten by those of another split, whatever stands in the file that says so."""
-    from mmclip_jax.evaluate import common
+    from mmclip_jax.evaluate import run as evaluation
 
     sets = (("phantom",), ("openi",), ("phantom", "openi"), ())
     written = [(split, names) for split in ("train", "validation", "test") for names in sets]
@@ -298,7 +298,7 @@ def splits(attacker: Attacker) -> Outcomes:
             out.mkdir(exist_ok=True)
             results = {"data": {"split": split, "sets": [{"name": name} for name in names]}}
             (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
-            check = functools.partial(common.check_not_another, out, other, list(others))
+            check = functools.partial(evaluation.check_not_another, out, other, list(others))
             same = split == other and sorted(names) == sorted(others)
             yield (
                 f"{other} of {others} over {split} of {names}",

@@ -64,9 +64,9 @@ def unrelated(attacker: Attacker) -> Outcomes:
 @kind("leaks between what is learnt and what is scored", "refused, unless a reason is given")
 def learnt_and_scored(attacker: Attacker) -> Outcomes:
     """The same pictures in training, validation or fine-tuning rows and in scored ones, under other ids."""
-    from mmclip_jax.data import audit
+    from mmclip_jax.data.leakage import audit
     from mmclip_jax.errors import LeakageError
-    from mmclip_jax.evaluate import common
+    from mmclip_jax.evaluate import run as evaluation
 
     made = of_tests("test_audited")
 
@@ -87,7 +87,7 @@ def learnt_and_scored(attacker: Attacker) -> Outcomes:
         )
         told, own = made.manifest_of(learnt), first < 30
         for name, call in (
-            ("evaluation", lambda s=scored, t=told: common.audit_scored(t, [s], "test", made.PROTOCOL)),
+            ("evaluation", lambda s=scored, t=told: evaluation.audit_scored(t, [s], "test", made.PROTOCOL)),
             ("fine-tuning", lambda s=scored: audit.check_rows([learnt, s], {"100 %": list(range(30))}, "test", "")),
         ):
             yield f"{name}, pictures {first} to {first + 8}", leaks(call, own)
@@ -96,7 +96,7 @@ def learnt_and_scored(attacker: Attacker) -> Outcomes:
 @kind("kin under the ids that builders write", "found; of other ids nothing is called clean")
 def kin(attacker: Attacker) -> Outcomes:
     """Tiny downloads of the published data sets through the real builders, in pairs that share images."""
-    tests = of_tests("test_kinship")
+    tests = of_tests("test_numbering")
     for name in (
         "test_images_of_one_family_are_found_under_each_others_spelling",
         "test_of_kin_under_other_ids_nothing_is_called_clean",
@@ -113,7 +113,7 @@ def kin(attacker: Attacker) -> Outcomes:
 @kind("data or tokenizer changed under a run", "refused by fingerprint, also where the counts are equal")
 def changed_data(attacker: Attacker) -> Outcomes:
     """Built anew with other pixels or words and equal counts; another tokenizer of equal size."""
-    from mmclip_jax.data import fingerprint
+    from mmclip_jax.data.leakage import fingerprint
 
     made = of_tests("test_fingerprint")
     first = made.build(attacker.folder / "a")
@@ -335,7 +335,7 @@ def long_reports(attacker: Attacker) -> Outcomes:
     """Repeated words, blanks, headings, signs, negations: ten times as much takes about ten times as long."""
     import time
 
-    from mmclip_jax.data import entities, reports
+    from mmclip_jax.text import entities, reports
 
     pieces = {
         "sentences": "No pleural effusion or pneumothorax is seen. ", "one word": "effusion", "blanks": "  ",
@@ -377,9 +377,9 @@ def _picture(file_format: str, **options: Any) -> bytes:
 @kind("formats of pictures that are not let in", "refused; no program is started for them")
 def formats(attacker: Attacker) -> Outcomes:
     """Everything else that Pillow writes, under every suffix, and as a stored picture."""
-    from mmclip_jax.data.images import store_image
-    from mmclip_jax.data.transforms import decode_image
-    from mmclip_jax.interop.inputs import as_pixels
+    from mmclip_jax.data.images.store import store_image
+    from mmclip_jax.data.images.transforms import decode_image
+    from mmclip_jax.inference.inputs import as_pixels
 
     for name in (
         "EPS",
@@ -426,7 +426,7 @@ def bombs(attacker: Attacker) -> Outcomes:
             + bounds.chunk(b"IEND", b"")
         )
 
-    from mmclip_jax.data.images import store_image
+    from mmclip_jax.data.images.store import store_image
 
     for each in attacker.some(claims, 6):
         yield f"PNG that claims {each}", refused(functools.partial(store_image, claim(*each)))
@@ -513,8 +513,9 @@ class _Danger:
 @kind("pickles in a data folder", "not read")
 def pickles(attacker: Attacker) -> Outcomes:
     """Pickles under the names of everything that lies in a data folder, or in that of an unfinished build."""
-    from mmclip_jax.data import audit, info, records
+    from mmclip_jax.data import info, records
     from mmclip_jax.data.builders.table import TableOptions, build_table
+    from mmclip_jax.data.leakage import audit
 
     _pictures(attacker.folder / "images", 3)
     rows = [["image", "patient_id", "labels"], *([f"{n}.png", f"p{n}", "Mass"] for n in range(3))]
@@ -567,7 +568,8 @@ def folders(attacker: Attacker) -> Outcomes:
     """Every file of a built data set flipped, cut off, emptied, removed; then opened, described and audited."""
     import shutil
 
-    from mmclip_jax.data import audit, info, records
+    from mmclip_jax.data import info, records
+    from mmclip_jax.data.leakage import audit
 
     made = pathlib.Path(
         of_tests("test_audited").build(attacker.folder / "whole", "a", train=range(6), test=range(9, 12))

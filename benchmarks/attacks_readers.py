@@ -114,9 +114,10 @@ def _json(tree: Any) -> bytes:
 @kind("protocols and specs of users", "refused in one line that names the file, or read")
 def specs(attacker: Attacker) -> Outcomes:
     """YAML files of protocols and referees: raw texts, and odd values in each field."""
-    from mmclip_jax.evaluate import protocols, referee
+    from mmclip_jax.evaluate import protocols
+    from mmclip_jax.external import run as external
 
-    for module in (protocols, referee):
+    for module in (protocols, external):
         whole = yaml.safe_load(module.PACKAGED.read_text(encoding="utf-8"))
         load: Any = module.load if module is protocols else module.load_spec
 
@@ -131,18 +132,18 @@ def specs(attacker: Attacker) -> Outcomes:
 @kind("vocabularies, prompts and cues of users", "refused in one line that names the file, or read")
 def words(attacker: Attacker) -> Outcomes:
     """Each file of a folder of resources: raw texts, and odd values anywhere."""
-    from mmclip_jax.data import resources
+    from mmclip_jax.text import vocabulary
 
     names = ("vocabulary.yaml", "unmapped.yaml", "lexicon.yaml", "negation.yaml", "words.yaml", "prompts.yaml")
-    for name in attacker.some([name for name in names if (resources.PACKAGED / name).is_file()], 3):
-        tree = yaml.safe_load((resources.PACKAGED / name).read_text(encoding="utf-8"))
-        yield from _attack_file(attacker, name, tree, _yaml, lambda file: resources.load(file.parent), 8)
+    for name in attacker.some([name for name in names if (vocabulary.PACKAGED / name).is_file()], 3):
+        tree = yaml.safe_load((vocabulary.PACKAGED / name).read_text(encoding="utf-8"))
+        yield from _attack_file(attacker, name, tree, _yaml, lambda file: vocabulary.load(file.parent), 8)
 
 
 @kind("phrases with boxes (MS-CXR)", "refused in one line, or read")
 def phrases(attacker: Attacker) -> Outcomes:
     """Its JSON file and its table."""
-    from mmclip_jax.evaluate import ms_cxr
+    from mmclip_jax.evaluate.evaluations import ms_cxr
 
     tree = {
         "images": [{"id": 1, "file_name": "a/b.jpg", "width": 90, "height": 80}],
@@ -164,7 +165,7 @@ def phrases(attacker: Attacker) -> Outcomes:
 @kind("files beside checkpoints of others", "refused in one line that names the file, or read")
 def beside(attacker: Attacker) -> Outcomes:
     """Configurations, preprocessing and vocabularies in the layouts of Hugging Face, open_clip and OpenAI."""
-    from mmclip_jax.interop import layouts, preprocess, subwords, weights
+    from mmclip_jax.external import layouts, preprocess, subwords, weights
 
     hugging = {"do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True,
                "crop_size": {"height": 224, "width": 224}, "do_normalize": True, "do_rescale": True,
@@ -234,7 +235,7 @@ def _safetensors(header: bytes, data: bytes = b"\0" * 64, length: int | None = N
 @kind("weights of others", "refused in one line; no code of theirs is run")
 def weights(attacker: Attacker) -> Outcomes:
     """Files for PyTorch and safetensors: of other things, cut off, of code, of other types and sizes."""
-    from mmclip_jax.interop import weights as module
+    from mmclip_jax.external import weights as module
 
     pickled = pickle.dumps({"a": np.zeros(3)})
     files: dict[str, bytes] = {
@@ -270,10 +271,10 @@ def weights(attacker: Attacker) -> Outcomes:
 @kind("tokenizers of users", "refused in one line, or the same pieces")
 def tokenizers(attacker: Attacker) -> Outcomes:
     """A model file flipped, cut off, and of other things."""
-    from mmclip_jax.data import resources
-    from mmclip_jax.data.tokenizer import load_tokenizer
+    from mmclip_jax.text import vocabulary
+    from mmclip_jax.text.tokenizer import load_tokenizer
 
-    whole = pathlib.Path(resources.default().tokenizer).read_bytes()
+    whole = pathlib.Path(vocabulary.default().tokenizer).read_bytes()
 
     def read(file: pathlib.Path) -> None:
         made = load_tokenizer(file)
@@ -294,8 +295,8 @@ def tokenizers(attacker: Attacker) -> Outcomes:
 @kind("lists of ids and of fractions", "refused in one line, or read")
 def lists(attacker: Attacker) -> Outcomes:
     """Lists that an audit takes, files of fractions, spreadsheets of other things."""
-    from mmclip_jax.data import audit
     from mmclip_jax.data.builders import fractions
+    from mmclip_jax.data.leakage import audit
 
     for raw in attacker.some(RAW, 6):
         for name, read in (
@@ -312,7 +313,7 @@ def lists(attacker: Attacker) -> Outcomes:
 @kind("arguments of the API", "refused in one line that names the argument")
 def arguments(attacker: Attacker) -> Outcomes:
     """None, bytes, numbers, sets, generators, unequal lengths, arrays of other shapes and types."""
-    from mmclip_jax.interop import inputs
+    from mmclip_jax.inference import inputs
 
     rng = np.random.default_rng(0)
     good = rng.integers(0, 256, (40, 40)).astype(np.uint8)

@@ -15,8 +15,9 @@ import time
 
 import numpy as np
 
-from mmclip_jax.data import looks, overlaps
-from mmclip_jax.data.overlaps import AuditSet, Row
+from mmclip_jax.data.leakage import likeness as likeness_lib
+from mmclip_jax.data.leakage import overlaps
+from mmclip_jax.data.leakage.overlaps import AuditSet, Row
 
 FLIPPED = 0.205  # of a hash's bits, from one common hash: 0.9 % of pairs then differ in at most 12 of 63
 
@@ -25,10 +26,10 @@ def make_looks(file: pathlib.Path, count: int, rng: np.random.Generator, copies:
     """Looks [count] in a file mapped into memory; the last ones are `copies` with other brightness."""
     common = np.random.default_rng(1).normal(size=(8, 8)) / np.sqrt(2)
     with open(file, "wb") as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(looks.TYPE), "fortran_order": False, "shape": (count,)}
+        header = {"descr": np.lib.format.dtype_to_descr(likeness_lib.TYPE), "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(stream, header)
         for start in range(0, count - len(copies), 1_000):
-            made = np.zeros(min(1_000, count - len(copies) - start), looks.TYPE)
+            made = np.zeros(min(1_000, count - len(copies) - start), likeness_lib.TYPE)
             flips = rng.random((len(made), 63)) < FLIPPED
             padded = np.concatenate([flips, np.zeros((len(made), 1), bool)], axis=1)
             made["bits"] = np.packbits(padded, axis=1).view(">u8").ravel()
@@ -70,12 +71,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        train = make_looks(place / "train.npy", args.train, rng, np.zeros(0, looks.TYPE))
+        train = make_looks(place / "train.npy", args.train, rng, np.zeros(0, likeness_lib.TYPE))
         known = np.array(train[:: max(1, args.train * 100 // args.test)][: args.test // 100])
         test = make_looks(place / "test.npy", args.test, rng, known)
         print(f"before: {peak()}")
         start = seconds()
-        found = looks.alike(train, test)
+        found = likeness_lib.alike(train, test)
         print(f"looks of {args.train:,} x {args.test:,}: {seconds() - start:.0f} s, {len(found)} alike, {peak()}")
         assert len(found) == len(known)
         start = seconds()

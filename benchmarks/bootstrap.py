@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from mmclip_jax.evaluate import metrics
+from mmclip_jax.evaluate.stats import metrics
 
 INTERVALS = ("images", "patients", "logit", "jackknife")
 TRIED = ("arcsine", "BCa", "shifted", "deviation", "freedom", "jackknife, shifted")

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmclip_jax.data import recognisers
-from mmclip_jax.data import reports as report_texts
-from mmclip_jax.data.entities import find_entities, find_terms
-from mmclip_jax.data.schema import Entity, report_text
+from mmclip_jax.text import recognisers
+from mmclip_jax.text import reports as report_texts
+from mmclip_jax.text.entities import find_entities, find_terms
+from mmclip_jax.text.schema import Entity, report_text
 
 STEM = 6
 IGNORED_HEADS = ("normal", "no indexing")
@@ -153,7 +153,7 @@ def stored_text_of_whole(whole: str) -> str:
 
 def speeds(reports: Sequence[Report]) -> dict[str, float]:
     """What the package's own recogniser and tokenizer do in a second, and how long reports become."""
-    from mmclip_jax.data.tokenizer import load_tokenizer
+    from mmclip_jax.text.tokenizer import load_tokenizer
 
     texts = [report.text for report in reports]
     wholes = ["\n".join(f"{name}: {text}" for name, text in report.sections.items()) for report in reports]

@@ -31,11 +31,12 @@ import numpy as np
 import pydicom
 from PIL import Image, PngImagePlugin
 
-from mmclip_jax.data import dicom_headers, records
+from mmclip_jax.data import records
 from mmclip_jax.data.builders import files, inspect, registry, tablefile
 from mmclip_jax.data.builders.table import build_table
 from mmclip_jax.data.builders.table_options import TableOptions
-from mmclip_jax.data.images import store_image
+from mmclip_jax.data.images import dicom_headers
+from mmclip_jax.data.images.store import store_image
 from mmclip_jax.errors import UserError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data"))

@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 from PIL import Image
 
-from mmclip_jax.data.images import store_image
+from mmclip_jax.data.images.store import store_image
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data"))
 import dicoms

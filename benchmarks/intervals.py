@@ -5,8 +5,8 @@
 
 A simulated patient has one to three images and a level of his own, which all of his images share. The truth is that of
 400,000 patients (200,000 for the median rank). "percentiles" is what would be got from the same resamples without the
-rules of `mmclip_jax.evaluate.intervals`. For --compare two models read the same images with independent noise of the
-same size, so no difference between them is true. benchmarks/bootstrap.py does the same for a single AUROC or AUPRC.
+rules of `mmclip_jax.evaluate.stats.intervals`. For --compare two models read the same images with independent noise of
+the same size, so no difference between them is true. benchmarks/bootstrap.py does the same for a single AUROC or AUPRC.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mmclip_jax.evaluate import calibration, comparison, intervals, metrics
+from mmclip_jax.evaluate.report import comparison
+from mmclip_jax.evaluate.stats import calibration, intervals, metrics
 
 RESAMPLES = 500
 LEVEL = 0.95

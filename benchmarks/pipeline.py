@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from mmclip_jax.data import pipeline
-from mmclip_jax.data.tokenizer import load_tokenizer
 from mmclip_jax.settings import read_config
+from mmclip_jax.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,12 +21,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mmclip_jax
-from mmclip_jax.data import transforms
+from mmclip_jax.data.images import transforms
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.metrics import auroc, bootstrap_ci
-from mmclip_jax.evaluate.zeroshot import exposure
+from mmclip_jax.evaluate.evaluations.zeroshot import exposure
+from mmclip_jax.evaluate.stats.metrics import auroc, bootstrap_ci
 
 FINDING = "pneumonia"
 FLOOR_SIZE = 64

@@ -23,9 +23,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mmclip_jax import optim, step
-from mmclip_jax.data import prompts
 from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.text import prompts
+from mmclip_jax.train import optim, step
 
 CONFIGS = ("demo", "real_small", "mmclip_vitb16")
 STEPS = 10

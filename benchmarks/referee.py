@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmclip_jax.data import prompts
-from mmclip_jax.evaluate import protocols, referee, zeroshot
+from mmclip_jax.evaluate import protocols
+from mmclip_jax.evaluate.evaluations import zeroshot
+from mmclip_jax.external import run as external
+from mmclip_jax.text import prompts
 
 SIZES = ((512, 431), (390, 777), (333, 333), (900, 700), (224, 512), (1024, 837))
 LABELS = (
@@ -57,8 +59,8 @@ def main() -> None:
             files.append(Path(folder) / f"{member}.pt")
             torch.save(model.state_dict(), files[-1])
             theirs.append(probabilities(model, tokenizer, images))
-        opened = referee.open_model(referee.load_spec("chexzero"), files, vocabulary)
-    spec = referee.load_spec("chexzero")
+        opened = external.open_model(external.load_spec("chexzero"), files, vocabulary)
+    spec = external.load_spec("chexzero")
     asked = protocols.load("chexpert-14").with_prompts(spec.title, spec.prompts or {})
     kinds = [str(prompts.kind_of(label)) for label in LABELS]
     embedded = opened.model.encode_image(images)

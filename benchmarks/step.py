@@ -5,8 +5,8 @@
 
 A made-up batch lies on the device: reading data has no part in the figures. Every variant is compiled first; then they
 take turns, so that what else the machine does falls on all of them alike. Seconds are medians over the turns. FLOPs are
-counted by formula (mmclip_jax/flops.py); MFU is the model's FLOPs, without recomputation, over the device's bfloat16
-peak. Memory is what the compiler plans for one step on one device: state, batch and temporaries. Any
+counted by formula (mmclip_jax/plan/flops.py); MFU is the model's FLOPs, without recomputation, over the device's
+bfloat16 peak. Memory is what the compiler plans for one step on one device: state, batch and temporaries. Any
 --config.key=value changes a setting, as for `mmclip train`.
 """
 
@@ -34,12 +34,14 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from mmclip_jax import flops, optim, sharding  # noqa: E402
-from mmclip_jax import step as step_lib  # noqa: E402
-from mmclip_jax.config import compiler_options  # noqa: E402
+from mmclip_jax import check, sharding  # noqa: E402
+from mmclip_jax.check import compiler_options  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
+from mmclip_jax.plan import flops  # noqa: E402
 from mmclip_jax.settings import read_config  # noqa: E402
+from mmclip_jax.train import optim  # noqa: E402
+from mmclip_jax.train import step as step_lib  # noqa: E402
 
 # What each variant sets the objectives' weights to; those of the config are kept where one is on.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -123,7 +125,7 @@ class Bench:
 
     def __init__(self, config: ConfigDict, names: Sequence[str]):
         self.mesh = sharding.make_mesh(config.mesh.fsdp)
-        step_lib.check_config(config, self.mesh.size)
+        check.check_config(config, self.mesh.size)
         self._config = config
         self._model = build_model(config.model)
         self._optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
@@ -274,7 +276,7 @@ def _processor() -> str:
 
 
 def _vocabulary(config: ConfigDict) -> int:
-    from mmclip_jax.data.tokenizer import load_tokenizer
+    from mmclip_jax.text.tokenizer import load_tokenizer
 
     return load_tokenizer(config.data.tokenizer or None).vocab_size
 

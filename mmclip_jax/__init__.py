@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mmclip_jax.interop.api import Model, load
+    from mmclip_jax.inference.model import Model, load
 
 __all__ = ["Model", "__version__", "load"]
 
@@ -13,7 +13,7 @@ __all__ = ["Model", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     # JAX loads in a second or two; `mmclip --help` should not wait for it.
     if name in ("Model", "load"):
-        from mmclip_jax.interop import api
+        from mmclip_jax.inference import model
 
-        return getattr(api, name)
+        return getattr(model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
 """Ablations: named grids of runs through the ordinary trainer, and one table with what every variant changes.
 
 A study is a dict {row: {dotted config key: value}}. Every row is trained with every seed in WORKDIR/STUDY/ROW/seed_N,
-by `mmclip_jax.train.train` and nothing else, and evaluated; the first row is the one that the others are compared with.
-What is finished is not run again, what was cut off goes on from its checkpoint, and a run that another study in the
-same WORKDIR has made already with equal settings is taken over.
+by `mmclip_jax.train.run.train` and nothing else, and evaluated; the first row is the one that the others are compared
+with. What is finished is not run again, what was cut off goes on from its checkpoint, and a run that another study in
+the same WORKDIR has made already with equal settings is taken over.
 
 All runs share this process, one after another: a process each would pay for imports and data caches again and gain
 nothing, since a run leaves no state behind but compiled programs, which are dropped before the next one.
@@ -27,7 +27,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmclip_jax import files, spreadsheet
-from mmclip_jax.config import check_ranges
+from mmclip_jax.check import check_ranges
 from mmclip_jax.errors import TrainingError, UserError
 
 Setting = Any  # a value, or a function of the base config that gives one
@@ -160,7 +160,7 @@ def run(
       data: data sets to evaluate on; default: those that the config evaluates or, failing that, trains on.
       split: the part to evaluate on.
       steps: default: config.train.steps.
-      train: the trainer, (config, workdir) -> anything; default: `mmclip_jax.train.train`.
+      train: the trainer, (config, workdir) -> anything; default: `mmclip_jax.train.run.train`.
       evaluate: (workdir, data, split) -> {measure: value}; default: `evaluate_run`.
 
     Raises:
@@ -256,8 +256,8 @@ def _check(one: Run) -> None:
     """Refuses a run that the trainer would refuse, before hours of the others."""
     import jax
 
+    from mmclip_jax.check import check_config
     from mmclip_jax.models.mmclip import build_model
-    from mmclip_jax.step import check_config
 
     try:
         check_config(one.config, jax.device_count())
@@ -344,7 +344,7 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
 def _train(config: ConfigDict, workdir: str) -> Any:
     import jax
 
-    from mmclip_jax.train import train
+    from mmclip_jax.train.run import train
 
     # Every run compiles its own step, and a study has dozens of runs: what the last one left is freed.
     jax.clear_caches()
@@ -355,8 +355,8 @@ def _train(config: ConfigDict, workdir: str) -> Any:
 def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict[str, float]:
     """The measures of a trained run's newest checkpoint: {key of MEASURES: value}; what the data lacks is left out."""
     import mmclip_jax
-    from mmclip_jax.data.audit import NOTHING_TOLD
-    from mmclip_jax.evaluate.common import audit_scored, choose_protocol, evaluate_checkpoint
+    from mmclip_jax.data.leakage.audit import NOTHING_TOLD
+    from mmclip_jax.evaluate.run import audit_scored, choose_protocol, evaluate_checkpoint
 
     model = mmclip_jax.load(workdir)
     settings = model.config.data

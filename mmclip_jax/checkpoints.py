@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import files
 from mmclip_jax.config import default_config
-from mmclip_jax.data import fingerprint
+from mmclip_jax.data.leakage import fingerprint
 from mmclip_jax.errors import DamagedCheckpointError, StorageError, UserError
-from mmclip_jax.step import TrainState
+from mmclip_jax.train.step import TrainState
 
 FOLDER = "checkpoints"
 SCHEMA = 3  # of what a checkpoint holds; a change that an older reader would misread counts it up

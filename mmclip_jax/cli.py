@@ -145,7 +145,7 @@ def _data_info(args: argparse.Namespace) -> None:
 
 
 def _data_audit(args: argparse.Namespace) -> None:
-    from mmclip_jax.data import audit
+    from mmclip_jax.data.leakage import audit
 
     looks = not args.no_pixels
     train = [audit.read_set(s, ("train",), looks=looks, patient_pattern=args.patient_pattern) for s in args.train]
@@ -162,7 +162,8 @@ def _data_audit(args: argparse.Namespace) -> None:
 
 
 def _tokenizer_train(args: argparse.Namespace) -> None:
-    from mmclip_jax.data import records, tokenizer
+    from mmclip_jax.data import records
+    from mmclip_jax.text import tokenizer
 
     def texts() -> Iterator[str]:
         for directory in args.data:
@@ -185,15 +186,17 @@ def _train(args: argparse.Namespace) -> None:
         if given := getattr(args, name):
             config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
     _start_processes(args)
-    from mmclip_jax import train, writers
+    from mmclip_jax import writers
+    from mmclip_jax.train import run as training
 
     writers.configure_logging()
-    train.train(config, str(args.workdir), args.stretch)
+    training.train(config, str(args.workdir), args.stretch)
 
 
 def _plan(args: argparse.Namespace) -> None:
     config = read_config(args.config, args.overrides)
-    from mmclip_jax import plan, writers
+    from mmclip_jax import writers
+    from mmclip_jax.plan import plan
 
     writers.configure_logging()
     made = plan.make_plan(config, args.topology, args.batch)
@@ -234,13 +237,15 @@ def _check_processes(coordinator: str | None, count: int | None, number: int | N
 
 def _finetune(args: argparse.Namespace) -> None:
     _start_processes(args)
-    from mmclip_jax import finetune, transfer, writers
+    from mmclip_jax import writers
+    from mmclip_jax.finetune import run as finetuning
+    from mmclip_jax.finetune import task as task_lib
 
     writers.configure_logging()
-    names = [field.name for field in dataclasses.fields(transfer.Settings)]
-    settings = transfer.Settings(**{name: getattr(args, name) for name in names})
+    names = [field.name for field in dataclasses.fields(task_lib.Settings)]
+    settings = task_lib.Settings(**{name: getattr(args, name) for name in names})
     print(
-        finetune.run(
+        finetuning.run(
             args.checkpoint,
             args.data,
             args.workdir,
@@ -262,10 +267,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.checkpoint or args.vocabulary:
         raise UserError("--checkpoint and --vocabulary belong to --referee; a run of ours is named with --workdir")
     _start_processes(args)
-    from mmclip_jax.evaluate import common
+    from mmclip_jax.evaluate import run as evaluation
 
     print(
-        common.run(
+        evaluation.run(
             args.workdir,
             args.step,
             args.data,
@@ -282,7 +287,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _told(args: argparse.Namespace) -> Any:
-    from mmclip_jax.data.audit import Told
+    from mmclip_jax.data.leakage.audit import Told
 
     return Told.read(args.same_ids, args.other_ids)
 
@@ -302,10 +307,10 @@ def _referee(args: argparse.Namespace) -> None:
     if missing := [option for option, value in needed.items() if not value]:
         raise UserError(f"--referee needs {missing[0]}, too")
     _start_processes(args)
-    from mmclip_jax.evaluate import referee
+    from mmclip_jax.external import run as external
 
     print(
-        referee.run(
+        external.run(
             args.referee,
             args.checkpoint,
             args.data,
@@ -320,18 +325,18 @@ def _referee(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from mmclip_jax.evaluate import comparison
+    from mmclip_jax.evaluate.report import comparison
 
     print(comparison.run(args.evaluations, args.out, resamples=args.resamples))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from mmclip_jax.data import prompts
-    from mmclip_jax.interop import api
+    from mmclip_jax.inference import model as model_lib
+    from mmclip_jax.text import prompts
 
     for finding in args.findings or ():
         prompts.zero_shot_prompts(finding)  # refuses unknown findings before the model is loaded
-    model = api.load(args.workdir, args.step)
+    model = model_lib.load(args.workdir, args.step)
     scores = model.zero_shot(args.images, args.findings or _known_findings(model.manifest))
     rows: list[tuple[str, dict[str, float]]] = [
         (str(image), {finding: round(float(values[n]), 4) for finding, values in scores.items()})
@@ -350,7 +355,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _known_findings(manifest: dict[str, Any]) -> list[str]:
     """The kinds that the model has read or been told of, in the vocabulary's order."""
-    from mmclip_jax.data import prompts
+    from mmclip_jax.text import prompts
 
     exposure = manifest.get("exposure", {})
     seen = {
@@ -372,12 +377,13 @@ def _demo(args: argparse.Namespace) -> None:
     config = read_config(str(args.config), args.overrides)  # before the minutes of work
     data = _build_phantom(args.workdir / "data", config.model.image_size, 0, args.scale, None)
     config.data.train = (str(data),)
-    from mmclip_jax import train, writers
-    from mmclip_jax.evaluate import common
+    from mmclip_jax import writers
+    from mmclip_jax.evaluate import run as evaluation
+    from mmclip_jax.train import run as training
 
     writers.configure_logging()
-    train.train(config, str(args.workdir))
-    print(common.run(args.workdir, None, data, split="test", show_text=True))
+    training.train(config, str(args.workdir))
+    print(evaluation.run(args.workdir, None, data, split="test", show_text=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -408,8 +414,8 @@ def _add_collection_options(parser: Parser) -> None:
 
 def _add_transfer_options(parser: Parser) -> None:
     from mmclip_jax.data.builders.options import UNCERTAIN_POLICIES
-    from mmclip_jax.evaluate.supervised import TASKS
-    from mmclip_jax.transfer import DEFAULTS, MODES, RANGES, Settings
+    from mmclip_jax.finetune.scores import TASKS
+    from mmclip_jax.finetune.task import DEFAULTS, MODES, RANGES, Settings
 
     default = {field.name: field.default for field in dataclasses.fields(Settings)}
 

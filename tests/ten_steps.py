@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import tiny
 
-from mmclip_jax import optim, sharding, step
+from mmclip_jax import sharding
+from mmclip_jax.train import optim, step
 
 STEPS = 10
 MARGIN = 1e-4

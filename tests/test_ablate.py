@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from ml_collections import ConfigDict
 
-from mmclip_jax import ablate, config, step
+from mmclip_jax import ablate, check, config
 from mmclip_jax.errors import TrainingError, UserError
 
 DATA = ("somewhere/phantom",)
@@ -73,7 +73,7 @@ def test_every_study_sets_what_the_step_accepts(study):
     runs = ablate.plan(_base(), ablate.STUDIES[study], [0])
     assert len(runs) == len(ablate.STUDIES[study]) >= 2
     for run in runs:
-        step.check_config(run.config, devices=1)
+        check.check_config(run.config, devices=1)
         assert type(run.config.data.batch_paired) is int
     assert len({run.fingerprint for run in runs}) == len(runs), "two rows of a study are the same run"
     assert len({run.folder for run in runs}) == len(runs)

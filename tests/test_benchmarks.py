@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmclip_jax import flops, step
+from mmclip_jax import check
 from mmclip_jax.errors import UserError
+from mmclip_jax.plan import flops
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "step.py"
 RUNLOCAL = ["--config", str(SCRIPT.parents[1] / "configs" / "demo.py") + ":runlocal"]
@@ -84,7 +85,7 @@ def test_settings_on_the_command_line(bench):
     config = _config(bench, "--dtype", "bfloat16", "--batch-paired", "32", "--config.model.remat=true")
     assert (config.model.dtype, config.data.batch_paired, config.model.remat) == ("bfloat16", 32, True)
     assert config.model.text.vocab_size == 301
-    step.check_config(config, devices=8)
+    check.check_config(config, devices=8)
 
 
 @pytest.mark.parametrize(

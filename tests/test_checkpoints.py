@@ -17,7 +17,7 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from mmclip_jax import optim, sharding, step
+from mmclip_jax import sharding
 from mmclip_jax.checkpoints import (
     Checkpoints,
     _digest,
@@ -28,6 +28,7 @@ from mmclip_jax.checkpoints import (
     run_record,
 )
 from mmclip_jax.errors import DamagedCheckpointError, TrainingError, UserError
+from mmclip_jax.train import optim, step
 
 pytestmark = pytest.mark.compiles
 

@@ -18,7 +18,8 @@ from conftest import ROOT
 import mmclip_jax
 from mmclip_jax import cli, files, writers
 from mmclip_jax.checkpoints import find_checkpoint
-from mmclip_jax.data import audit, records
+from mmclip_jax.data import records
+from mmclip_jax.data.leakage import audit
 from mmclip_jax.data.schema import PARTS, SPLITS
 from mmclip_jax.errors import UserError
 

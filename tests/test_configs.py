@@ -13,11 +13,12 @@ import tiny
 from conftest import ROOT
 from ml_collections import ConfigDict
 
+from mmclip_jax import check, sharding
 from mmclip_jax import config as config_lib
-from mmclip_jax import optim, sharding, step
-from mmclip_jax.data.prompts import KINDS
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.text.prompts import KINDS
+from mmclip_jax.train import optim, step
 
 pytestmark = pytest.mark.compiles
 
@@ -94,7 +95,7 @@ def test_it_loads_with_known_settings_and_passes_its_own_check(name: str, argume
         return {key: keys(value) for key, value in part.items()} if hasattr(part, "items") else type(part)
 
     assert keys(config) == keys(default)  # no setting is new, none is missing, none changed its type
-    step.check_config(config, 1)
+    check.check_config(config, 1)
     assert json.loads(config.to_json())["train"]["steps"] > 0
 
 
@@ -149,7 +150,7 @@ def abstract_batch(config: ConfigDict) -> Any:
 )
 def test_its_train_step_lowers_on_eight_devices(name: str, argument: str) -> None:
     config = sized(name, argument)
-    step.check_config(config, 8)
+    check.check_config(config, 8)
     model = build_model(config.model)
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
     schedule = optim.learning_rate(config.optimizer, config.train.steps)

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import yaml
 from hypothesis import strategies
-from test_train import saved
+from test_run import saved
 
 from mmclip_jax.checkpoints import find_checkpoint
 

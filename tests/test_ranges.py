@@ -12,13 +12,17 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmclip_jax import ablate, arguments, cli, objectives, plan, ranges, step, train, transfer
+from mmclip_jax import ablate, arguments, check, cli, objectives, ranges
 from mmclip_jax import config as config_lib
-from mmclip_jax.data.tokenizer import ENTITY_LABELS
 from mmclip_jax.errors import UserError
+from mmclip_jax.finetune import task as task_lib
 from mmclip_jax.models import masking, mmclip
+from mmclip_jax.plan import plan
+from mmclip_jax.text.tokenizer import ENTITY_LABELS
+from mmclip_jax.train import run as training
+from mmclip_jax.train import step
 
-NUMBERS = {name: each for name, each in config_lib.RANGES.items() if isinstance(each, ranges.Number)}
+NUMBERS = {name: each for name, each in check.RANGES.items() if isinstance(each, ranges.Number)}
 
 
 def changed(name: str, value: Any) -> Any:
@@ -34,10 +38,10 @@ def changed(name: str, value: Any) -> Any:
 
 
 def test_every_setting_has_its_range_and_its_default_lies_in_it() -> None:
-    assert config_lib.flat(config_lib.default_config()).keys() == config_lib.RANGES.keys()
-    config_lib.check_ranges(config_lib.default_config())
-    assert {field.name for field in dataclasses.fields(transfer.Settings)} == transfer.RANGES.keys()
-    transfer.Settings()
+    assert config_lib.flat(config_lib.default_config()).keys() == check.RANGES.keys()
+    check.check_ranges(config_lib.default_config())
+    assert {field.name for field in dataclasses.fields(task_lib.Settings)} == task_lib.RANGES.keys()
+    task_lib.Settings()
 
 
 def outside(allowed: ranges.Number) -> list[Any]:
@@ -53,15 +57,15 @@ def outside(allowed: ranges.Number) -> list[Any]:
 def test_numbers_outside_are_refused_by_name(name: str) -> None:
     for value in outside(NUMBERS[name]):
         with pytest.raises(UserError, match=rf"^{name.replace('.', '[.]')}="):
-            step.check_config(changed(name, value), 1)
+            check.check_config(changed(name, value), 1)
 
 
-@pytest.mark.parametrize("name", sorted(config_lib.RANGES.keys() - NUMBERS.keys()))
+@pytest.mark.parametrize("name", sorted(check.RANGES.keys() - NUMBERS.keys()))
 def test_words_switches_and_lists_outside_are_refused_by_name(name: str) -> None:
     for value in (7, "no such word", (1.5, "x")):
-        if config_lib.RANGES[name].problem(value):
+        if check.RANGES[name].problem(value):
             with pytest.raises(UserError, match=rf"^{name.replace('.', '[.]')}="):
-                step.check_config(changed(name, value), 1)
+                check.check_config(changed(name, value), 1)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +80,14 @@ def test_words_switches_and_lists_outside_are_refused_by_name(name: str) -> None
 )  # fmt: skip
 def test_settings_that_would_lose_or_spoil_a_run_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=name):
-        step.check_config(changed(name, value), 1)
+        check.check_config(changed(name, value), 1)
 
 
 def test_training_planning_and_studies_check_alike(tmp_path: Any) -> None:
     config = tiny.load_config("demo", "runlocal")
     config.train.keep = 0
     with pytest.raises(UserError, match=r"train\.keep=0 is not at least 1"):
-        train.train(config, str(tmp_path / "run"))
+        training.train(config, str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"train\.keep=0"):
         plan.make_plan(config, "h100:8x1")
     with pytest.raises(UserError, match=r"train\.keep=0"):
@@ -102,10 +106,10 @@ def test_choices_are_those_of_the_code() -> None:
         ("objective.contrastive.loss", objectives.CONTRASTIVE_LOSSES),
         ("objective.contrastive.targets", objectives.CONTRASTIVE_TARGETS),
     ):
-        allowed = config_lib.RANGES[name]
+        allowed = check.RANGES[name]
         assert isinstance(allowed, ranges.Choice)
         assert allowed.values == tuple(values), name
-    labels = config_lib.RANGES["data.entity_labels"]
+    labels = check.RANGES["data.entity_labels"]
     assert isinstance(labels, ranges.Several)
     assert labels.problem(tuple(ENTITY_LABELS)) == ""
 
@@ -120,7 +124,7 @@ def test_choices_are_those_of_the_code() -> None:
 )  # fmt: skip
 def test_transfer_settings_outside_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(changes))):
-        transfer.Settings(**changes)
+        task_lib.Settings(**changes)
 
 
 def parsers(parser: Any) -> Iterator[Any]:

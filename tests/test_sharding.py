@@ -13,8 +13,9 @@ import tiny
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from mmclip_jax import sharding, step
+from mmclip_jax import sharding
 from mmclip_jax.models.text import TextEncoder
+from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
 
@@ -104,7 +105,7 @@ def test_parameters_are_cut_along_fsdp_only(name: str) -> None:
 
 
 def test_the_optimizers_moments_lie_where_their_parameters_do() -> None:
-    from mmclip_jax import optim
+    from mmclip_jax.train import optim
 
     config, mesh = tiny.config(), mesh_of("4x2")
     model, params = tiny.model_and_params(config)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmclip_jax import sharding, step
+from mmclip_jax import sharding
 from mmclip_jax.config import default_config, transformer
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model
+from mmclip_jax.train import step
 
 VOCAB, MASK_ID, KINDS = 53, 2, 5
 PATCHES, LENGTH, EMBED = 25, 11, 7
@@ -130,9 +131,9 @@ def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
     """
     import grain
 
-    from mmclip_jax import optim
     from mmclip_jax.checkpoints import Checkpoints, run_record
-    from mmclip_jax.data.tokenizer import load_tokenizer
+    from mmclip_jax.text.tokenizer import load_tokenizer
+    from mmclip_jax.train import optim
 
     config = load_config("demo", "runlocal")
     tokenizer = load_tokenizer()

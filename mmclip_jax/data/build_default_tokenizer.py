@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmclip_jax.data import prompts
-from mmclip_jax.data.resources import NO_FINDING, PACKAGED, TOKENIZER, Resources, load
-from mmclip_jax.data.tokenizer import train_tokenizer
+from mmclip_jax.text import prompts
+from mmclip_jax.text.tokenizer import train_tokenizer
+from mmclip_jax.text.vocabulary import NO_FINDING, PACKAGED, TOKENIZER, Resources, load
 
 VOCAB_SIZE = 2000
 SENTENCES = "sentences.txt"
@@ -72,7 +72,7 @@ def _phantom_reports() -> Iterator[str]:
     from mmclip_jax.data.phantom.findings import draw_findings
     from mmclip_jax.data.phantom.generate import PAIRED_SOURCE, patient_of, view_of
     from mmclip_jax.data.phantom.reports import write_report
-    from mmclip_jax.data.schema import report_text
+    from mmclip_jax.text.schema import report_text
 
     for number in range(REPORTS):
         patient = patient_of(SEED, "train", PAIRED_SOURCE, number)

@@ -6,10 +6,12 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmclip_jax.data import prompts, records
-from mmclip_jax.data.schema import PARTS, SPLITS, Entity, Example, LabelState
-from mmclip_jax.data.stored import strip_metadata
+from mmclip_jax.data import records
+from mmclip_jax.data.images.stored import strip_metadata
+from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
+from mmclip_jax.text.schema import Entity
 
 TEMPLATE = "info.html.j2"
 OWN_DATA = "phantom"
@@ -39,7 +41,7 @@ def write_page(
     facts = records.dataset_facts(directory)
     names = [f"{split}_{part}" for split in SPLITS for part in PARTS if f"{split}_{part}" in facts["splits"]]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "resources"),
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

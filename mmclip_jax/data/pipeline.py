@@ -20,8 +20,9 @@ import grain
 import numpy as np
 
 from mmclip_jax.data import records as record_files
-from mmclip_jax.data import texts, transforms
+from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
+from mmclip_jax.data.images import transforms
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.texts import DrawnText
 from mmclip_jax.errors import UserError

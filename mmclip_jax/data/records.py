@@ -30,10 +30,12 @@ import numpy as np
 from etils import epath
 
 from mmclip_jax import files
-from mmclip_jax.data import schema, spool
-from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState, Mask
-from mmclip_jax.data.stored import open_stored
+from mmclip_jax.data import schema
+from mmclip_jax.data import unfinished as unfinished_lib
+from mmclip_jax.data.images.stored import open_stored
+from mmclip_jax.data.schema import PARTS, SPLITS, Box, Example, LabelState, Mask
 from mmclip_jax.errors import UserError
+from mmclip_jax.text.schema import Entity
 
 FACTS_FILE = "facts.json"
 _LOCK_FILE = "lock"
@@ -207,7 +209,7 @@ def _spool(
                 if name not in streams:
                     files[name] = directory / f"{name}.spool"
                     streams[name] = stack.enter_context(open(files[name], "wb"))
-                spool.write(streams[name], *spool.example_parts(example))
+                unfinished_lib.write(streams[name], *unfinished_lib.example_parts(example))
                 advance()
     return files, census
 
@@ -250,8 +252,8 @@ class Census:
 
 def _read_spool(file: pathlib.Path) -> Iterator[Example]:
     with open(file, "rb") as stream:
-        for values, pictures in spool.read(stream):
-            yield spool.example_of(values, pictures)
+        for values, pictures in unfinished_lib.read(stream):
+            yield unfinished_lib.example_of(values, pictures)
 
 
 @contextlib.contextmanager
@@ -434,7 +436,7 @@ def finish_example(
         Image.fromarray(pixels).save(stream, "PNG")
         image = stream.getvalue()
     if entities is None:
-        from mmclip_jax.data.entities import find_entities
+        from mmclip_jax.text.entities import find_entities
 
         text = schema.report_text(findings, impression)
         entities = find_entities(text) if text else ()

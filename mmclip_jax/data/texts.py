@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.data import entities as entity_finder
-from mmclip_jax.data import prompts, schema
-from mmclip_jax.data.schema import Entity, Example, LabelState
+from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import entities as entity_finder
+from mmclip_jax.text import prompts
+from mmclip_jax.text.schema import NEW_SENTENCE, Entity
 
 NO_FINDING = "no_finding"
 # The text of an unpaired image of which nothing is known: true of every row, and states nothing.
@@ -26,7 +27,7 @@ NEUTRAL_TEXT = "Chest radiograph."
 _ANCESTORS = {kind: frozenset(prompts.ancestors(kind)) for kind in prompts.KINDS}
 _KIND_NUMBER = {kind: number for number, kind in enumerate(prompts.KINDS)}
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bdr\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+|\n\s*\n", re.IGNORECASE)
-_LINE_END = re.compile(rf"\n[ \t]*(?={schema.NEW_SENTENCE.pattern})")
+_LINE_END = re.compile(rf"\n[ \t]*(?={NEW_SENTENCE.pattern})")
 _LIST_NUMBER = re.compile(r"(?:\(?\d{1,2}[.)]\s*)+")
 
 

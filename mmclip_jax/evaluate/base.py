@@ -12,14 +12,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mmclip_jax.data import prompts, texts
 from mmclip_jax.data import records as record_files
-from mmclip_jax.data.entities import find_entities
-from mmclip_jax.data.resources import ENGLISH
-from mmclip_jax.data.schema import PARTS, SPLITS, Entity, Example, LabelState
-from mmclip_jax.data.stored import open_stored
-from mmclip_jax.data.transforms import decode_image
+from mmclip_jax.data import texts
+from mmclip_jax.data.images.stored import open_stored
+from mmclip_jax.data.images.transforms import decode_image
+from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
+from mmclip_jax.text.entities import find_entities
+from mmclip_jax.text.schema import Entity
+from mmclip_jax.text.vocabulary import ENGLISH
 
 RESPONSES = ("similarity", "cross_attention")
 # Rows handed to the model at a time; the model cuts them into batches of its own size.

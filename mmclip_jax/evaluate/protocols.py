@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.data import prompts, resources
 from mmclip_jax.data.schema import SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.thresholds import CRITERIA
+from mmclip_jax.evaluate.stats.thresholds import CRITERIA
+from mmclip_jax.text import prompts, vocabulary
 
-PACKAGED = pathlib.Path(__file__).parent / "resources" / "protocols.yaml"
+PACKAGED = pathlib.Path(__file__).parent / "protocols.yaml"
 DEFAULT = "table"
 LABELLED = "labelled"
 UNCERTAIN = {"ignore": float("nan"), "present": 1.0, "absent": 0.0}
@@ -135,9 +135,9 @@ class Protocol:
         return "; ".join([*parts, "else left out"])
 
     @functools.cached_property
-    def _words(self) -> resources.Resources:
+    def _words(self) -> vocabulary.Resources:
         """The words of the package or of the user, with this protocol's templates in the place of theirs."""
-        words = resources.default()
+        words = vocabulary.default()
         grammar = dict(words.prompts["zero_shot"])
         if self.templates is not None:
             grammar |= {polarity: list(self.templates[polarity]) for polarity in _POLARITIES}
@@ -152,7 +152,7 @@ def load(spec: str) -> Protocol:
     Raises:
       UserError: no such protocol or file, or a mistake in it.
     """
-    protocol: Protocol = resources.find_entry(spec, PACKAGED, _read, "protocol")
+    protocol: Protocol = vocabulary.find_entry(spec, PACKAGED, _read, "protocol")
     return protocol
 
 
@@ -165,13 +165,13 @@ def for_data(names: Iterable[str]) -> Protocol:
 
 
 @functools.lru_cache(maxsize=8)
-def _without_phrases(words: resources.Resources) -> resources.Resources:
+def _without_phrases(words: vocabulary.Resources) -> vocabulary.Resources:
     grammar = {**words.prompts["zero_shot"], "phrases": False}
     return dataclasses.replace(words, prompts={**words.prompts, "zero_shot": grammar})
 
 
 def _read(file: pathlib.Path) -> dict[str, Protocol]:
-    protocols = {str(name): _protocol(file, str(name), entry) for name, entry in resources.read_yaml(file).items()}
+    protocols = {str(name): _protocol(file, str(name), entry) for name, entry in vocabulary.read_yaml(file).items()}
     taken: dict[str, str] = {}
     for protocol in protocols.values():
         for name in protocol.data:

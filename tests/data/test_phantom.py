@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmclip_jax.data import entities, prompts
 from mmclip_jax.data.builders.phantom import Phantom, small_phantom
 from mmclip_jax.data.phantom import PhantomConfig, describe, generate, scaled_patients, words
 from mmclip_jax.data.phantom.findings import DISEASES, KINDS, draw_findings
@@ -25,6 +24,7 @@ from mmclip_jax.data.phantom.render import render
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import entities, prompts
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "data.md"
 DEVICES = {"pacemaker", "central_venous_catheter", "endotracheal_tube"}  # kinds that the label sums up as one

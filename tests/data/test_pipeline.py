@@ -12,10 +12,12 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from mmclip_jax.data import pipeline, prompts, texts, transforms
-from mmclip_jax.data.entities import find_entities
+from mmclip_jax.data import pipeline, texts
+from mmclip_jax.data.images import transforms
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
+from mmclip_jax.text.entities import find_entities
 
 SIZE, LENGTH = 19, 23
 FIELDS = {
@@ -484,7 +486,7 @@ def test_data_set_without_a_usable_label_is_refused(tmp_path):
 
 def test_built_data_set_trains(phantom_dir):
     from mmclip_jax.data.records import open_records
-    from mmclip_jax.data.tokenizer import load_tokenizer
+    from mmclip_jax.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer()
     settings = config(train=(str(phantom_dir),))
@@ -517,7 +519,7 @@ def test_built_data_set_trains(phantom_dir):
 
 @pytest.mark.slow
 def test_throughput_at_64_pixels(phantom_dir):
-    from mmclip_jax.data.tokenizer import load_tokenizer
+    from mmclip_jax.text.tokenizer import load_tokenizer
 
     settings = config(train=(str(phantom_dir),), batch_paired=48, batch_unpaired=16)
     settings.model.image_size, settings.model.text.length = 64, 64

@@ -18,8 +18,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmclip_jax.data import info, records, schema
-from mmclip_jax.data.schema import PARTS, SPLITS, Box, Entity, Example, LabelState
+from mmclip_jax.data.schema import PARTS, SPLITS, Box, Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text.schema import Entity
 
 REPORT = "Naïve reader: no effusion.\nLoculated pneumothorax, 3 µm."
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from mmclip_jax.data import schema
-from mmclip_jax.data.schema import Box, Entity, Example, LabelState
+from mmclip_jax.data.schema import Box, Example, LabelState
+from mmclip_jax.text.schema import Entity
 
 
 def _example(**fields: object) -> Example:

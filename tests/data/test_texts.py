@@ -7,9 +7,11 @@ import types
 import numpy as np
 import pytest
 
-from mmclip_jax.data import prompts, texts
-from mmclip_jax.data.schema import Entity, Example, LabelState, section_border
+from mmclip_jax.data import texts
+from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
+from mmclip_jax.text.schema import Entity, section_border
 
 DATA = types.SimpleNamespace(bridge=0.25, max_negated=2, sentence_subset=0.5, share_no_finding=True)
 REPORTS_ONLY = types.SimpleNamespace(bridge=0.0, max_negated=2, sentence_subset=0.0, share_no_finding=True)

@@ -11,11 +11,16 @@ import pytest
 
 import mmclip_jax
 from mmclip_jax import ablate
-from mmclip_jax.data import audit, records
+from mmclip_jax.data import records
+from mmclip_jax.data.leakage import audit
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import LeakageError
-from mmclip_jax.evaluate import common, protocols, referee, report, zeroshot
+from mmclip_jax.evaluate import protocols
+from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.base import Split
+from mmclip_jax.evaluate.evaluations import zeroshot
+from mmclip_jax.evaluate.report import page as page_lib
+from mmclip_jax.external import run as external
 
 
 class Patients(records.RecordsBuilder):
@@ -52,18 +57,18 @@ PROTOCOL = protocols.load("table")
 def test_scored_images_are_compared_with_training_and_with_what_thresholds_come_from(tmp_path: pathlib.Path) -> None:
     train = build(tmp_path, "a", train=range(10))
     clean = build(tmp_path, "b", validation=range(20, 25), test=range(30, 35))
-    told = common.audit_scored(manifest_of(train), [clean], "test", PROTOCOL)
+    told = evaluation.audit_scored(manifest_of(train), [clean], "test", PROTOCOL)
     assert (told["status"], told["parts"]) == ("clean", {"training": "clean", "thresholds": "clean"})
     leaky = build(tmp_path, "c", validation=range(40, 43), test=range(8, 14))
     with pytest.raises(LeakageError, match="pixels: 2 of 6 images of c:test in a:train"):
-        common.audit_scored(manifest_of(train), [leaky], "test", PROTOCOL)
+        evaluation.audit_scored(manifest_of(train), [leaky], "test", PROTOCOL)
     chosen = build(tmp_path, "d", validation=range(50, 56), test=range(55, 60))
     with pytest.raises(LeakageError, match="pixels: 1 of 5 images of d:test in d:validation"):
-        common.audit_scored(manifest_of(train), [chosen], "test", PROTOCOL)
-    allowed = common.audit_scored(manifest_of(train), [chosen], "test", PROTOCOL, "a drill")
+        evaluation.audit_scored(manifest_of(train), [chosen], "test", PROTOCOL)
+    allowed = evaluation.audit_scored(manifest_of(train), [chosen], "test", PROTOCOL, "a drill")
     assert allowed["parts"] == {"training": "clean", "thresholds": "leaks"}
-    assert common.audit_scored(manifest_of(train), [train], "train", PROTOCOL)["status"] == "not audited"
-    assert common.audit_scored({}, [clean], "test", PROTOCOL)["status"] == "not audited"
+    assert evaluation.audit_scored(manifest_of(train), [train], "train", PROTOCOL)["status"] == "not audited"
+    assert evaluation.audit_scored({}, [clean], "test", PROTOCOL)["status"] == "not audited"
 
 
 def test_an_ablation_audits_what_it_scores(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,10 +84,10 @@ def test_an_ablation_audits_what_it_scores(tmp_path: pathlib.Path, monkeypatch: 
 
 
 def test_of_a_model_of_others_the_stated_sources_are_told_by_family() -> None:
-    spec = referee.load_spec("chexzero")  # which states mimic_cxr
+    spec = external.load_spec("chexzero")  # which states mimic_cxr
 
     def told(source: str) -> dict[str, Any]:
-        return referee.audited(spec, Split.of([example(1, source=source)], "test"))
+        return external.audited(spec, Split.of([example(1, source=source)], "test"))
 
     assert told("mine")["status"] == told("ms_cxr")["status"] == "not audited"
     assert "trained on mimic_cxr, which is scored here" in told("ms_cxr")["note"]
@@ -131,7 +136,7 @@ def test_images_that_were_trained_on_are_counted_by_family() -> None:
         "x": {"paired": 5, "unpaired": 0},
     }
     results = {"exposure": {"sources": seen}, "data": {"sources": {"chestxray14": {}, "x": {}, "y": {}}}}
-    assert report._trained_on(results) == {
+    assert page_lib._trained_on(results) == {
         "chestxray14": {"paired": 0, "unpaired": 9}, "x": seen["x"], "y": {"paired": 0, "unpaired": 0},
     }  # fmt: skip
 
@@ -160,7 +165,7 @@ def test_only_what_was_compared_is_called_without_a_patient_in_common(status: st
     assert ("no patient" in said) == (status == "clean")
     assert ("a drill" in said) == (status in ("leaks", "to be looked at"))
     assert "alike not run" in said or status in ("leaks", "to be looked at", "not audited")
-    source = (pathlib.Path(report.__file__).parent / "resources" / "report.html.j2").read_text()
+    source = (pathlib.Path(page_lib.__file__).parent / "resources" / "report.html.j2").read_text()
     line = next(line for line in source.splitlines() if "<dt>Audit</dt>" in line)
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(line)
     shown = page.render(r=types.SimpleNamespace(audit=result), audited=said)

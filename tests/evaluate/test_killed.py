@@ -12,7 +12,7 @@ import tiny
 from conftest import ROOT
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import comparison
+from mmclip_jax.evaluate.report import comparison
 
 # Runs mmclip, but one function prints a line and waits when it is called for the n-th time (with a path of a folder).
 STOPPED = """
@@ -79,7 +79,7 @@ def test_killed_while_embedding_writing_and_moving(tmp_path: pathlib.Path, phant
     old = _content(out)
     assert set(old) == {"report.html", "results.json", "scores.csv", "model_card.md"}
 
-    _kill_at("mmclip_jax.evaluate.card", "render", 1, "", arguments)
+    _kill_at("mmclip_jax.evaluate.report.card", "render", 1, "", arguments)
     (unfinished,) = (path for path in out.parent.iterdir() if path != out)
     assert {path.name for path in unfinished.iterdir()} == set(old) - {"model_card.md"}, "it was writing"
     assert _content(out) == old

@@ -9,12 +9,12 @@ import pytest
 
 import mmclip_jax
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import common
+from mmclip_jax.evaluate import run as evaluation
 
 
 @pytest.fixture
 def evaluate(tmp_path: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`common.run` with a model and an evaluation that do nothing but write results.json."""
+    """`evaluation.run` with a model and an evaluation that do nothing but write results.json."""
     settings = types.SimpleNamespace(data=types.SimpleNamespace(evaluate=(), train=(str(phantom_dir),)))
     model = types.SimpleNamespace(step=7, config=settings, manifest={"data": {}})
     monkeypatch.setattr(mmclip_jax, "load", lambda *arguments, **named: model)
@@ -25,10 +25,10 @@ def evaluate(tmp_path: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pyt
         (out / "results.json").write_text(json.dumps(results))
         return results
 
-    monkeypatch.setattr(common, "evaluate_checkpoint", written)
-    monkeypatch.setattr(common, "summary", lambda results, what, out: str(out))
+    monkeypatch.setattr(evaluation, "evaluate_checkpoint", written)
+    monkeypatch.setattr(evaluation, "summary", lambda results, what, out: str(out))
     (tmp_path / "run").mkdir()
-    return lambda **named: pathlib.Path(common.run(tmp_path / "run", **named))
+    return lambda **named: pathlib.Path(evaluation.run(tmp_path / "run", **named))
 
 
 def test_another_split_has_a_folder_of_its_own(evaluate: Any) -> None:

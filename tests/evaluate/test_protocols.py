@@ -2,10 +2,10 @@ import pathlib
 
 import pytest
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import registry
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
+from mmclip_jax.text import prompts
 
 NAMES = ("chestxray14", "chexpert-5", "chexpert-14", "padchest", "rsna", "siim", "covidx", "vindr", "phantom", "table")
 MINE = """

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmclip_jax.data.entities import find_entities
+from mmclip_jax.data.images.transforms import fit_image
 from mmclip_jax.data.records import finish_example
-from mmclip_jax.data.schema import Box, Entity, Example, LabelState
-from mmclip_jax.data.transforms import fit_image
+from mmclip_jax.data.schema import Box, Example, LabelState
+from mmclip_jax.text.entities import find_entities
+from mmclip_jax.text.schema import Entity
 
 KINDS = ("pleural_effusion", "cardiomegaly", "pneumothorax", "nodule", "fibrosis")
 NAMES = ("pleural effusion", "cardiomegaly", "pneumothorax", "nodule", "fibrosis")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from mmclip_jax import step
 from mmclip_jax.errors import UserError
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model
+from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
 

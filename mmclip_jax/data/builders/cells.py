@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mmclip_jax.data.images.views import plain
 from mmclip_jax.data.schema import Box, LabelState
-from mmclip_jax.data.views import plain
 from mmclip_jax.errors import UserError, shorten, shown
 
 

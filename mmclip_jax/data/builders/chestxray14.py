@@ -4,7 +4,7 @@ import collections
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from mmclip_jax.data import ids, prompts
+from mmclip_jax.data import ids
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, parse_view
 from mmclip_jax.data.builders.collection import Collection
@@ -12,6 +12,7 @@ from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
 
 # BBox_List_2017.csv heads its four columns so.
 _BOX_COLUMNS = ("Bbox [x", "y", "w", "h]")

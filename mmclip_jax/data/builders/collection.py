@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmclip_jax import spreadsheet
-from mmclip_jax.data import ids, prompts, recognisers, records, resources
+from mmclip_jax.data import ids, records
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.cells import BadRow, parse_age, parse_sex
 from mmclip_jax.data.builders.items import (
@@ -39,9 +39,10 @@ from mmclip_jax.data.builders.making import Storing, chunked, make_chunk, privat
 from mmclip_jax.data.builders.options import CollectionOptions
 from mmclip_jax.data.builders.report_language import without_other_languages
 from mmclip_jax.data.builders.tablefile import read_table
-from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError, listed, shown
+from mmclip_jax.text import prompts, recognisers, vocabulary
+from mmclip_jax.text.vocabulary import NO_FINDING
 
 _MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
@@ -370,7 +371,7 @@ class Collection(records.RecordsBuilder):
     def maker(self) -> Callable[[Sequence[Item]], list[Example | Reject]]:
         """What makes the examples of a chunk, in whatever process."""
         recogniser = getattr(self.options, "entities", recognisers.LEXICON)
-        language = getattr(self.options, "language", resources.ENGLISH)
+        language = getattr(self.options, "language", vocabulary.ENGLISH)
         recognisers.load(recogniser, language)  # before the work: it may not be there
         private_folder(self._chunks_dir)
         storing = Storing(
@@ -380,7 +381,7 @@ class Collection(records.RecordsBuilder):
             self.options.encoding,
             recogniser,
             language,
-            resources.digest(resources.for_language(language)),
+            vocabulary.digest(vocabulary.for_language(language)),
             frontal=getattr(self.options, "views", "all") == "frontal",
             box_flags=self.box_flags,
             refuses_masks=self.refuses_masks,

@@ -4,9 +4,9 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.tablefile import Row, Table
 from mmclip_jax.errors import UserError, listed
+from mmclip_jax.text import prompts
 
 UNUSED = "-"
 

@@ -9,9 +9,9 @@ from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.options import CollectionOptions, option
-from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text.vocabulary import NO_FINDING
 
 _P, _A = LabelState.PRESENT, LabelState.ABSENT
 # From CXR-2 on there are two classes. "negative" is all that is no COVID-19: healthy people and other pneumonias, and

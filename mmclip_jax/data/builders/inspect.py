@@ -15,7 +15,6 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
-from mmclip_jax.data import dicom_headers, images, prompts, resources
 from mmclip_jax.data.builders import cells, files
 from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
 from mmclip_jax.data.builders.items import LEFT_OUT, Item, Reject, cleaned, reasons_by_kind
@@ -23,7 +22,9 @@ from mmclip_jax.data.builders.report_language import REPORT_LEFT_OUT, without_ot
 from mmclip_jax.data.builders.table import TableBuilder
 from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.builders.tablefile import EXCEL, PARQUET, Table, guess_encoding, load_bytes, read_table
+from mmclip_jax.data.images import dicom_headers, store
 from mmclip_jax.errors import CELL, UserError, brief, shown
+from mmclip_jax.text import prompts, vocabulary
 
 READ = 2000  # images that are decoded unless told otherwise
 _TRIES = 500  # rows that a way of joining is tried on
@@ -332,14 +333,14 @@ class _Inspector:
     def _choose_language(self, items: list[Item]) -> list[Reject]:
         """The reports in another language than most; English is tried first, as a build takes it unless told."""
         failed = ""
-        for language in resources.languages():
+        for language in vocabulary.languages():
             try:
                 items[:], rejects, _ = without_other_languages(items, language)
             except UserError as error:
                 failed = failed or str(error).partition(". What")[0]
                 continue
-            if language != resources.ENGLISH:
-                name = resources.for_language(language).language_name
+            if language != vocabulary.ENGLISH:
+                name = vocabulary.for_language(language).language_name
                 self._choose("language", language, f"the reports are in {name}, as far as their words tell")
             return rejects
         self.is_foreign = True
@@ -353,7 +354,7 @@ class _Inspector:
         looked = items[::every] if self.read_images else []
         for item in looked:
             try:
-                images.store_image(files.read_bytes(item.file))
+                store.store_image(files.read_bytes(item.file))
             except (UserError, OSError) as error:
                 rejects.append(Reject(item.table, item.row, item.id, str(error)))
         self.nothing_to_read = bool(looked) and len(rejects) == len(looked)

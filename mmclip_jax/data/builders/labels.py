@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from mmclip_jax.data import prompts
-from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
+from mmclip_jax.text import prompts
+from mmclip_jax.text.vocabulary import NO_FINDING
 
 CHESTXRAY14 = frozenset({
     NO_FINDING, "atelectasis", "cardiomegaly", "consolidation", "edema", "emphysema", "fibrosis", "hernia",

@@ -13,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mmclip_jax
-from mmclip_jax.data import dicom, recognisers, records, resources, spool
+from mmclip_jax.data import records
+from mmclip_jax.data import unfinished as unfinished_lib
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, fraction_box, parse_age, parse_sex, parse_view
 from mmclip_jax.data.builders.items import FRONTAL_VIEWS, LEFT_OUT, ON_PURPOSE, SHOWN_BY_RANGE, Item, Reject
 from mmclip_jax.data.builders.masks import bounds, decode, looks_like_mask, to_png
-from mmclip_jax.data.images import store_image
+from mmclip_jax.data.images import dicom
+from mmclip_jax.data.images.store import store_image
 from mmclip_jax.data.schema import Example, Mask
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import recognisers, vocabulary
 
 _CHUNK = 64
 _CHUNK_SUFFIX = ".chunk"
@@ -40,7 +43,7 @@ class Storing:
     shorter_side: int
     encoding: str
     entities: str = recognisers.LEXICON
-    language: str = resources.ENGLISH
+    language: str = vocabulary.ENGLISH
     words: str = ""
     frontal: bool = False
     box_flags: str = ""
@@ -68,9 +71,9 @@ def make_chunk(storing: Storing, directory: pathlib.Path, items: Sequence[Item])
         with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             for each in made:
                 if isinstance(each, Reject):
-                    spool.write(stream, {"reject": dataclasses.astuple(each)}, [])
+                    unfinished_lib.write(stream, {"reject": dataclasses.astuple(each)}, [])
                 else:
-                    spool.write(stream, *spool.example_parts(each))
+                    unfinished_lib.write(stream, *unfinished_lib.example_parts(each))
         os.replace(unfinished, file)
     return made
 
@@ -91,8 +94,8 @@ def _read_chunk(file: pathlib.Path) -> list[Example | Reject] | None:
     try:
         with open(file, "rb") as stream:
             return [
-                Reject(*values["reject"]) if "reject" in values else spool.example_of(values, pictures)
-                for values, pictures in spool.read(stream)
+                Reject(*values["reject"]) if "reject" in values else unfinished_lib.example_of(values, pictures)
+                for values, pictures in unfinished_lib.read(stream)
             ]
     except FileNotFoundError:
         return None

@@ -8,16 +8,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, parse_view
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import TABLE_PACKINGS
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.options import ReportOptions, option
 from mmclip_jax.data.builders.reading import OTHER_HEADINGS
-from mmclip_jax.data.reports import Reader
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
+from mmclip_jax.text.reports import Reader
 
 _MANUAL = "mimic-cxr-2.1.0-test-set-labeled.csv"
 _PLAIN = re.compile(r"[A-Za-z0-9-]+")  # ids become parts of paths

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.options import ReportOptions
-from mmclip_jax.data.reports import Reader
-from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
+from mmclip_jax.text.reports import Reader
+from mmclip_jax.text.vocabulary import NO_FINDING
 
 _MAX_BYTES = 1_000_000
 _SERIES = re.compile(r"IM-[0-9-]+")

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mmclip_jax.data import recognisers, resources
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import recognisers, vocabulary
 
 ALIKE_POLICIES = ("refuse", "same", "other")
 UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
@@ -34,9 +34,9 @@ def entities_option() -> Any:
 def language_option() -> Any:
     """The language of the reports; a field of the options of collections that have reports."""
     return option(
-        resources.ENGLISH,
-        f"language of the reports: {', '.join(resources.languages())}, or a folder with the words of another one "
-        f"({resources.LEXICON}, {resources.NEGATION}, {resources.WORDS})",
+        vocabulary.ENGLISH,
+        f"language of the reports: {', '.join(vocabulary.languages())}, or a folder with the words of another one "
+        f"({vocabulary.LEXICON}, {vocabulary.NEGATION}, {vocabulary.WORDS})",
     )
 
 

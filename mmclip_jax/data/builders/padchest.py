@@ -5,11 +5,12 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from mmclip_jax.data import ids, prompts
+from mmclip_jax.data import ids
 from mmclip_jax.data.builders.cells import BadRow, split_labels
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
 from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.text import prompts
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 _VIEWS = {"L": "LATERAL", "AP_horizontal": "AP_HORIZONTAL"}

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, label_state
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import shown
+from mmclip_jax.text import prompts
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mmclip_jax.data import language
 from mmclip_jax.data.builders.items import Item, Reject
-from mmclip_jax.data.resources import for_language
-from mmclip_jax.data.schema import report_text
+from mmclip_jax.text import language
+from mmclip_jax.text.schema import report_text
+from mmclip_jax.text.vocabulary import for_language
 
 REPORT_LEFT_OUT = "report left out"
 

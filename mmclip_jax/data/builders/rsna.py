@@ -11,9 +11,9 @@ from mmclip_jax.data.builders.cells import BadRow, parse_view
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.reading import four_numbers
-from mmclip_jax.data.resources import NO_FINDING
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError, shown
+from mmclip_jax.text.vocabulary import NO_FINDING
 
 _BOX_COLUMNS = ("x", "y", "width", "height")
 _CLASSES = {

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mmclip_jax.data import reports
 from mmclip_jax.data.builders.items import REJECTS_FILE
 from mmclip_jax.errors import listed
+from mmclip_jax.text import reports
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmclip_jax.data import dicom_headers, prompts, records, reports
+from mmclip_jax.data import records
 from mmclip_jax.data.builders.cells import (
     BadRow,
     Frame,
@@ -41,9 +41,12 @@ from mmclip_jax.data.builders.table_images import Found, TableImages
 from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.builders.tablefile import Row, Table, read_table
 from mmclip_jax.data.ids import BadId
-from mmclip_jax.data.schema import LabelState, report_text
-from mmclip_jax.data.views import plain, view_of
+from mmclip_jax.data.images import dicom_headers
+from mmclip_jax.data.images.views import plain, view_of
+from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError, brief, shown
+from mmclip_jax.text import prompts, reports
+from mmclip_jax.text.schema import report_text
 
 
 def build_table(

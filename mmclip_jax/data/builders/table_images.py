@@ -9,8 +9,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from mmclip_jax.data import dicom_headers, ids
+from mmclip_jax.data import ids
 from mmclip_jax.data.builders.cells import BadRow
+from mmclip_jax.data.images import dicom_headers
 from mmclip_jax.errors import shown
 
 SUFFIXES = (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff")

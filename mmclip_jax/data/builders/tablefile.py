@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
-from mmclip_jax.data.dicom import is_dicom
+from mmclip_jax.data.images.dicom import is_dicom
 from mmclip_jax.errors import UserError, brief, shown
 
 SEPARATORS = ",;\t|"

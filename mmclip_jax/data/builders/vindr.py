@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders.cells import BadRow, Frame, parse_frame
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import DICOM_SUFFIXES
@@ -15,6 +14,7 @@ from mmclip_jax.data.builders.options import CollectionOptions, option
 from mmclip_jax.data.builders.reading import finite, four_numbers
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _CONSENSUS = "consensus"

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmclip_jax.data import records, spool
+from mmclip_jax.data import records
+from mmclip_jax.data import unfinished as unfinished_lib
 from mmclip_jax.data.builders import files, fractions
 from mmclip_jax.data.builders.collection import Collection, settle_uncertain, split_of_patient
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
@@ -206,7 +207,7 @@ def test_damaged_chunks_are_made_anew(tmp_path: pathlib.Path, monkeypatch: pytes
     changed = {"cut": bytes(data[:-9]), "bit": bytes(data), "empty": bytes(40), "junk": b"\xff" * 99}
     if damage == "json":  # whole, but of another form
         with open(kept, "wb") as stream:
-            spool.write(stream, {"id": "x", "words": 1}, [b"x"])
+            unfinished_lib.write(stream, {"id": "x", "words": 1}, [b"x"])
     else:
         kept.write_bytes(changed[damage])
     assert contents(build(tmp_path)) == contents(build(tmp_path, "whole"))

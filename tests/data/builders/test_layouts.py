@@ -219,7 +219,7 @@ def test_mimic_ids_lead_nowhere_else(bench: Bench) -> None:
 
 
 def test_padchest_scanner(bench: Bench) -> None:
-    from mmclip_jax.evaluate import subgroups
+    from mmclip_jax.evaluate.evaluations import subgroups
 
     padchest(bench)
     examples, _ = bench.build("padchest")

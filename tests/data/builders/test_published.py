@@ -15,12 +15,12 @@ from dicoms import dicom_file
 from PIL import Image
 from workbench import all_images_exist, bench, picture, wheel_table
 
-from mmclip_jax.data import prompts
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import split_of_patient
 from mmclip_jax.data.builders.items import ON_PURPOSE
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
+from mmclip_jax.text import prompts
 
 FIXTURES = (
     all_images_exist,

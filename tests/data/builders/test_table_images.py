@@ -13,11 +13,12 @@ from dicoms import dataset, written
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from mmclip_jax.data import dicom_headers, records, views
+from mmclip_jax.data import records
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.table import build_table
 from mmclip_jax.data.builders.table_images import TableImages
 from mmclip_jax.data.builders.table_options import TableOptions
+from mmclip_jax.data.images import dicom_headers, views
 from mmclip_jax.data.schema import PARTS, SPLITS, Example
 from mmclip_jax.errors import UserError
 

@@ -1,0 +1,162 @@
+"""Every check of a run's settings: the range of each one, and what several must be to each other."""
+
+from ml_collections import ConfigDict
+
+from mmclip_jax import ranges
+from mmclip_jax.config import flat
+from mmclip_jax.errors import UserError
+from mmclip_jax.models import masking
+from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
+
+_TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
+
+# Every setting has its entry (tests/test_configs.py); what two settings must be to each other is in `check_values`.
+RANGES: dict[str, Range] = {
+    "seed": SEED,
+    "model.image_size": count(1),
+    "model.patch_size": count(1),
+    "model.embed_dim": count(1),
+    "model.pool": Choice(("mean", "max", "cls", "map")),
+    "model.text_pool": Choice(("mean", "max")),
+    "model.stem": Choice(("patch", "conv")),
+    "model.dtype": Choice(("float32", "bfloat16", "float16")),
+    "model.remat": BOOLEAN,
+    "model.unroll": BOOLEAN,
+    **{
+        f"model.{tower}.{name}": allowed
+        for tower in ("image", "text", "image_decoder", "text_decoder")
+        for name, allowed in _TRANSFORMER.items()
+    },
+    "model.text.length": count(1),
+    "model.text.vocab_size": count(),
+    "objective.contrastive.loss": Choice(("softmax", "sigmoid")),
+    "objective.contrastive.targets": Choice(("text", "kinds")),
+    "objective.contrastive.across_sources": BOOLEAN,
+    "objective.contrastive.chunk": count(-1),
+    "objective.attmim.weight": Number(0),
+    "objective.attmim.mask_ratio": SHARE,
+    "objective.attmim.hint": SHARE,
+    "objective.attmim.strategy": Choice(("attention", "random", "inverse")),
+    "objective.attmim.response": Choice(("similarity", "cross_attention")),
+    "objective.attmim.temperature": Number(1e-6),
+    "objective.attmim.mask_at": Choice(("features", "input")),
+    "objective.attmim.random_share": SHARE,
+    "objective.entmlm.weight": Number(0),
+    "objective.entmlm.strategy": Choice(("entity", "random")),
+    "objective.entmlm.probability": SHARE,
+    "objective.entmlm.min_share": SHARE,
+    "objective.entmlm.slots": count(1),
+    "objective.local.weight": Number(0),
+    "objective.local.tokens": count(1),
+    "objective.local.temperature": Number(1e-6),
+    "data.train": Several(TEXT),
+    "data.evaluate": Several(TEXT),
+    "data.allow_leakage": TEXT,
+    "data.same_ids": Several(TEXT),
+    "data.other_ids": Several(TEXT),
+    "data.paired_weights": Several(Number(0)),
+    "data.unpaired_weights": Several(Number(0)),
+    "data.batch_paired": count(),
+    "data.batch_unpaired": count(),
+    "data.bridge": SHARE,
+    "data.max_negated": count(),
+    "data.share_no_finding": BOOLEAN,
+    "data.sentence_subset": SHARE,
+    "data.entity_labels": Several(Choice(("observation", "device", "anatomy")), distinct=True),
+    "data.augment.rotate": Number(0, 180),  # degrees
+    "data.augment.shift": Number(0, 1, below=True),  # of the side
+    "data.augment.scale": Number(0, 1, below=True),
+    "data.augment.brightness": SHARE,
+    "data.augment.contrast": SHARE,
+    "data.workers": count(0, 1024),
+    "data.threads": count(1, 1024),
+    "data.max_damaged": count(),
+    "data.tokenizer": TEXT,
+    "optimizer.peak_lr": positive(),
+    "optimizer.warmup_share": SHARE,
+    "optimizer.weight_decay": Number(0),
+    "optimizer.b1": Number(0, 1, below=True),
+    "optimizer.b2": Number(0, 1, below=True),
+    "optimizer.eps": positive(),
+    "optimizer.clip": positive(),
+    "optimizer.ema": Number(0, 1, below=True),
+    "optimizer.accumulate": count(1),
+    "train.steps": count(1, 2**31 - 2),
+    "train.log_every": count(1),
+    "train.evaluate_every": count(),
+    "train.checkpoint_every": count(),
+    "train.gradient_norms_every": count(),
+    "train.keep": count(1),
+    "train.max_skipped": count(),
+    "train.spike": Number(0),
+    "train.profile": count(),
+    "train.compiler_options": TEXT,
+    "mesh.fsdp": count(1),
+}
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuses settings out of their range.
+
+    Raises:
+      UserError: naming the setting and its range.
+    """
+    ranges.check(flat(config), RANGES)
+    compiler_options(config.train.compiler_options)
+    if 0.0 < config.train.spike < 1.0:
+        raise UserError(f"train.spike={config.train.spike} is not at least 1, nor 0 for none: every loss would be one")
+
+
+def compiler_options(text: str) -> dict[str, str | bool]:
+    """XLA options {"name": value} of `train.compiler_options`, "name=value name=value"; true and false are booleans.
+
+    Raises:
+      UserError: a word that is not name=value.
+    """
+    options: dict[str, str | bool] = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"train.compiler_options: {word!r} is not name=value")
+        options[name] = {"true": True, "false": False}.get(value, value)
+    return options
+
+
+def check_config(config: ConfigDict, devices: int) -> None:
+    """Refuses settings that the step cannot honour, on so many devices.
+
+    Raises:
+      UserError: naming the setting and the remedy.
+    """
+    check_values(config)
+    chunk = devices * config.optimizer.accumulate
+    for name in ("batch_paired", "batch_unpaired"):
+        if config.data[name] % chunk:
+            raise UserError(
+                f"data.{name}={config.data[name]} is no multiple of {chunk} "
+                f"({devices} devices x optimizer.accumulate={config.optimizer.accumulate})"
+            )
+    if not config.data.batch_paired + config.data.batch_unpaired:
+        raise UserError("data.batch_paired and data.batch_unpaired are both 0")
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuses settings that no number of devices can honour.
+
+    Raises:
+      UserError: naming the setting and the remedy.
+    """
+    check_ranges(config)
+    objective = config.objective
+    if objective.attmim.weight and objective.attmim.mask_at == "input" and config.model.stem == "conv":
+        raise UserError("objective.attmim.mask_at='input' needs model.stem='patch': convolutions see hidden neighbours")
+    for name, low, value, high in (
+        ("objective.local.tokens", 1, objective.local.tokens, config.model.text.length),
+        ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
+        ("model.patch_size", 1, config.model.patch_size, config.model.image_size),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{name}={value} is not in {low} to {high}")
+    count = masking.masked_count((config.model.image_size // config.model.patch_size) ** 2, objective.attmim.mask_ratio)
+    if objective.attmim.weight and not count:
+        raise UserError(f"objective.attmim.mask_ratio={objective.attmim.mask_ratio} masks no patch")

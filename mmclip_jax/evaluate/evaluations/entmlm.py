@@ -1,0 +1,181 @@
+"""Does EntMLM look at the image? Masked findings restored with the right image, and with another patient's.
+
+For each report and each kind of observation that it affirms, all mentions of that kind are masked, so that the rest of
+the text does not name it, and restored twice: with the report's own image, and with the image of another patient who
+does not have the finding. What the accuracy loses is what the image contributed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmclip_jax.data.schema import Example, LabelState
+from mmclip_jax.evaluate.base import Model, Progress, Split, chunked, thinned, with_ancestors
+from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.text import prompts
+from mmclip_jax.text.prompts import KINDS
+from mmclip_jax.text.schema import Entity
+
+NO_FINDING = "no_finding"
+MAX_QUERIES = 1000
+ENTITY_LABELS = ("observation", "device", "anatomy", "modifier")
+# Entity labels whose affirmed mentions are asked for.
+LABELS = ("observation",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One report and one kind that it affirms.
+
+    row, other: rows of the split: the report's own image, and the image of a patient without the finding.
+    masked: numbers of the entities to mask in `Split.entities(row)`.
+    """
+
+    row: int
+    kind: str
+    masked: tuple[int, ...]
+    other: int
+
+
+def affirmed_kinds(entities: Sequence[Entity], labels: Sequence[str] = LABELS) -> list[str]:
+    """The kinds that a report affirms, in the vocabulary's order, without "no_finding"."""
+    kinds = {e.kind for e in entities if e.label in labels and not e.negated}
+    return [kind for kind in KINDS if kind in kinds and kind != NO_FINDING]
+
+
+def lacks(example: Example, entities: Sequence[Entity], kind: str) -> bool:
+    """Whether an image is known not to show `kind`: so labelled, or, without a label, not affirmed by its report."""
+    if kind in with_ancestors(e.kind for e in entities if e.kind and not e.negated):
+        return False
+    state = example.labels.get(kind, LabelState.UNKNOWN)
+    return state == LabelState.ABSENT or (state == LabelState.UNKNOWN and bool(example.text))
+
+
+def queries_of(split: Split, limit: int = MAX_QUERIES, labels: Sequence[str] = LABELS) -> tuple[list[Query], int]:
+    """(queries, how many had to be left out because no other patient of the source lacks the finding).
+
+    The other image is the next row, in a fixed shuffled order of the same source's paired rows, of another patient
+    without the finding: the same at every call.
+    """
+    rows = [row for row, example in enumerate(split.examples) if example.part == "paired"]
+    entities = {row: split.entities(row) for row in rows}
+    patients = split.patients
+    order: dict[str, list[int]] = {}
+    for row in np.random.default_rng(0).permutation(np.array(rows, np.int64)).tolist():
+        order.setdefault(split.examples[row].source, []).append(row)
+    place = {row: i for source_rows in order.values() for i, row in enumerate(source_rows)}
+    wanted = [(row, kind) for row in rows for kind in affirmed_kinds(entities[row], labels)]
+    queries, alone = [], 0
+    for row, kind in thinned(wanted, limit):
+        candidates = order[split.examples[row].source]
+        start = place[row]
+        for other in (*candidates[start + 1 :], *candidates[:start]):
+            if patients[other] != patients[row] and lacks(split.examples[other], entities[other], kind):
+                masked = tuple(i for i, entity in enumerate(entities[row]) if entity.kind == kind)
+                queries.append(Query(row, kind, masked, other))
+                break
+        else:
+            alone += 1
+    return queries, alone
+
+
+def foreign_entities(split: Split, rows: Sequence[int]) -> dict[str, Any]:
+    """The argument `entities` of `Model.restore`, if a report of these rows is not English."""
+    return {} if all(map(split.is_english, rows)) else {"entities": [split.entities(row) for row in rows]}
+
+
+def evaluate(
+    model: Model,
+    split: Split,
+    *,
+    limit: int = MAX_QUERIES,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """Restores each affirmed kind with its own and with another patient's image; None if there is no such report.
+
+    Returns (for JSON): "queries", "reports", "patients", "without_other" (queries left out: no patient without the
+    finding), "cut_off" (queries whose mentions lie beyond the text's length), "overall" and "findings" [...], each with
+    "finding", "name", "queries", "tokens", "own" and "swapped": {"tokens" (share of masked tokens restored exactly),
+    "tokens_interval", "whole" (share of queries with every token right), "whole_interval"}, and "drop": the same keys,
+    own - swapped. Intervals resample patients, own and swapped together.
+    """
+    queries, alone = queries_of(split, limit)
+    if not queries:
+        return None
+    # Of each query: tokens, right with the own image, right with the other's.
+    sums = np.zeros((len(queries), 3))
+    for numbers in chunked(range(len(queries)), progress, "restoring entities"):
+        part = [queries[number] for number in numbers]
+        texts = [split.examples[query.row].text for query in part]
+        masked = [list(query.masked) for query in part]
+        more = foreign_entities(split, [query.row for query in part])
+        for column, rows in ((1, [query.row for query in part]), (2, [query.other for query in part])):
+            answers = model.restore(split.pixels(rows), texts, masked, **more)
+            for number, (true, restored) in zip(numbers, answers, strict=True):
+                sums[number, 0] = len(true)
+                sums[number, column] = np.sum(np.asarray(true) == np.asarray(restored))
+    seen = sums[:, 0] > 0
+    cut_off = int((~seen).sum())
+    queries = [query for query, kept in zip(queries, seen, strict=True) if kept]
+    sums = sums[seen]
+    if not queries:
+        return None
+    groups = [split.patients[query.row] for query in queries]
+    # Columns: tokens right own, swapped, and whole answers right own, swapped.
+    above = np.column_stack([sums[:, 1:], sums[:, 1:] == sums[:, :1]])
+    below = np.column_stack([sums[:, [0, 0]], np.ones((len(sums), 2))])
+
+    def entry(kind: str, name: str, rows: np.ndarray) -> dict[str, Any]:
+        points = above[rows].sum(axis=0) / below[rows].sum(axis=0)
+        mine = [groups[row] for row in rows]
+        people = intervals.count_patients(mine)
+        replicates = metrics.resample_ratio(above[rows], below[rows], mine, resamples=resamples, seed=seed)
+        result: dict[str, Any] = {
+            "finding": kind,
+            "name": name,
+            "queries": len(rows),
+            "tokens": int(sums[rows, 0].sum()),
+        }
+        for image, columns in (("own", (0, 2)), ("swapped", (1, 3)), ("drop", ())):
+            result[image] = {}
+            for m, measure in enumerate(("tokens", "whole")):
+                if image == "drop":
+                    point = float(points[2 * m] - points[2 * m + 1])
+                    apart = replicates[:, 2 * m] - replicates[:, 2 * m + 1]
+                    interval = intervals.difference_interval(point, apart, level, people)
+                else:
+                    point = float(points[columns[m]])
+                    interval = intervals.rate_interval(point, replicates[:, columns[m]], level, people)
+                result[image] |= {measure: point, f"{measure}_interval": [interval.low, interval.high]}
+        return result
+
+    kinds = np.array([query.kind for query in queries])
+    return {
+        "queries": len(queries),
+        "reports": len({query.row for query in queries}),
+        "patients": len(set(groups)),
+        "without_other": alone,
+        "cut_off": cut_off,
+        "overall": entry("", "all findings", np.arange(len(queries))),
+        "findings": [
+            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind))
+            for kind in KINDS
+            if (kinds == kind).any()
+        ],
+    }
+
+
+def group_by_entity(model: Model, text: str, entities: Sequence[Entity], masked: Sequence[int]) -> list[int]:
+    """Of each masked token, in order of position, the number of its entity: how `Model.restore` lays them out.
+
+    The tokens of entities beyond the text's length are missing.
+    """
+    length = model.config.model.text.length
+    tokenized = model.tokenizer.tokenize(text, entities, length, entity_labels=ENTITY_LABELS)
+    chosen = set(masked)
+    return [int(number) - 1 for number in np.asarray(tokenized.entity) if number and int(number) - 1 in chosen]

@@ -1,0 +1,201 @@
+"""How well images and texts find each other within one source.
+
+Over a whole batch much of the contrastive loss can be had from the source alone (reports come from one hospital,
+prompts from another). Here every comparison is within one source and one part. `contrastive_numbers` compares blocks of
+a fixed number of rows, so that the numbers of data sets of different size compare; `recall_numbers` looks for each
+image's report, and each report's image, among all of the source, as the literature does.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmclip_jax.data.texts import full_text, text_ids
+from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split
+from mmclip_jax.evaluate.stats import intervals, metrics
+
+BLOCK = 64
+RECALL_AT = (1, 5, 10)
+# Queries that are compared with the whole gallery at a time.
+QUERIES = 256
+
+
+def contrastive_numbers(
+    image_embed: np.ndarray, text_embed: np.ndarray, text_id: np.ndarray, logit_scale: float, block: int = BLOCK
+) -> dict[str, float] | None:
+    """Contrastive loss and recall@1 in blocks of `block` rows; the last, incomplete block is left out.
+
+    Args:
+      image_embed: [n, E], L2-normalised.
+      text_embed: the same.
+      text_id: int [n, G]; rows whose ids agree in any column are each other's positives.
+      logit_scale: multiplies the similarities.
+      block: rows that are compared with each other.
+
+    Returns:
+      "loss" (mean of both directions, targets uniform over equal texts, whatever the run's targets), "chance" (the
+      loss of a model that knows nothing, averaged likewise: the log of the block), "image_to_text" and "text_to_image"
+      (recall@1: the best match is a positive), "random" (its chance) and "rows"; None with fewer rows than one block.
+    """
+    blocks = len(image_embed) // block
+    if not blocks:
+        return None
+    totals = np.zeros(5)
+    for b in range(blocks):
+        rows = slice(b * block, (b + 1) * block)
+        ids = text_id[rows]
+        positive = (ids[:, np.newaxis, :] == ids[np.newaxis, :, :]).any(axis=2)
+        target = positive / positive.sum(axis=1, keepdims=True)
+        logits = logit_scale * (image_embed[rows].astype(np.float64) @ text_embed[rows].astype(np.float64).T)
+        best = positive[np.arange(block), logits.argmax(axis=1)], positive[np.arange(block), logits.argmax(axis=0)]
+        loss = -0.5 * ((target * _log_softmax(logits)).sum() + (target * _log_softmax(logits.T)).sum()) / block
+        totals += [loss, np.log(block), best[0].mean(), best[1].mean(), positive.mean()]
+    return dict(
+        zip(("loss", "chance", "image_to_text", "text_to_image", "random"), (totals / blocks).tolist(), strict=True)
+    ) | {"rows": blocks * block}
+
+
+def ranks(queries: np.ndarray, gallery: np.ndarray, ids: np.ndarray, chunk: int = QUERIES) -> np.ndarray:
+    """Rank (from 1) of each query's best positive in the gallery: int [n].
+
+    Element j is a positive of query i if their ids agree in any column. An element that is none and ties with the best
+    positive counts as ranked before it, so that a model that gives everything one embedding finds nothing. Memory is
+    O(chunk * n).
+
+    Args:
+      queries: [n, E].
+      gallery: [n, E].
+      ids: int [n, G], of query i and of element i.
+      chunk: queries at a time.
+    """
+    found = np.zeros(len(queries), np.int64)
+    columns = gallery.astype(np.float64).T
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, start + chunk)
+        likeness = queries[rows].astype(np.float64) @ columns
+        positive = np.zeros(likeness.shape, bool)
+        for column in ids.T:
+            positive |= column[rows, np.newaxis] == column[np.newaxis]
+        best = np.where(positive, likeness, -np.inf).max(axis=1, keepdims=True)
+        found[rows] = 1 + ((likeness >= best) & ~positive).sum(axis=1)
+    return found
+
+
+def recall_numbers(
+    image_embed: np.ndarray,
+    text_embed: np.ndarray,
+    ids: np.ndarray,
+    patients: Sequence[Hashable],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Recall@1, 5, 10 and the median rank, of images among all texts and of texts among all images.
+
+    Args:
+      image_embed: [n, E], L2-normalised.
+      text_embed: the same.
+      ids: int [n, G], see `ranks`.
+      patients: [n]; intervals resample the patients of the queries, the gallery stays whole.
+      resamples: of the intervals.
+      level: of the same.
+      seed: of the same.
+
+    Returns (for JSON):
+      {"rows", "with_several" (queries with more than one positive), "image_to_text" and "text_to_image": {"recall@1",
+      "recall@5", "recall@10": {"value", "interval", "random"}, "median_rank": {"value", "interval"}}}. random: what a
+      random order of the gallery gives, exactly.
+    """
+    n = len(ids)
+    positives = np.zeros(n, np.int64)
+    for start in range(0, n, QUERIES):
+        rows = slice(start, start + QUERIES)
+        positives[rows] = (ids[rows, np.newaxis] == ids[np.newaxis]).any(axis=2).sum(axis=1)
+    result: dict[str, Any] = {"rows": n, "with_several": int((positives > 1).sum())}
+    for name, pair in (("image_to_text", (image_embed, text_embed)), ("text_to_image", (text_embed, image_embed))):
+        rank = ranks(*pair, ids)
+        hits = np.stack([rank <= k for k in RECALL_AT], axis=1).astype(np.float64)
+        replicates = metrics.resample_ratio(hits, 1.0, patients, resamples=resamples, seed=seed)
+        entry: dict[str, Any] = {}
+        for i, k in enumerate(RECALL_AT):
+            value = float(hits[:, i].mean())
+            interval = intervals.rate_interval(value, replicates[:, i], level, intervals.count_patients(patients))
+            entry[f"recall@{k}"] = {
+                "value": value,
+                "interval": [interval.low, interval.high],
+                "random": float(_random_recall(positives, n, k).mean()),
+            }
+        medians = metrics.resample_metric(
+            np.zeros(n), rank, patients, metric=lambda _, drawn: float(np.median(drawn)), resamples=resamples, seed=seed
+        )
+        interval = metrics.percentile_interval(medians, level)
+        entry["median_rank"] = {"value": float(np.median(rank)), "interval": [interval.low, interval.high]}
+        result[name] = entry
+    return result
+
+
+def _random_recall(positives: np.ndarray, n: int, k: int) -> np.ndarray:
+    """The chance that one of p positives is among the first k of n in random order: 1 - C(n-p, k) / C(n, k)."""
+    missed = np.ones(len(positives))
+    for drawn in range(min(k, n)):
+        missed *= np.clip((n - positives - drawn) / (n - drawn), 0.0, 1.0)
+    return 1.0 - missed
+
+
+def evaluate(
+    model: Encoder,
+    split: Split,
+    image_embed: np.ndarray,
+    *,
+    block: int = BLOCK,
+    recall: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`contrastive_numbers` of each source and part: {"block", "parts": [{"source", "part", ...}]}.
+
+    The text of a paired row is its whole report, that of an unpaired row a prompt of its labels. Parts of fewer rows
+    than a block are left out. Rows are shuffled once, the same way at every call.
+
+    Given `recall` (keywords of `recall_numbers`: resamples, level, seed), "recall": [{"source", ...}] holds those of
+    every source with reports. Positives of each other are rows of one study, and rows whose reports have the same
+    sentences; normal reports in other words are not, whatever training took them for.
+    """
+    galleries = []
+    share = bool(getattr(getattr(getattr(model, "config", None), "data", None), "share_no_finding", True))
+    scale = float(model.trained_logit_scale if isinstance(model, Foreign) else model.logit_scale)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row in np.random.default_rng(0).permutation(len(split)).tolist():
+        groups.setdefault((split.examples[row].source, split.examples[row].part), []).append(row)
+    parts = []
+    with (progress or Progress(False)).bar("embedding texts", len(split)) as advance:
+        for (source, part), rows in sorted(groups.items()):
+            if len(rows) >= block:
+                drawn = [full_text(split.examples[row], share) for row in rows]
+                embedded = encode_texts(model, [d.text for d in drawn])
+                ids = np.stack([text_ids(d) for d in drawn])
+                numbers = contrastive_numbers(image_embed[rows], embedded, ids, scale, block)
+                parts.append({"source": source, "part": part, **(numbers or {})})
+            elif recall is not None and part == "paired":
+                embedded = encode_texts(model, [full_text(split.examples[row]).text for row in rows])
+            if recall is not None and part == "paired":
+                strict = np.stack([text_ids(full_text(split.examples[row], False)) for row in rows])
+                patients = [split.patients[row] for row in rows]
+                found = recall_numbers(image_embed[rows], embedded, strict, patients, **recall)
+                galleries.append({"source": source, **found})
+            advance(len(rows))
+    return {"block": block, "parts": parts} | ({} if recall is None else {"recall": galleries})
+
+
+def encode_texts(model: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """float32 [n, E]; a text that recurs (as prompts do) is encoded once."""
+    distinct = list(dict.fromkeys(texts))
+    number = {text: i for i, text in enumerate(distinct)}
+    embedded = np.asarray(model.encode_text(distinct), np.float32)
+    return embedded[[number[text] for text in texts]]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -1,0 +1,321 @@
+"""Two or more evaluations side by side: paired bootstrap of the differences, p-values, Holm's correction.
+
+An evaluation is the directory that `mmclip evaluate` wrote. Only evaluations of the same images under the same protocol
+are compared: the same data fingerprints, split and protocol digest, and the same rows and labels in scores.csv. All
+resample the same patients, so a difference has an interval of its own, narrower than those of its ends.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmclip_jax import files
+from mmclip_jax.errors import UserError
+from mmclip_jax.evaluate.report.page import RESULTS_FILE, SCORES_FILE, finite
+from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.text import prompts
+
+COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
+RESAMPLES = 2000
+METRICS = {"auroc": metrics.auroc, "auprc": metrics.auprc}
+FEWEST_PATIENTS = 3
+"""No p is given of a finding that fewer patients have, or lack: nothing can be told from one or two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation as read back: its results, and the rows of scores.csv.
+
+    name: what to call it; ids, sources, patients: of the n rows; labels, scores: float64 [n, K] of `findings`.
+    """
+
+    name: str
+    path: pathlib.Path
+    results: dict[str, Any]
+    ids: list[str]
+    sources: np.ndarray
+    patients: np.ndarray
+    findings: list[str]
+    labels: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> "Evaluation":
+        """Reads results.json and scores.csv of a directory (or of the newest evaluation of a training run).
+
+        Raises:
+          UserError: one of the files is missing, damaged, or was written by another version.
+        """
+        path = newest_evaluation(pathlib.Path(directory))
+        try:
+            return cls._read(path)
+        except UserError:
+            raise
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ) as error:  # something is not what it should be
+            said = " ".join(str(error).split())[:100]
+            raise UserError(f"{path}: {RESULTS_FILE} or {SCORES_FILE} is damaged ({said}): evaluate again") from error
+
+    @classmethod
+    def _read(cls, path: pathlib.Path) -> "Evaluation":
+        import pandas as pd
+
+        for name in (RESULTS_FILE, SCORES_FILE):
+            if not (path / name).is_file():
+                raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
+        results = files.read_json(path / RESULTS_FILE, "evaluate again", ("zero_shot", "data"))
+        if "protocol" not in results["zero_shot"]:
+            raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
+        # NumPy reads back every digit.
+        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
+        if len(table) != results["data"]["rows"]:
+            raise UserError(
+                f"{path / SCORES_FILE} is damaged ({len(table)} rows, and {RESULTS_FILE} says "
+                f"{results['data']['rows']}): evaluate again"
+            )
+
+        def numbers(columns: Sequence[str]) -> np.ndarray:
+            return table[list(columns)].replace("", "nan").to_numpy(np.float64).reshape(len(table), len(columns))
+
+        if "patient" not in table:
+            raise UserError(f"{path / SCORES_FILE} has no patients: evaluate the checkpoint again with this version")
+        findings = [name.removesuffix("/label") for name in table.columns if name.endswith("/label")]
+        score = results["zero_shot"]["score"]
+        return cls(
+            name=_name(results, path),
+            path=path,
+            results=results,
+            ids=table["id"].tolist(),
+            sources=table["source"].to_numpy(object),
+            patients=table["patient"].to_numpy(),
+            findings=findings,
+            labels=numbers([f"{finding}/label" for finding in findings]),
+            scores=numbers([f"{finding}/{score}" for finding in findings]),
+        )
+
+
+def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
+    """The directory itself, or of a training run the evaluation of the latest step."""
+    if (path / RESULTS_FILE).is_file() or not (path / "evaluation").is_dir():
+        return path
+    # What a killed evaluation was writing lies here too, under a hidden name (`files.whole_folder`).
+    there = [each for each in (path / "evaluation").iterdir() if not each.name.startswith(".")]
+    found = [each for each in there if (each / RESULTS_FILE).is_file()]
+    return max(found, key=lambda each: (int(each.name) if each.name.isdigit() else -1, each.name), default=path)
+
+
+def check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    """Refuses evaluations that are not of the same images by the same protocol.
+
+    Raises:
+      UserError: naming the two directories and what differs.
+    """
+    if len(evaluations) < 2:
+        raise UserError("a comparison needs two evaluations or more")
+    if len(evaluations) > 26:
+        raise UserError("at most 26 evaluations have a letter on the page; compare fewer at a time")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        pair = f"{first.path} and {other.path} cannot be compared:"
+        for what, key in (("data sets", _sets), ("splits", _split), ("protocols", _protocol)):
+            one, two = key(first.results), key(other.results)
+            if one != two:
+                raise UserError(f"{pair} their {what} differ ({one} and {two}); evaluate both alike")
+        same = first.ids == other.ids and np.array_equal(first.sources, other.sources)
+        if not same or first.findings != other.findings:
+            raise UserError(f"{pair} their scores.csv do not hold the same images and findings in the same order")
+        if not np.array_equal(first.labels, other.labels, equal_nan=True):
+            raise UserError(f"{pair} the labels in their scores.csv differ; evaluate both alike")
+
+
+def compare(
+    evaluations: Sequence[Evaluation], *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """Compares every evaluation with the first.
+
+    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "referee", "prompts",
+    "headline"}], "protocol",
+    "primary" (source), "data", "level",
+    "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
+    "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
+    it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
+    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding; Holm's correction is over
+    the findings of a source that have a p, for each metric and run apart, without the macro.
+
+    Raises:
+      UserError: they cannot be compared (`check_comparable`).
+    """
+    check_comparable(evaluations)
+    first = evaluations[0]
+    sources = {}
+    for source in dict.fromkeys(first.sources.tolist()):
+        rows = np.flatnonzero(first.sources == source)
+        sources[source] = _compare_source(evaluations, rows, resamples, level, seed)
+    return {
+        "runs": [
+            {
+                "name": each.name,
+                "path": str(each.path),
+                "run": each.results["checkpoint"]["run"],
+                "step": each.results["checkpoint"]["step"],
+                "model": each.results["checkpoint"]["model"],
+                "exposure": each.results["exposure"],
+                "audit": each.results["audit"],
+                "referee": each.results["checkpoint"].get("referee"),
+                "prompts": each.results["zero_shot"]["protocol"].get("prompts", ""),
+                "headline": each.results["headline"],
+            }
+            for each in evaluations
+        ],
+        "protocol": first.results["zero_shot"]["protocol"],
+        "primary": first.results["zero_shot"]["primary"],
+        "data": first.results["data"],
+        "level": level,
+        "resamples": resamples,
+        "sources": sources,
+    }
+
+
+def _compare_source(
+    evaluations: Sequence[Evaluation], rows: np.ndarray, resamples: int, level: float, seed: int
+) -> dict[str, Any]:
+    first = evaluations[0]
+    labels, patients = first.labels[rows], first.patients[rows]
+    counts = [metrics.counts(labels[:, k]) for k in range(labels.shape[1])]
+    defined = [k for k, counted in enumerate(counts) if not counted.note]
+    table: list[dict[str, Any]] = [
+        {
+            "finding": finding,
+            "name": prompts.display_name(finding),
+            "positives": counted.positives,
+            "negatives": counted.negatives,
+            "note": counted.note,
+        }
+        for finding, counted in zip(first.findings, counts, strict=True)
+    ]
+    macro: dict[str, Any] = {"name": f"mean of {len(defined)}"}
+    for metric, function in METRICS.items():
+        points = np.full((len(evaluations), len(table)), np.nan)
+        drawn = np.full((len(evaluations), resamples, len(table)), np.nan)
+        for e, each in enumerate(evaluations):
+            scores = each.scores[rows]
+            for k in defined:
+                points[e, k] = function(labels[:, k], scores[:, k])
+            drawn[e][:, defined] = metrics.resample_metric(
+                labels[:, defined], scores[:, defined], patients, metric=function, resamples=resamples, seed=seed
+            )
+        for k, row in enumerate(table):
+            found = Drawn(points[:, k], drawn[:, :, k], metrics.fewest_patients(labels[:, k], patients))
+            if function is metrics.auprc and k in defined:
+                found.left_out = [
+                    metrics.leave_out_metric(labels[:, k], each.scores[rows, k], patients, metric=function)
+                    for each in evaluations
+                ]
+            row[metric] = found.entry(level)
+        for e in range(1, len(evaluations)):
+            entries = [table[k][metric]["differences"][e] for k in defined]
+            tested = [entry for entry in entries if not np.isnan(entry["p"])]
+            for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
+                entry["p_holm"] = adjusted
+        if defined:
+            means = np.stack([metrics.macro_replicates(each[:, defined]) for each in drawn])
+            macros = points[:, defined].mean(axis=1)
+            macro[metric] = Drawn(macros, means).entry(level)
+    return {"rows": len(rows), "patients": len(set(patients.tolist())), "findings": table, "macro": macro}
+
+
+@dataclasses.dataclass
+class Drawn:
+    """A metric of all runs: points [E], replicates [E, R] of the same resamples, and what intervals need besides.
+
+    fewest: patients of the rarer class; None for a mean over findings. left_out: of an AUPRC, [k] of each run.
+    """
+
+    points: np.ndarray
+    replicates: np.ndarray
+    fewest: int | None = None
+    left_out: Sequence[np.ndarray] | None = None
+
+    def entry(self, level: float) -> dict[str, Any]:
+        """The values with intervals, and the differences to the first run with intervals and p."""
+        left_out: Sequence[np.ndarray | None] = self.left_out if self.left_out else [None for _ in self.points]
+        own = [
+            metrics.logit_interval(float(point), drawn, level, self.fewest, left)
+            for point, drawn, left in zip(self.points, self.replicates, left_out, strict=True)
+        ]
+        differences: list[dict[str, Any] | None] = [None]
+        for point, drawn, left in list(zip(self.points, self.replicates, left_out, strict=True))[1:]:
+            apart = float(point - self.points[0])
+            paired = drawn - self.replicates[0]
+            left_apart = None if left is None or left_out[0] is None else left - left_out[0]
+            found = intervals.difference_interval(apart, paired, level, self.fewest, left_apart)
+            few = self.fewest is not None and self.fewest < FEWEST_PATIENTS
+            differences.append(
+                {
+                    "difference": apart,
+                    "interval": [found.low, found.high],
+                    "p": float("nan") if few else intervals.p_value(apart, paired, self.fewest, left_apart),
+                    "p_holm": float("nan"),
+                }
+            )
+        return {
+            "values": self.points.tolist(),
+            "intervals": [[interval.low, interval.high] for interval in own],
+            "differences": differences,
+        }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction for as many tests as there are p-values; none of them may be NaN."""
+    order = np.argsort(p_values, kind="stable")
+    count = len(order)
+    raised = np.asarray(p_values, np.float64)[order] * (count - np.arange(count))
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(raised))
+    return adjusted.tolist()
+
+
+def run(
+    directories: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, resamples: int = RESAMPLES
+) -> str:
+    """What `mmclip compare` does: writes compare.html and compare.json into `out`; returns the text for a terminal.
+
+    Raises:
+      UserError: fewer than two evaluations, or evaluations that cannot be compared.
+    """
+    from mmclip_jax.evaluate.report import comparison_page
+
+    result = compare([Evaluation.read(directory) for directory in directories], resamples=resamples)
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_whole(folder / COMPARISON_JSON, json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
+    (folder / COMPARISON_FILE).write_text(comparison_page.render(result), encoding="utf-8")
+    return f"{comparison_page.as_text(result)}\nReport: {folder / COMPARISON_FILE}"
+
+
+def _name(results: dict[str, Any], path: pathlib.Path) -> str:
+    run, step = results["checkpoint"]["run"] or path.name, results["checkpoint"]["step"]
+    return run if step is None else f"{run} @ {step}"
+
+
+def _sets(results: dict[str, Any]) -> str:
+    return ", ".join(f"{data['name']} {data['fingerprint'][:12]}" for data in results["data"]["sets"])
+
+
+def _split(results: dict[str, Any]) -> str:
+    return str(results["data"]["split"])
+
+
+def _protocol(results: dict[str, Any]) -> str:
+    protocol = results["zero_shot"]["protocol"]
+    return f"{protocol['name']} {protocol['digest']}"
