@@ -1,0 +1,31 @@
+"""Keeps the memory that XLA's buffers use within the process.
+
+On a CPU every buffer of a compiled step is a block of malloc's. glibc gives large blocks back to the system when they
+are freed, and the next step pays for them again, page by page: a third of the time of the demo's step
+(docs/performance.md).
+"""
+
+import ctypes
+import sys
+
+# Numbers of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Tells malloc to keep what is freed: one arena, no block by mmap, the top never given back.
+
+    Works from here on, so call it before anything computes. The process then stays as large as it has once been.
+
+    Returns:
+      Whether malloc was told: False where it is not glibc's.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version") or not hasattr(library, "mallopt"):
+        return False
+    options = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER}
+    told = [library.mallopt(option, value) == 1 for option, value in options.items()]
+    return all(told)
