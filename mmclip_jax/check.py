@@ -6,6 +6,7 @@ from mmclip_jax import ranges
 from mmclip_jax.config import flat
 from mmclip_jax.errors import UserError
 from mmclip_jax.models import masking
+from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
@@ -157,6 +158,7 @@ def check_values(config: ConfigDict) -> None:
     ):
         if not low <= value <= high:
             raise UserError(f"{name}={value} is not in {low} to {high}")
-    count = masking.masked_count((config.model.image_size // config.model.patch_size) ** 2, objective.attmim.mask_ratio)
+    patches = patch_count(config.model.image_size, config.model.patch_size)
+    count = masking.masked_count(patches, objective.attmim.mask_ratio)
     if objective.attmim.weight and not count:
         raise UserError(f"objective.attmim.mask_ratio={objective.attmim.mask_ratio} masks no patch")

@@ -1,6 +1,7 @@
 """The MMCLIP model: two encoders, two projections, two decoders; every method is a pure function of the parameters."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -215,3 +216,10 @@ def build_model(config: ConfigDict) -> MMCLIP:
         remat=config.remat,
         unroll=config.unroll,
     )
+
+
+def init_params(model: MMCLIP, config: ConfigDict, seed: int) -> Any:
+    """Initial parameters, float32, from the seed alone; config: the `model` part."""
+    images = jnp.zeros((1, config.image_size, config.image_size, 1))
+    tokens = jnp.ones((1, config.text.length), jnp.int32)
+    return model.init(jax.random.key(seed), images, tokens)["params"]

@@ -5,25 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmclip_jax.models.inputs import patchify
 from mmclip_jax.models.transformer import Dtype, Transformer, layer_norm, sincos_codes
-
-
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """[B,H,W,C] -> [B,N,P*P*C], patches row by row from the top left, pixels row by row within a patch."""
-    batch, height, width, channels = images.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {patch_size}")
-    rows, columns = height // patch_size, width // patch_size
-    x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size * patch_size * channels)
-
-
-def unpatchify(patches: jax.Array, patch_size: int, channels: int = 1) -> jax.Array:
-    """Undoes `patchify` for square images: [B,N,P*P*C] -> [B,S,S,C]."""
-    batch, count, _ = patches.shape
-    side = round(count**0.5)
-    x = patches.reshape(batch, side, side, patch_size, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * patch_size, side * patch_size, channels)
 
 
 def sincos_positions(side: int, width: int) -> np.ndarray:

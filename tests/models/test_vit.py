@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mmclip_jax.models.vit import ImageEncoder, patchify, sincos_positions, unpatchify
+from mmclip_jax.models.inputs import patchify, unpatchify
+from mmclip_jax.models.vit import ImageEncoder, sincos_positions
 
 SIZES = {"patch_size": 3, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 11}
 
