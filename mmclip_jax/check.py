@@ -10,6 +10,17 @@ from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
+_VARIANT: dict[str, Range] = {
+    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu")),
+    "epsilon": positive(),
+    "key_bias": BOOLEAN,
+}
+_HEAD: dict[str, Range] = {
+    "hidden": count(),
+    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu", "tanh")),
+    "hidden_bias": BOOLEAN,
+    "bias": BOOLEAN,
+}
 
 # Every setting has its entry (tests/test_configs.py); what two settings must be to each other is in `check_values`.
 RANGES: dict[str, Range] = {
@@ -18,7 +29,7 @@ RANGES: dict[str, Range] = {
     "model.patch_size": count(1),
     "model.embed_dim": count(1),
     "model.pool": Choice(("mean", "max", "cls", "map")),
-    "model.text_pool": Choice(("mean", "max")),
+    "model.text_pool": Choice(("mean", "max", "first", "last")),
     "model.stem": Choice(("patch", "conv")),
     "model.dtype": Choice(("float32", "bfloat16", "float16")),
     "model.remat": BOOLEAN,
@@ -28,6 +39,16 @@ RANGES: dict[str, Range] = {
         for tower in ("image", "text", "image_decoder", "text_decoder")
         for name, allowed in _TRANSFORMER.items()
     },
+    "model.image.encoder": Choice(("vit",)),
+    "model.text.encoder": Choice(("transformer", "bert", "clip")),
+    **{f"model.{part}.{name}": allowed for part in ("image", "text") for name, allowed in _VARIANT.items()},
+    "model.image.norm": Choice(("pre", "post")),
+    "model.image.first_norm": BOOLEAN,
+    "model.image.final_norm": BOOLEAN,
+    "model.image.layer_scale": BOOLEAN,
+    "model.image.class_token": BOOLEAN,
+    "model.image.registers": count(),
+    **{f"model.{part}_head.{name}": allowed for part in ("image", "text") for name, allowed in _HEAD.items()},
     "model.text.length": count(1),
     "model.text.vocab_size": count(),
     "objective.contrastive.loss": Choice(("softmax", "sigmoid")),
