@@ -222,7 +222,7 @@ _MAY_IMPORT = {
     "models": {"errors", "sharding"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "sharding", "text", "train"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "text", "writers"},
-    "external": {*_TOOLS, "data", "evaluate", "inference", "models", "sharding", "text"},
+    "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
     "finetune": {
         *_TOOLS,
         "checkpoints",
