@@ -574,7 +574,7 @@ def _encoder(
     params: Params = {"log_logit_scale": np.float32(log_scale), "logit_bias": np.float32(0)}
     settings: Params = {"image_size": side * patch_size, "patch_size": patch_size, "embed_dim": embed_dims[0]}
     settings |= {"pool": "cls", "text_pool": "last" if text.encoder == "clip" else "first"}
-    details = []
+    details = [f"{side * patch_size} px in patches of {patch_size}"]
     for part, told in (("image", image), ("text", text)):
         own, sizes = encoders[part], _sizes(encoders[part], told)
         head, settings[f"{part}_head"] = _head(part, heads[part], told)
@@ -595,6 +595,6 @@ def _encoder(
         text=text,
         logit_scale=float(np.exp(log_scale)),
         channels=channels,
-        description=f"{side * patch_size} px in patches of {patch_size}, {', '.join(details)}, embedding {embed_dims[0]}",
+        description=f"{', '.join(details)}, embedding {embed_dims[0]}",
         origins=origins,
     )

@@ -48,9 +48,9 @@ class ViT(nn.Module):
     """V = IE(x): images [B,S,S,C] -> (patch features [B,N,D], class token [B,D] or None, attention or None).
 
     stem: "patch", one linear map of each patch's pixels, or "conv" (`ConvStem`). The position embedding is the patches'
-    alone; it is learnt and starts at the sine-cosine code (at noise, where the width is no multiple of 4). With `class_token` one more token runs along, before the
-    patches, and between the two so many `registers` (Darcet et al. 2023), which nobody reads. Attention [depth,B,heads,
-    N',N'] is that of all tokens.
+    alone; it is learnt and starts at the sine-cosine code (at noise, where the width is no multiple of 4). With
+    `class_token` one more token runs along, before the patches, and between the two so many `registers` (Darcet et al.
+    2023), which nobody reads. Attention [depth,B,heads,N',N'] is that of all tokens.
     """
 
     patch_size: int
