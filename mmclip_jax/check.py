@@ -5,19 +5,19 @@ from ml_collections import ConfigDict
 from mmclip_jax import ranges
 from mmclip_jax.config import flat
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import masking
+from mmclip_jax.models import encoders, masking
 from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
 _VARIANT: dict[str, Range] = {
-    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu")),
+    "activation": Choice(("gelu", "gelu_tanh", "quick_gelu")),
     "epsilon": positive(),
     "key_bias": BOOLEAN,
 }
 _HEAD: dict[str, Range] = {
     "hidden": count(),
-    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu", "tanh")),
+    "activation": Choice(("gelu", "gelu_tanh", "quick_gelu", "tanh")),
     "hidden_bias": BOOLEAN,
     "bias": BOOLEAN,
 }
@@ -39,7 +39,7 @@ RANGES: dict[str, Range] = {
         for tower in ("image", "text", "image_decoder", "text_decoder")
         for name, allowed in _TRANSFORMER.items()
     },
-    "model.image.encoder": Choice(("vit",)),
+    "model.image.encoder": Choice(("vit", "convnext")),
     "model.text.encoder": Choice(("transformer", "bert", "clip")),
     **{f"model.{part}.{name}": allowed for part in ("image", "text") for name, allowed in _VARIANT.items()},
     "model.image.norm": Choice(("pre", "post")),
@@ -48,6 +48,7 @@ RANGES: dict[str, Range] = {
     "model.image.layer_scale": BOOLEAN,
     "model.image.class_token": BOOLEAN,
     "model.image.registers": count(),
+    "model.image.depths": Several(count(1)),
     **{f"model.{part}_head.{name}": allowed for part in ("image", "text") for name, allowed in _HEAD.items()},
     "model.text.length": count(1),
     "model.text.vocab_size": count(),
@@ -170,8 +171,12 @@ def check_values(config: ConfigDict) -> None:
     """
     check_ranges(config)
     objective = config.objective
-    if objective.attmim.weight and objective.attmim.mask_at == "input" and config.model.stem == "conv":
-        raise UserError("objective.attmim.mask_at='input' needs model.stem='patch': convolutions see hidden neighbours")
+    masks_input = objective.attmim.weight and objective.attmim.mask_at == "input"
+    if masks_input and not encoders.image_encoder(config.model).can_drop_tokens:
+        raise UserError(
+            "objective.attmim.mask_at='input' needs model.image.encoder='vit' with model.stem='patch': "
+            "convolutions see hidden neighbours"
+        )
     for name, low, value, high in (
         ("objective.local.tokens", 1, objective.local.tokens, config.model.text.length),
         ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),

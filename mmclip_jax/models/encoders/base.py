@@ -19,7 +19,6 @@ class ImageEncoder(Protocol):
       gives_attention: whether it can return attention weights.
     """
 
-    can_drop_tokens: ClassVar[bool]
     gives_attention: ClassVar[bool]
 
     @property
@@ -27,6 +26,9 @@ class ImageEncoder(Protocol):
 
     @property
     def patch_size(self) -> int: ...
+
+    @property
+    def can_drop_tokens(self) -> bool: ...
 
     @property
     def has_class_token(self) -> bool: ...

@@ -66,8 +66,12 @@ class ViT(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
-    can_drop_tokens: ClassVar[bool] = True
     gives_attention: ClassVar[bool] = True
+
+    @property
+    def can_drop_tokens(self) -> bool:
+        """Whether a patch can be encoded without its neighbours: the convolutional stem looks at them."""
+        return self.stem == "patch"
 
     @property
     def has_class_token(self) -> bool:
