@@ -34,6 +34,9 @@ class Work:
         return self.forward + self.backward
 
 
+NOTHING = Work()
+
+
 def product(m: float, k: float, n: float, gradients: int = 2) -> Work:
     """[m,k]·[k,n]; gradients: towards how many of the two factors there is one."""
     flops = 2.0 * m * k * n
@@ -62,7 +65,7 @@ def layers(part: Mapping[str, int], positions: int, context: int = 0, remat: boo
 def conv_stem(image_size: int, patch_size: int, width: int) -> Work:
     """The convolutions that halve an image down to its patches, for one row; padding counts as pixels."""
     stages = patch_size.bit_length() - 1
-    work, channels_in = Work(), 1
+    work, channels_in = NOTHING, 1
     for stage in range(stages):
         side, channels = image_size >> (stage + 1), width >> (stages - 1 - stage)
         work += product(side * side, 9 * channels_in, channels, gradients=2 if stage else 1)

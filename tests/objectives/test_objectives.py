@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmclip_jax import objectives, sharding
+from mmclip_jax.objectives import attmim, contrastive, entmlm, local
 
 Array = np.ndarray
 
@@ -237,7 +238,7 @@ def normalized(patches: Array) -> Array:
 @given(seed=st.integers(0, 2**31 - 1), contrast=st.sampled_from([0.0, 0.004, 0.1, 1.0]))
 def test_pixels_are_normalised_patch_by_patch(seed: int, contrast: float) -> None:
     patches = 0.3 + contrast * (np.random.default_rng(seed).random((3, 5, 49)) - 0.3)
-    got = objectives.normalized_pixels(jnp.asarray(patches, jnp.float32))
+    got = attmim.normalized_pixels(jnp.asarray(patches, jnp.float32))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, normalized(patches), atol=3e-4)
 
@@ -246,9 +247,9 @@ def test_noise_of_one_grey_level_is_not_blown_up_to_unit_variance() -> None:
     flat = np.full((1, 1, 64), 200 / 255)
     noisy = flat.copy()
     noisy[..., ::2] += 1 / 255
-    assert np.abs(objectives.normalized_pixels(jnp.asarray(flat, jnp.float32))).max() < 1e-3
+    assert np.abs(attmim.normalized_pixels(jnp.asarray(flat, jnp.float32))).max() < 1e-3
     # Deviation half a grey level against a floor of two.
-    assert np.std(objectives.normalized_pixels(jnp.asarray(noisy, jnp.float32))) == pytest.approx(
+    assert np.std(attmim.normalized_pixels(jnp.asarray(noisy, jnp.float32))) == pytest.approx(
         0.5 / np.hypot(0.5, 2), rel=1e-3
     )
 
@@ -258,7 +259,7 @@ def test_reconstruction_error_is_the_mean_square_over_the_masked_patches() -> No
     patches, predicted = rng.random((3, 13, 49)), rng.normal(size=(3, 5, 49))
     masked = np.sort(np.stack([rng.permutation(13)[:5] for _ in range(3)]), axis=1).astype(np.int32)
     expected = [np.mean((predicted[b] - normalized(patches[b, masked[b]])) ** 2) for b in range(3)]
-    got = objectives.reconstruction_error(
+    got = attmim.reconstruction_error(
         jnp.asarray(predicted, jnp.float32), jnp.asarray(patches, jnp.float32), jnp.asarray(masked)
     )
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -301,7 +302,7 @@ def local_case(seed: int = 5) -> tuple[Array, Array, Array, Array]:
 
 
 def call_local(v: Array, u: Array, ids: Array, affirmed: Array) -> tuple[float, float]:
-    loss, metrics = objectives.local_loss(
+    loss, metrics = local.local_loss(
         *map(jnp.asarray, (np.float32(v), np.float32(u), ids, affirmed)), attention_temperature=0.3, temperature=0.2
     )
     return float(loss), float(metrics["accuracy"])
@@ -323,7 +324,7 @@ def test_the_gradient_of_the_local_loss_is_a_finite_difference() -> None:
 
     def loss(v: jax.Array, u: jax.Array) -> jax.Array:
         options = {"attention_temperature": 0.3, "temperature": 0.2}
-        return objectives.local_loss(v, u, jnp.asarray(ids), jnp.asarray(affirmed), **options)[0]
+        return local.local_loss(v, u, jnp.asarray(ids), jnp.asarray(affirmed), **options)[0]
 
     gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(v, jnp.float32), jnp.asarray(u, jnp.float32))
     for number, place in ((0, (3, 1, 4)), (0, (2, 0, 0)), (1, (0, 2, 7)), (1, (4, 2, 1))):
@@ -355,7 +356,7 @@ def test_restoration_sums_are_weighted_cross_entropies() -> None:
         expected["loss"].append(float(-(weights[b] * log_softmax(logits[b])[np.arange(5), target]).sum()))
         expected["correct"].append(float((weights[b] * (logits[b].argmax(axis=1) == target)).sum()))
         expected["count"].append(float(weights[b].sum()))
-    got = objectives.restoration_sums(
+    got = entmlm.restoration_sums(
         jnp.asarray(logits, jnp.float32), jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(weights)
     )
     assert expected["correct"][0] >= 1
@@ -368,7 +369,7 @@ def test_unused_slots_have_no_gradient() -> None:
     logits = jnp.asarray(rng.normal(size=(2, 3, 17)), jnp.float32)
     tokens, positions = jnp.asarray(rng.integers(0, 17, (2, 7))), jnp.asarray([[0, 2, 4], [1, 3, 5]])
     weights = jnp.asarray([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    gradient = jax.grad(lambda x: objectives.restoration_sums(x, tokens, positions, weights)["loss"].sum())(logits)
+    gradient = jax.grad(lambda x: entmlm.restoration_sums(x, tokens, positions, weights)["loss"].sum())(logits)
     assert np.abs(gradient[0, 0]).max() > 0
     assert not np.any(gradient[0, 1])
     assert not np.any(gradient[1])
@@ -420,9 +421,9 @@ def test_chunks_round_a_ring_give_the_same_loss_and_gradients(fsdp: int, loss: s
 
 
 def test_chunks_are_taken_where_the_logits_would_not_fit() -> None:
-    assert objectives.chunk_of(0, 4096, 1) == -1
-    assert objectives.chunk_of(0, 8192, 1) == 4096
-    assert objectives.chunk_of(0, 8192, 8) == -1
-    assert objectives.chunk_of(0, 32768, 8) == 8192
-    assert [objectives.chunk_of(setting, 32768, 8) for setting in (-1, 5)] == [-1, 5]
-    assert [objectives.columns_in_chunks(8, chunk) for chunk in (-1, 3, 4, 100)] == [8, 9, 8, 8]
+    assert contrastive.chunk_of(0, 4096, 1) == -1
+    assert contrastive.chunk_of(0, 8192, 1) == 4096
+    assert contrastive.chunk_of(0, 8192, 8) == -1
+    assert contrastive.chunk_of(0, 32768, 8) == 8192
+    assert [contrastive.chunk_of(setting, 32768, 8) for setting in (-1, 5)] == [-1, 5]
+    assert [contrastive.columns_in_chunks(8, chunk) for chunk in (-1, 3, 4, 100)] == [8, 9, 8, 8]
