@@ -14,6 +14,7 @@ import pytest
 
 from mmclip_jax import check
 from mmclip_jax.errors import UserError
+from mmclip_jax.text.prompts import KINDS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "step.py"
 RUNLOCAL = ["--config", str(SCRIPT.parents[1] / "configs" / "demo.py") + ":runlocal"]
@@ -62,8 +63,9 @@ def test_the_batch_is_like_the_pipelines(bench):
             "entity": ("int32", (rows, length)),
             "affirmed": ("bool", (rows, length)),
             "text_id": ("int32", (rows, 2)),
-            "stated": ("int8", (rows, bench._KINDS)),
+            "stated": ("int8", (rows, len(KINDS))),
             "source": ("int32", (rows,)),
+            "damaged": ("int32", (rows,)),
         }
         there = fields["tokens"] != 0
         assert (np.diff(there.astype(int), axis=1) <= 0).all(), "padding comes last"

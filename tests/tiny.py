@@ -91,7 +91,7 @@ def rows(count: int, seed: int) -> Row:
         "stated": rng.integers(-1, 2, (count, KINDS)),
         "source": np.full(count, seed % 2),
     }
-    return {name: values.astype(DTYPES[name]) for name, values in drawn.items()}
+    return {name: np.asarray(values, DTYPES[name]) for name, values in drawn.items()}
 
 
 def batch(config: ConfigDict, seed: int = 0) -> Batch:

@@ -35,9 +35,7 @@ class Variance(Objective):
 
     def check(self, config: ConfigDict) -> None:
         if (floor := self.settings(config).floor) > 1:
-            raise UserError(
-                f"objective.variance.floor={floor} is above 1, the most that numbers of unit vectors spread"
-            )
+            raise UserError(f"objective.variance.floor={floor} is above 1: unit vectors spread less")
 
     def rows(self, context: Context, encoded: Encoded) -> Rows:
         return {"embed": encoded.image_embed}
