@@ -13,6 +13,8 @@ The backward pass costs twice the forward pass, except where a gradient stops.
 import dataclasses
 from collections.abc import Mapping
 
+from mmclip_jax.models.inputs import patch_count
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -86,5 +88,5 @@ def image_encoder(
     if stem == "conv":
         embedded = conv_stem(image_size, patch_size, part["width"])
     else:
-        embedded = product((image_size // patch_size) ** 2, patch_size**2, part["width"], gradients=1)
+        embedded = product(patch_count(image_size, patch_size), patch_size**2, part["width"], gradients=1)
     return embedded + layers(part, seen + class_token, remat=remat)
