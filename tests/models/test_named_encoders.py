@@ -128,7 +128,7 @@ def test_the_work_of_a_convnext_by_hand() -> None:
     second = 2 * 4 * 49 * 8 + 2 * (2 * 4 * 8 * 32)
     assert found.forward == stem + down + first + 2 * second
     assert found.backward == stem + 2 * (down + first + 2 * second)
-    again = ConvNeXt((1, 2), 8).work(16, 4, remat=True).again
+    again = ConvNeXt((1, 2), 8, remat=True).work(16, 4).again
     assert again == first - 2 * 16 * 4 * 16 + 2 * (second - 2 * 4 * 8 * 32)
 
 

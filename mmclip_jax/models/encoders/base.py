@@ -50,8 +50,8 @@ class ImageEncoder(Protocol):
           layer has one more than it.
         """
 
-    def work(self, image_size: int, seen: int, remat: bool = False) -> Work:
-        """FLOPs of one image of image_size pixels a side, of whose patches `seen` are encoded."""
+    def work(self, image_size: int, seen: int) -> Work:
+        """FLOPs of one image of image_size pixels a side: all patches are embedded, `seen` of them encoded."""
 
 
 class TextEncoder(Protocol):
@@ -81,7 +81,7 @@ class TextEncoder(Protocol):
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `ImageEncoder.layer_numbers`."""
 
-    def work(self, remat: bool = False) -> Work:
+    def work(self) -> Work:
         """FLOPs of one text of `length` tokens."""
 
 

@@ -105,7 +105,7 @@ class ConvNeXt(nn.Module):
             return np.asarray(first[int(stage)])
         return np.asarray(first[-1] if name == "norm" else 0)
 
-    def work(self, image_size: int, seen: int, remat: bool = False) -> work.Work:
+    def work(self, image_size: int, seen: int) -> work.Work:
         """As `base.ImageEncoder.work`; all patches are encoded."""
         total, channels = work.Work(), 1
         for stage, (depth, width) in enumerate(zip(self.depths, self._widths, strict=True)):
@@ -114,7 +114,7 @@ class ConvNeXt(nn.Module):
             total += work.product(positions, size**2 * channels, width, gradients=2 if stage else 1)
             mlp = work.product(positions, width, 4 * width)
             block = work.product(positions * width, _WINDOW**2, 1) + mlp * 2
-            again = block.forward - mlp.forward if remat else 0.0
+            again = block.forward - mlp.forward if self.remat else 0.0
             total += work.Work(block.forward, block.backward, again) * depth
             channels = width
         return total

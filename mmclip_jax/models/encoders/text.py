@@ -79,7 +79,7 @@ class TextTransformer(nn.Module):
         """As `base.TextEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)
 
-    def work(self, remat: bool = False) -> work.Work:
+    def work(self) -> work.Work:
         """As `base.TextEncoder.work`."""
         part = {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim}
-        return work.layers(part, self.length, remat=remat)
+        return work.layers(part, self.length, remat=self.remat)

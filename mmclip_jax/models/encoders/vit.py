@@ -9,7 +9,7 @@ import numpy as np
 
 from mmclip_jax.models import work
 from mmclip_jax.models.encoders.base import transformer_layer_numbers
-from mmclip_jax.models.inputs import patchify
+from mmclip_jax.models.inputs import patch_count, patchify
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
 
 STEMS = ("patch", "conv")
@@ -118,9 +118,12 @@ class ViT(nn.Module):
         """As `base.ImageEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)
 
-    def work(self, image_size: int, seen: int, remat: bool = False) -> work.Work:
+    def work(self, image_size: int, seen: int) -> work.Work:
         """As `base.ImageEncoder.work`."""
+        if self.stem == "conv":
+            embedded = work.conv_stem(image_size, self.patch_size, self.width)
+        else:
+            patches = patch_count(image_size, self.patch_size)
+            embedded = work.product(patches, self.patch_size**2, self.width, gradients=1)
         part = {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim}
-        return work.image_encoder(
-            part, image_size, self.patch_size, seen + self.registers, self.stem, self.class_token, remat
-        )
+        return embedded + work.layers(part, seen + self.class_token + self.registers, remat=self.remat)
