@@ -87,6 +87,7 @@ def test_each_parameter_has_its_layer(changes: dict[str, Any]) -> None:
             assert numbers[path].shape in ((), leaf.shape[:1])
             assert bool(numbers[path].shape) == ("layers" in path), path
         depth = sum(config.model.image.depths) if isinstance(module, ConvNeXt) else 2
+        assert module.layers == depth
         everything = np.concatenate([np.atleast_1d(each) for each in numbers.values()])
         final = config.model.image.final_norm if part == "image" else config.model.text.encoder != "bert"
         last = depth + final

@@ -12,6 +12,7 @@ class ImageEncoder(Protocol):
     """An image encoder: a Flax module with these attributes.
 
     Attributes:
+      layers: how many there are.
       width: D, of its features.
       patch_size: pixels a side of the patch that a feature stands for.
       can_drop_tokens: whether it can encode some patches without looking at the others (`visible`).
@@ -20,6 +21,9 @@ class ImageEncoder(Protocol):
     """
 
     gives_attention: ClassVar[bool]
+
+    @property
+    def layers(self) -> int: ...
 
     @property
     def width(self) -> int: ...
@@ -46,8 +50,8 @@ class ImageEncoder(Protocol):
         """The layer of a parameter, 0 for what comes before the first; `path` is "a/b/kernel" within the encoder.
 
         Returns:
-          int [], or int [depth] where the parameter is stacked over layers along its axis 0. What comes after the last
-          layer has one more than it.
+          int [], or int [depth] where the parameter is stacked over layers along its axis 0; layers + 1 for what comes
+          after the last one.
         """
 
     def work(self, image_size: int, seen: int) -> Work:
@@ -58,10 +62,14 @@ class TextEncoder(Protocol):
     """A text encoder: a Flax module with these attributes.
 
     Attributes:
+      layers: how many there are.
       width: D_t, of its features.
       length: tokens of the longest text.
       vocab_size: rows of the token embedding.
     """
+
+    @property
+    def layers(self) -> int: ...
 
     @property
     def width(self) -> int: ...

@@ -94,6 +94,11 @@ class ConvNeXt(nn.Module):
         x = layer_norm(x, "norm", self.variant.epsilon)
         return x.reshape(len(x), -1, self.width), None, None
 
+    @property
+    def layers(self) -> int:
+        """The blocks of all stages."""
+        return sum(self.depths)
+
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `base.ImageEncoder.layer_numbers`; between two stages is the layer of the next block."""
         first = np.cumsum([1, *self.depths])

@@ -75,6 +75,11 @@ class TextTransformer(nn.Module):
         """
         return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding, precision="highest")
 
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return self.depth
+
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `base.TextEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)

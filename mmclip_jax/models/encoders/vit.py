@@ -114,6 +114,11 @@ class ViT(nn.Module):
         token = x[:, 0] if self.class_token else None
         return x[:, sum(n for _, n in first) :] if first else x, token, attention
 
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return self.depth
+
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `base.ImageEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)
