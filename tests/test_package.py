@@ -220,9 +220,10 @@ _MAY_IMPORT = {
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "sharding"},
-    "inference": {*_TOOLS, "checkpoints", "data", "models", "sharding", "text", "train"},
+    "objectives": {"errors", "models", "ranges", "sharding"},
+    "inference": {*_TOOLS, "checkpoints", "data", "models", "objectives", "sharding", "text"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "text", "writers"},
-    "external": {*_TOOLS, "data", "evaluate", "inference", "models", "sharding", "text"},
+    "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
     "finetune": {
         *_TOOLS,
         "checkpoints",

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs as one tree of weights (see `towers`): OpenAI's CLIP, open_clip, Hugging Face.
+"""Checkpoints of other programs as parameters and settings of `MMCLIP`: OpenAI's CLIP, open_clip, Hugging Face.
 
 Shapes tell the sizes. What they do not tell (heads, activations) comes from the spec, else from the configuration
 beside the weights, where the layout has one, and last from what most published models of the family have: heads of 64.
@@ -11,45 +11,78 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mmclip_jax.errors import UserError
 from mmclip_jax.external.fields import field, fits
-from mmclip_jax.external.towers import ACTIVATIONS, Params, Tower
 from mmclip_jax.external.weights import Weights, find_weights, read_json, read_weights
+from mmclip_jax.models.transformer import ACTIVATIONS, MLP_ACTIVATIONS
 
+Params = dict[str, Any]
 LAYOUTS = ("openai", "open_clip", "huggingface")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGINGFACE_CONFIG = "config.json"
 _HEAD_WIDTH = 64
-_MLP_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 _ASSUMED = "assumed"
 # Buffers and constants that are saved beside the weights.
 _IGNORED = ("attn_mask", "position_ids", "token_type_ids", "input_resolution", "context_length", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
-class DualEncoder:
-    """A dual encoder in JAX.
+class Told:
+    """What the weights of an encoder do not tell.
 
-    params: {"image", "text"}; image, text: what the weights do not tell of either; logit_scale: what similarities are
-    multiplied by, as trained; image_size: pixels a side; channels: 1 or 3; context: tokens of the longest text;
-    vocab_size: rows of the token embedding; embed_dim; description: the sizes in a line. origins: who says "heads" and
+    encoder: its name in `mmclip_jax.models.encoders`. heads: of attention. activation: of the MLPs; head_activation:
+    between the layers of its head, both of `ACTIVATIONS`. epsilon: of the norms.
+    """
+
+    encoder: str
+    heads: int
+    activation: str = "gelu"
+    head_activation: str = "gelu"
+    epsilon: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoder:
+    """A dual encoder as an MMCLIP without decoders.
+
+    params: of `MMCLIP`, what embeddings need of them; settings: of the `model` part of a config, those that the
+    checkpoint fixes; image, text: what the weights do not tell of either; logit_scale: what similarities are
+    multiplied by, as trained; channels: 1 or 3; description: the sizes in a line. origins: who says "heads" and
     "activation" of "image" and "text". sha256: of the file, where somebody has summed it.
     """
 
     params: Params
-    image: Tower
-    text: Tower
+    settings: Mapping[str, Any]
+    image: Told
+    text: Told
     logit_scale: float
-    image_size: int
     channels: int
-    context: int
-    vocab_size: int
-    embed_dim: int
     description: str
     origins: Mapping[str, Mapping[str, str]]
     sha256: str = ""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return int(self.settings["image_size"])
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.settings["text"]["length"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+        return int(self.settings["text"]["vocab_size"])
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimensions of an embedding."""
+        return int(self.settings["embed_dim"])
 
 
 def load(
@@ -90,8 +123,8 @@ def check_options(where: str, layout: Any, activation: Any, heads: Any) -> None:
     """
     if layout not in LAYOUTS:
         raise UserError(f"{where}: layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
-    if activation not in ("", *_MLP_ACTIVATIONS):
-        raise UserError(f"{where}: activation is one of {', '.join(_MLP_ACTIVATIONS)}, not {activation!r}")
+    if activation not in ("", *MLP_ACTIVATIONS):
+        raise UserError(f"{where}: activation is one of {', '.join(MLP_ACTIVATIONS)}, not {activation!r}")
     counts = heads.values() if isinstance(heads, Mapping) else (0,)
     if not all(fits(count, int, low=1) for count in counts) or set(heads) - {"image", "text"}:
         raise UserError(f"{where}: heads are numbers of image and text, such as {{image: 12, text: 8}}")
@@ -136,12 +169,12 @@ def _openai(
     if not activation:
         activation = "quick_gelu" if field(str(beside), config, "quick_gelu", bool, quick) else "gelu"
     if "visual.trunk.cls_token" in weights:
-        image, image_tower = _timm(weights, file, vision), Tower(0, "gelu", eps=1e-6)
+        image, image_told = _timm(weights, file, vision), Told("vit", 0, epsilon=1e-6)
     elif "visual.conv1.weight" in weights:
-        image, image_tower = _openai_image(weights), Tower(0, activation)
+        image, image_told = _openai_image(weights), Told("vit", 0, activation)
     else:
         raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
-    width = image["class_token"].shape[0]
+    width = image["position"].shape[1]
     told = {"image": heads.get("image", 0), "text": heads.get("text", 0)}
     heads_from = {part: "the spec" if count else _ASSUMED for part, count in told.items()}
     if not told["image"] and (per_head := field(str(beside), vision, "head_width", int, 0, low=1)):
@@ -157,11 +190,11 @@ def _openai(
                 f"pooler cls_last_hidden_state_pooler, not {pooled}"
             )
         text["head"] = _projections(weights)
-        text_tower = Tower(0, "gelu", "gelu", eps=1e-12, post_norm=True)
+        text_told = Told("bert", 0, epsilon=1e-12)
     else:
         text = _openai_text(weights, "text." if "text.token_embedding.weight" in weights else "")
-        text_tower = Tower(0, activation, causal=True)
-    width = text["tokens"].shape[1]
+        text_told = Told("clip", 0, activation)
+    width = text["position"].shape[1]
     usual_heads = 0 if found is None or fixed["text"] else 8  # where its configuration says nothing, open_clip takes 8
     if not told["text"] and (count := field(str(beside), text_config, "heads", int, usual_heads, low=1)):
         told["text"], heads_from["text"] = count, OPEN_CLIP_CONFIG
@@ -174,8 +207,8 @@ def _openai(
         weights,
         file,
         {"image": image, "text": text},
-        dataclasses.replace(image_tower, heads=image_heads),
-        dataclasses.replace(text_tower, heads=text_heads),
+        dataclasses.replace(image_told, heads=image_heads),
+        dataclasses.replace(text_told, heads=text_heads),
         origins,
     )
 
@@ -194,26 +227,31 @@ _TEXT = (
 
 
 def _openai_image(weights: Weights) -> Params:
-    patch, width = _patch(weights, "visual.conv1.weight")
+    patch, width = _patch(weights, "visual.conv1")
     return {
         "patch": patch,
-        "class_token": weights.take("visual.class_embedding", width),
-        "position": weights.take("visual.positional_embedding", None, width),
+        **_places(
+            weights.take("visual.class_embedding", width), weights.take("visual.positional_embedding", None, width)
+        ),
         "norm_pre": _norm(weights, "visual.ln_pre", width),
-        "layers": _layers(weights, "visual.transformer.resblocks.", _OPENAI_BLOCK, width),
-        "norm": _norm(weights, "visual.ln_post", width),
+        "transformer": {
+            "layers": _layers(weights, "visual.transformer.resblocks.", _OPENAI_BLOCK, width),
+            "norm": _norm(weights, "visual.ln_post", width),
+        },
         "head": [{"kernel": weights.take("visual.proj", width, None)}],
     }
 
 
 def _openai_text(weights: Weights, prefix: str) -> Params:
-    tokens = weights.take(f"{prefix}token_embedding.weight", None, None)
-    width = tokens.shape[1]
+    words = weights.take(f"{prefix}token_embedding.weight", None, None)
+    width = words.shape[1]
     return {
-        "tokens": tokens,
+        "embed": {"embedding": words},
         "position": weights.take(f"{prefix}positional_embedding", None, width),
-        "layers": _layers(weights, f"{prefix}transformer.resblocks.", _OPENAI_BLOCK, width),
-        "norm": _norm(weights, f"{prefix}ln_final", width),
+        "transformer": {
+            "layers": _layers(weights, f"{prefix}transformer.resblocks.", _OPENAI_BLOCK, width),
+            "norm": _norm(weights, f"{prefix}ln_final", width),
+        },
         "head": [{"kernel": weights.take(f"{prefix}text_projection", width, None)}],
     }
 
@@ -222,28 +260,30 @@ def _timm(weights: Weights, file: pathlib.Path, config: Mapping[str, Any]) -> Pa
     """timm's vision transformer with a class token, and a linear projection: the image encoder of BiomedCLIP."""
     if field(str(file.with_name(OPEN_CLIP_CONFIG)), config, "timm_pool", str, "") not in ("", "token"):
         raise UserError(f"{file}: the pooling {config['timm_pool']!r} of its timm image encoder is not supported")
-    patch, width = _patch(weights, "visual.trunk.patch_embed.proj.weight")
+    patch, width = _patch(weights, "visual.trunk.patch_embed.proj")
+    token = weights.take("visual.trunk.cls_token", 1, 1, width)[0, 0]
     return {
-        "patch": patch | {"bias": weights.take("visual.trunk.patch_embed.proj.bias", width)},
-        "class_token": weights.take("visual.trunk.cls_token", 1, 1, width)[0, 0],
-        "position": weights.take("visual.trunk.pos_embed", 1, None, width)[0],
-        "layers": _layers(weights, "visual.trunk.blocks.", _TIMM_BLOCK, width),
-        "norm": _norm(weights, "visual.trunk.norm", width),
+        "patch": patch,
+        **_places(token, weights.take("visual.trunk.pos_embed", 1, None, width)[0]),
+        "transformer": {
+            "layers": _layers(weights, "visual.trunk.blocks.", _TIMM_BLOCK, width),
+            "norm": _norm(weights, "visual.trunk.norm", width),
+        },
         "head": [_dense(weights, "visual.head.proj", None, width)],
     }
 
 
 def _bert(weights: Weights, prefix: str) -> Params:
     """BERT; its segment embedding is always that of the first segment."""
-    tokens = weights.take(f"{prefix}embeddings.word_embeddings.weight", None, None)
-    width = tokens.shape[1]
+    words = weights.take(f"{prefix}embeddings.word_embeddings.weight", None, None)
+    width = words.shape[1]
     segment = weights.take(f"{prefix}embeddings.token_type_embeddings.weight", None, width)[0]
     position = weights.take(f"{prefix}embeddings.position_embeddings.weight", None, width)
     return {
-        "tokens": tokens,
+        "embed": {"embedding": words},
         "position": position + segment[np.newaxis],
         "norm_pre": _norm(weights, f"{prefix}embeddings.LayerNorm", width),
-        "layers": _layers(weights, f"{prefix}encoder.layer.", _BERT_BLOCK, width),
+        "transformer": {"layers": _layers(weights, f"{prefix}encoder.layer.", _BERT_BLOCK, width)},
     }
 
 
@@ -286,67 +326,75 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
     image, words = readers[vision["model_type"]](weights), readers[text["model_type"]](weights)
     for params, name in ((image, "visual_projection"), (words, "text_projection")):
         params["head"] = [*params["head"], _dense(weights, name, None, None)]
-    causal = text["model_type"] == "clip_text_model"
-    towers = [_tower(part, beside) for part in (vision, text)]
-    for tower, params, name in zip(towers, (image, words), ("vision", "text"), strict=True):
-        _heads(beside, name, params["position"].shape[1], tower.heads)
-    text_tower = dataclasses.replace(towers[1], causal=causal, post_norm=not causal)
+    told = [_told(part, beside) for part in (vision, text)]
+    for each, params, name in zip(told, (image, words), ("vision", "text"), strict=True):
+        _heads(beside, name, params["position"].shape[1], each.heads)
     origins = {
         part: {
-            what: HUGGINGFACE_CONFIG if told.get(name) is not None else "default of transformers"
+            what: HUGGINGFACE_CONFIG if config.get(name) is not None else "default of transformers"
             for what, name in (("heads", "num_attention_heads"), ("activation", "hidden_act"))
         }
-        for part, told in (("image", vision), ("text", text))
+        for part, config in (("image", vision), ("text", text))
     }
-    return _encoder(weights, file, {"image": image, "text": words}, towers[0], text_tower, origins)
+    return _encoder(weights, file, {"image": image, "text": words}, told[0], told[1], origins)
 
 
-def _tower(config: Mapping[str, Any], file: pathlib.Path) -> Tower:
+_ENCODERS = {"vit": "vit", "clip_vision_model": "vit", "bert": "bert", "clip_text_model": "clip"}
+
+
+def _told(config: Mapping[str, Any], file: pathlib.Path) -> Told:
     usual = _DEFAULTS[config["model_type"]]
     if config.get("position_embedding_type") not in (None, "absolute"):
         raise UserError(f"{file}: positions of type {config['position_embedding_type']!r} are not supported")
     name = field(str(file), config, "hidden_act", str, usual["hidden_act"])
     heads = field(str(file), config, "num_attention_heads", int, usual["num_attention_heads"], low=1)
     eps = field(str(file), config, "layer_norm_eps", float, usual["layer_norm_eps"], low=0)
-    return Tower(heads, _activation(_HUGGINGFACE_ACTIVATIONS.get(name, name), file), "tanh", eps=float(eps))
+    activation = _activation(_HUGGINGFACE_ACTIVATIONS.get(name, name), file)
+    return Told(_ENCODERS[config["model_type"]], heads, activation, "tanh", float(eps))
 
 
 def _clip_image(weights: Weights) -> Params:
     # A dual encoder of two models holds CLIP's vision model one level deeper.
     nested = "vision_model.vision_model.embeddings.class_embedding" in weights
     prefix = "vision_model.vision_model." if nested else "vision_model."
-    patch, width = _patch(weights, f"{prefix}embeddings.patch_embedding.weight")
+    patch, width = _patch(weights, f"{prefix}embeddings.patch_embedding")
+    token = weights.take(f"{prefix}embeddings.class_embedding", width)
     return {
         "patch": patch,
-        "class_token": weights.take(f"{prefix}embeddings.class_embedding", width),
-        "position": weights.take(f"{prefix}embeddings.position_embedding.weight", None, width),
+        **_places(token, weights.take(f"{prefix}embeddings.position_embedding.weight", None, width)),
         "norm_pre": _norm(weights, f"{prefix}pre_layrnorm", width),
-        "layers": _layers(weights, f"{prefix}encoder.layers.", _CLIP_BLOCK, width),
-        "norm": _norm(weights, f"{prefix}post_layernorm", width),
+        "transformer": {
+            "layers": _layers(weights, f"{prefix}encoder.layers.", _CLIP_BLOCK, width),
+            "norm": _norm(weights, f"{prefix}post_layernorm", width),
+        },
         "head": [],
     }
 
 
 def _clip_text(weights: Weights) -> Params:
-    tokens = weights.take("text_model.embeddings.token_embedding.weight", None, None)
-    width = tokens.shape[1]
+    words = weights.take("text_model.embeddings.token_embedding.weight", None, None)
+    width = words.shape[1]
     return {
-        "tokens": tokens,
+        "embed": {"embedding": words},
         "position": weights.take("text_model.embeddings.position_embedding.weight", None, width),
-        "layers": _layers(weights, "text_model.encoder.layers.", _CLIP_BLOCK, width),
-        "norm": _norm(weights, "text_model.final_layer_norm", width),
+        "transformer": {
+            "layers": _layers(weights, "text_model.encoder.layers.", _CLIP_BLOCK, width),
+            "norm": _norm(weights, "text_model.final_layer_norm", width),
+        },
         "head": [],
     }
 
 
 def _vit(weights: Weights) -> Params:
-    patch, width = _patch(weights, "vision_model.embeddings.patch_embeddings.projection.weight")
+    patch, width = _patch(weights, "vision_model.embeddings.patch_embeddings.projection")
+    token = weights.take("vision_model.embeddings.cls_token", 1, 1, width)[0, 0]
     return {
-        "patch": patch | {"bias": weights.take("vision_model.embeddings.patch_embeddings.projection.bias", width)},
-        "class_token": weights.take("vision_model.embeddings.cls_token", 1, 1, width)[0, 0],
-        "position": weights.take("vision_model.embeddings.position_embeddings", 1, None, width)[0],
-        "layers": _layers(weights, "vision_model.encoder.layer.", _VIT_BLOCK, width),
-        "norm": _norm(weights, "vision_model.layernorm", width),
+        "patch": patch,
+        **_places(token, weights.take("vision_model.embeddings.position_embeddings", 1, None, width)[0]),
+        "transformer": {
+            "layers": _layers(weights, "vision_model.encoder.layer.", _VIT_BLOCK, width),
+            "norm": _norm(weights, "vision_model.layernorm", width),
+        },
         "head": [_dense(weights, "vision_model.pooler.dense", width, width)],
     }
 
@@ -405,26 +453,29 @@ def _layers(weights: Weights, prefix: str, names: _Names, width: int) -> Params:
     numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
     depth = 1 + max((int(match[1]) for name in weights.names() if (match := numbered.match(name))), default=0)
     blocks = [_block(weights, f"{prefix}{number}.", names, width) for number in range(depth)]
-    return {
-        part: {name: np.stack([block[part][name] for block in blocks]) for name in blocks[0][part]}
-        for part in blocks[0]
-    }
+    stacked: Params = jax.tree.map(lambda *each: np.stack(each), *blocks)
+    return stacked
 
 
-def _block(weights: Weights, prefix: str, names: _Names, width: int) -> dict[str, dict[str, np.ndarray]]:
-    block = {part: _norm(weights, prefix + getattr(names, part), width) for part in ("norm_1", "norm_2")}
+def _block(weights: Weights, prefix: str, names: _Names, width: int) -> Params:
+    attention = {}
     if names.joint:
         kernels = np.split(weights.take(f"{prefix}{names.joint}weight", 3 * width, width), 3)
         biases = np.split(weights.take(f"{prefix}{names.joint}bias", 3 * width), 3)
         for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True):
-            block[part] = {"kernel": kernel.T, "bias": bias}
+            attention[part] = {"kernel": kernel.T, "bias": bias}
     else:
         for part, name in zip(("query", "key", "value"), names.separate, strict=True):
-            block[part] = _dense(weights, prefix + name, width, width)
-    block["out"] = _dense(weights, prefix + names.out, width, width)
-    block["mlp_in"] = _dense(weights, prefix + names.mlp_in, None, width)
-    block["mlp_out"] = _dense(weights, prefix + names.mlp_out, width, block["mlp_in"]["kernel"].shape[1])
-    return block
+            attention[part] = _with_bias(_dense(weights, prefix + name, width, width))
+    attention["out"] = _with_bias(_dense(weights, prefix + names.out, width, width))
+    mlp_in = _with_bias(_dense(weights, prefix + names.mlp_in, None, width))
+    return {
+        "norm_self": _norm(weights, prefix + names.norm_1, width),
+        "self_attention": attention,
+        "norm_mlp": _norm(weights, prefix + names.norm_2, width),
+        "mlp_in": mlp_in,
+        "mlp_out": _with_bias(_dense(weights, prefix + names.mlp_out, width, mlp_in["kernel"].shape[1])),
+    }
 
 
 def _dense(weights: Weights, name: str, outputs: int | None, inputs: int | None) -> dict[str, np.ndarray]:
@@ -439,10 +490,24 @@ def _norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
     return {"scale": weights.take(f"{name}.weight", width), "bias": weights.take(f"{name}.bias", width)}
 
 
+def _with_bias(dense: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A dense layer whose bias is zero where the checkpoint has none."""
+    return {"bias": np.zeros(dense["kernel"].shape[1], np.float32)} | dense
+
+
 def _patch(weights: Weights, name: str) -> tuple[dict[str, np.ndarray], int]:
     """A convolution [D,C,P,P] over whole patches as a dense layer of a patch's pixels, row by row, channels last."""
-    kernel = weights.take(name, None, None, None, None)
-    return {"kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])}, kernel.shape[0]
+    kernel = weights.take(f"{name}.weight", None, None, None, None)
+    width = kernel.shape[0]
+    dense = {"kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, width)}
+    if f"{name}.bias" in weights:
+        dense["bias"] = weights.take(f"{name}.bias", width)
+    return _with_bias(dense), width
+
+
+def _places(token: np.ndarray, position: np.ndarray) -> Params:
+    """The class token [D] with its own place, and the places of the patches, of positions [1+N,D]."""
+    return {"class_token": (token + position[0])[np.newaxis, np.newaxis], "position": position[1:]}
 
 
 def _activation(name: str, file: pathlib.Path) -> str:
@@ -465,44 +530,71 @@ def _heads(file: pathlib.Path, part: str, width: int, heads: int) -> int:
     return heads
 
 
+def _head(part: str, layers: Sequence[Mapping[str, np.ndarray]], told: Told) -> tuple[Params, Params]:
+    """(parameters of the head of "image" or "text", its settings)."""
+    *hidden, last = layers
+    params: Params = {f"{part}_projection": dict(last)}
+    settings: Params = {"bias": "bias" in last}
+    if hidden:
+        params[f"{part}_hidden"] = dict(hidden[0])
+        settings |= {"hidden": hidden[0]["kernel"].shape[1], "hidden_bias": "bias" in hidden[0]}
+        settings["activation"] = told.head_activation
+    return params, settings
+
+
+def _sizes(encoder: Params, told: Told) -> dict[str, Any]:
+    """The settings of a transformer, of its parameters and what they do not tell."""
+    layers = encoder["transformer"]["layers"]
+    depth, width, mlp_dim = layers["mlp_in"]["kernel"].shape
+    sizes = {"width": width, "depth": depth, "heads": told.heads, "mlp_dim": mlp_dim}
+    return sizes | {"encoder": told.encoder, "activation": told.activation, "epsilon": told.epsilon, "key_bias": True}
+
+
 def _encoder(
     weights: Weights,
     file: pathlib.Path,
-    params: Params,
-    image: Tower,
-    text: Tower,
+    encoders: Params,
+    image: Told,
+    text: Told,
     origins: Mapping[str, Mapping[str, str]],
 ) -> DualEncoder:
     """Checks that the two encoders fit each other."""
-    scale = float(np.exp(weights.scalar("logit_scale")))
-    pixels = params["image"]["patch"]["kernel"].shape[0]
-    patches, image_width = params["image"]["position"].shape
-    side = round((patches - 1) ** 0.5)
+    log_scale = weights.scalar("logit_scale")
+    pixels = encoders["image"]["patch"]["kernel"].shape[0]
+    patches = encoders["image"]["position"].shape[0]
+    side = round(patches**0.5)
     channels = next((c for c in (1, 3) if round((pixels / c) ** 0.5) ** 2 * c == pixels), 0)
-    if side * side + 1 != patches or not channels:
-        raise UserError(f"{file}: its {patches - 1} patches of {pixels} values are no square of grey or RGB patches")
+    if side * side != patches or not channels:
+        raise UserError(f"{file}: its {patches} patches of {pixels} values are no square of grey or RGB patches")
     patch_size = round((pixels / channels) ** 0.5)
-    sizes = [params[name]["head"][-1]["kernel"].shape[1] for name in ("image", "text")]
-    if sizes[0] != sizes[1]:
-        raise UserError(f"{file}: images are embedded in {sizes[0]} dimensions and texts in {sizes[1]}")
-    (context, text_width), vocab_size = params["text"]["position"].shape, params["text"]["tokens"].shape[0]
-    depths = [params[name]["layers"]["norm_1"]["scale"].shape[0] for name in ("image", "text")]
-    details = {
-        part: f"{tower.heads} heads ({origins[part]['heads']}), {tower.activation} ({origins[part]['activation']})"
-        for part, tower in (("image", image), ("text", text))
-    }
+    heads = {part: encoders[part].pop("head") for part in ("image", "text")}
+    embed_dims = [heads[part][-1]["kernel"].shape[1] for part in ("image", "text")]
+    if embed_dims[0] != embed_dims[1]:
+        raise UserError(f"{file}: images are embedded in {embed_dims[0]} dimensions and texts in {embed_dims[1]}")
+    params: Params = {"log_logit_scale": np.float32(log_scale), "logit_bias": np.float32(0)}
+    settings: Params = {"image_size": side * patch_size, "patch_size": patch_size, "embed_dim": embed_dims[0]}
+    settings |= {"pool": "cls", "text_pool": "last" if text.encoder == "clip" else "first"}
+    details = [f"{side * patch_size} px in patches of {patch_size}"]
+    for part, told in (("image", image), ("text", text)):
+        own, sizes = encoders[part], _sizes(encoders[part], told)
+        head, settings[f"{part}_head"] = _head(part, heads[part], told)
+        params |= {f"{part}_encoder": own} | head
+        settings[part] = sizes
+        by = origins[part]
+        details.append(
+            f"{part} encoder {sizes['depth']} × {sizes['width']} with {told.heads} heads ({by['heads']}), "
+            f"{told.activation} ({by['activation']})"
+        )
+    settings["image"] |= {"class_token": True, "first_norm": "norm_pre" in encoders["image"]}
+    length, vocab_size = encoders["text"]["position"].shape[0], encoders["text"]["embed"]["embedding"].shape[0]
+    settings["text"] |= {"length": length, "vocab_size": vocab_size}
     return DualEncoder(
         params=params,
+        settings=settings,
         image=image,
         text=text,
-        logit_scale=scale,
-        image_size=side * patch_size,
+        logit_scale=float(np.exp(log_scale)),
         channels=channels,
-        context=context,
-        vocab_size=vocab_size,
-        embed_dim=sizes[0],
-        description=f"{side * patch_size} px in patches of {patch_size}, "
-        f"image encoder {depths[0]} × {image_width} with {details['image']}, "
-        f"text encoder {depths[1]} × {text_width} with {details['text']}, embedding {sizes[0]}",
+        description=f"{', '.join(details)}, embedding {embed_dims[0]}",
         origins=origins,
     )

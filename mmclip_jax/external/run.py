@@ -137,8 +137,8 @@ def open_model(
                 "sha256": encoder.sha256,
                 "logit_scale": encoder.logit_scale,
                 "encoders": {
-                    part: {"heads": tower.heads, "activation": tower.activation, "origin": dict(encoder.origins[part])}
-                    for part, tower in (("image", encoder.image), ("text", encoder.text))
+                    part: {"heads": told.heads, "activation": told.activation, "origin": dict(encoder.origins[part])}
+                    for part, told in (("image", encoder.image), ("text", encoder.text))
                 },
             }
             for file, encoder in zip(files, encoders, strict=True)

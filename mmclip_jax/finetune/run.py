@@ -31,6 +31,7 @@ from mmclip_jax.checkpoints import (
     run_record,
 )
 from mmclip_jax.data import pipeline
+from mmclip_jax.data.batch import Row
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.errors import UserError
@@ -39,7 +40,7 @@ from mmclip_jax.finetune import head as head_lib
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune.task import DEFAULTS, Settings, Task
 from mmclip_jax.inference.model import open_checkpoint
-from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.train import optim
 from mmclip_jax.train import run as training
 from mmclip_jax.train import step as step_lib
@@ -247,7 +248,7 @@ class _ImageRow(NamedTuple):
     size: int
     augment: Any
 
-    def __call__(self, element: tuple[int, bytes, np.ndarray], rng: np.random.Generator) -> pipeline.Row:
+    def __call__(self, element: tuple[int, bytes, np.ndarray], rng: np.random.Generator) -> Row:
         number, data, target = element
         image = transforms.augment_image(transforms.decode_image(data), self.size, rng, self.augment)
         return {"image": image, "target": target, "record": np.array(number, np.int32)}
@@ -257,11 +258,11 @@ class _Features(NamedTuple):
     features: np.ndarray
     targets: np.ndarray
 
-    def at(self, number: int) -> pipeline.Row:
+    def at(self, number: int) -> Row:
         return {"features": self.features[number], "target": self.targets[number], "record": np.array(number, np.int32)}
 
 
-def _as_it_is(element: pipeline.Row, rng: np.random.Generator) -> pipeline.Row:
+def _as_it_is(element: Row, rng: np.random.Generator) -> Row:
     return element
 
 
@@ -295,7 +296,7 @@ class Transfer:
         self._saved, self._tokenizer_model, self._task, self._mesh = saved, tokenizer_model, task, mesh
         self._settings, self._workdir, self._progress = settings, workdir, progress
         self._model = build_model(saved.config.model)
-        shapes = jax.eval_shape(lambda: step_lib.init_params(self._model, saved.config.model, 0))
+        shapes = jax.eval_shape(lambda: init_params(self._model, saved.config.model, 0))
         params = saved.restore_params(abstract_like(shapes, sharding.tree_shardings(shapes, mesh)))
         self._encoder = {name: part for name, part in params.items() if name == "image_encoder" or "pool" in name}
         self._features: dict[str, np.ndarray] = {}

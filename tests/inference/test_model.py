@@ -14,10 +14,9 @@ from PIL import Image
 import mmclip_jax
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import masking
+from mmclip_jax.models import inputs, similarity
 from mmclip_jax.text import entities, prompts
 from mmclip_jax.text.tokenizer import load_tokenizer
-from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
 
@@ -50,7 +49,7 @@ def apply(model: Any, method: str, *arguments: Any) -> Any:
 
 
 def pixels(images: list[Array], size: int = 64) -> jax.Array:
-    return step.standardize(step.pixels(jnp.asarray(np.stack([transforms.fit_image(x, size) for x in images]))))
+    return inputs.standardize(inputs.pixels(jnp.asarray(np.stack([transforms.fit_image(x, size) for x in images]))))
 
 
 def png(image: Image.Image, path: pathlib.Path) -> pathlib.Path:
@@ -226,7 +225,7 @@ def test_response_maps_are_the_methods_response(model: Any, images: list[Array],
     else:
         params = tiny.random_params(tiny.build_model(model.config.model), model.config, 107)
         v, u = patches @ params["response_query"]["kernel"], features @ params["response_key"]["kernel"]
-    expected = masking.text_response(v, u, jnp.asarray(chosen), model.config.objective.attmim.temperature)
+    expected = similarity.text_response(v, u, jnp.asarray(chosen), model.config.objective.attmim.temperature)
     got = model.response_map(images[1], REPORT, response)
     assert got.shape == (8, 8)
     assert got.dtype == np.float32
