@@ -363,7 +363,9 @@ def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict
     told = NOTHING_TOLD.joined(settings)
     audit_scored(model.manifest, data, split, choose_protocol(None, data), settings.allow_leakage, told)
     # No intervals within a run: the table's come from the seeds. No probes of trust: the table has none of them.
-    results = evaluate_checkpoint(model, list(data), split, None, resamples=0, trust=False, progress=False)
+    results = evaluate_checkpoint(
+        model, list(data), split, None, resamples=0, without=("trust", "counterfactual"), progress=False
+    )
     return measures_of(results)
 
 

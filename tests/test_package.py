@@ -221,7 +221,7 @@ _MAY_IMPORT = {
     "data": {*_TOOLS, "text"},
     "models": {"errors", "sharding"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "sharding", "text", "train"},
-    "evaluate": {*_TOOLS, "checkpoints", "data", "text", "writers"},
+    "evaluate": {*_TOOLS, "checkpoints", "data", "inference", "text", "writers"},
     "external": {*_TOOLS, "data", "evaluate", "inference", "models", "sharding", "text"},
     "finetune": {
         *_TOOLS,

@@ -7,11 +7,10 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
@@ -21,24 +20,15 @@ from mmclip_jax.data.leakage import audit
 from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import protocols
-from mmclip_jax.evaluate.base import Encoder, Foreign, Model, Progress, Split, embed_images, labels_of
-from mmclip_jax.evaluate.evaluations import (
-    counterfactual,
-    entmlm,
-    grounding,
-    ms_cxr,
-    retrieval,
-    source_probe,
-    studies,
-    zeroshot,
-)
-from mmclip_jax.evaluate.evaluations import trust as trust_lib
+from mmclip_jax.evaluate import protocols, registry
+from mmclip_jax.evaluate.base import Context
+from mmclip_jax.evaluate.model import Encoder, Foreign, Model
 from mmclip_jax.evaluate.protocols import Protocol
-from mmclip_jax.evaluate.report import card
+from mmclip_jax.evaluate.report import card, terminal
 from mmclip_jax.evaluate.report import cases as case_lib
 from mmclip_jax.evaluate.report import page as page_lib
-from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 __all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
@@ -121,7 +111,7 @@ def run(
         labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return summary(results, f"Step {model.step:,}", out_dir)
+    return terminal.summary(results, f"Step {model.step:,}", out_dir)
 
 
 def audit_scored(
@@ -143,20 +133,6 @@ def audit_scored(
     if protocol.validation != split:
         parts["thresholds"] = audit.check(directories, directories, split, allowed, told, learnt=protocol.validation)
     return audit.combine(parts)
-
-
-def summary(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
-    """Results as a terminal should show them; what: was evaluated, in a few words."""
-    return "\n".join(
-        [
-            f"{what}, {results['data']['split']} split, {_extent(results)}",
-            page_lib.headline_text(results),
-            *page_lib.protocol_lines(results),
-            *page_lib.referee_lines(results),
-            f"Audit: {audit.text(results['audit'])}",
-            f"Report: {files.locate(out_dir) / page_lib.REPORT_FILE}",
-        ]
-    )
 
 
 def check_out(out: str | os.PathLike[str]) -> None:
@@ -218,7 +194,7 @@ def evaluate_checkpoint(
     resamples: int = 1000,
     level: float = 0.95,
     cases: int = case_lib.CASES,
-    trust: bool = True,
+    without: Collection[str] = (),
     seed: int = 0,
     progress: bool = True,
     audited: dict[str, Any] | None = None,
@@ -228,7 +204,7 @@ def evaluate_checkpoint(
     labels_from_reports: bool = False,
     primary: bool = True,
 ) -> dict[str, Any]:
-    """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
+    """Runs every evaluation on one split and, given `out_dir`, writes the report.
 
     Args:
       model: anything with the methods of `Model`; of a `Foreign` one, scores by prompts and what follows from its
@@ -243,124 +219,119 @@ def evaluate_checkpoint(
       resamples: of the bootstrap intervals.
       level: of the same.
       cases: how many to show.
-      trust: whether to run the probes of `trust` and `counterfactual`.
+      without: names of evaluations to leave out.
       seed: of everything that is drawn.
       progress: bars on stderr.
       audited: what `data.audit.check` says of these data, to be kept with the results.
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
-      referee: what is to be said of a model of somebody else's (`referee.Opened`).
+      referee: what is to be said of a model of somebody else's (`external.run.Opened`).
       loaded: the rows of the split, where they have been read already.
       labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       primary: whether this process writes.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
-      "audit" (None where there was none), "zero_shot", "studies" (the same by study, see studies.py), "trust",
-      "counterfactual", "grounding", "entmlm" and "source_probe" (None where the data does not allow them),
-      "contrastive", "headline" and "seconds".
+      "audit" (None where there was none), the summary of each evaluation under its name (`registry.py`; None, or an
+      empty one, where the data do not allow it), "headline" and "seconds".
     """
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     protocol = protocol or choose_protocol(None, directories)
-    # Only our own models show where they look, and restore what was masked.
-    inside = None if isinstance(model, Foreign) else model
-    seconds: dict[str, float] = {}
-    bars = Progress(progress)
-    draws: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
-
-    @contextlib.contextmanager
-    def timed(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        seconds[name] = round(time.perf_counter() - start, 2)
-
-    with timed("total"):
-        with timed("reading"):
+    bars, clock = Progress(progress), _Clock()
+    with clock.timed("total"):
+        with clock.timed("reading"):
             rows = loaded if loaded is not None else Split.load(directories, split)
             if labels_from_reports:
-                rows = rows.with_labels_from_reports()
-                if not rows.weak_labels:
-                    raise UserError(
-                        f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
-                        "and no label; leave it out"
-                    )
-        with timed("embedding"):
-            embedded = embed_images(model, rows, bars)
-            validation = _validation(model, directories, rows, protocol, bars)
-        with timed("zero_shot"):
-            scored = zeroshot.evaluate(
-                model, rows, embedded, protocol=protocol, validation=validation, progress=bars, **draws
+                rows = _with_weak_labels(rows)
+        with clock.timed("embedding"):
+            context = Context(
+                model=model,
+                rows=rows,
+                embedded=embed_images(model, rows, bars),
+                protocol=protocol,
+                bootstrap=Bootstrap(rows.patients, resamples, level, seed),
+                validation=_validation(model, directories, rows, protocol, bars),
+                directories=directories,
+                phrase_file=phrase_file,
+                progress=bars,
             )
-        by_study: dict[str, Any] = {}
-        if scored.findings:
-            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores[scored.score], **draws)
-        with timed("contrastive"):
-            contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
-        with timed("trust"):
-            trusted = trust_lib.evaluate(model, scored, **draws) if trust else None
-            flipped = counterfactual.evaluate(model, rows, embedded, progress=bars, **draws) if trust else None
-        with timed("source_probe"):
-            probe = source_probe.evaluate(
-                embedded, [example.source for example in rows.examples], rows.patients, **draws
-            )
-        with timed("grounding"):
-            held = Split.load_if_any(directories, "validation") if split != "validation" else None
-            pointing = inside and grounding.evaluate(inside, rows, validation=held, progress=bars, **draws)
-            phrases = None
-            if inside and phrase_file:
-                phrases = ms_cxr.evaluate(inside, rows, held, phrase_file, progress=bars, **draws)
-        with timed("entmlm"):
-            restored = inside and entmlm.evaluate(inside, rows, progress=bars, **draws)
-        results: dict[str, Any] = {
-            "schema": SCHEMA,
-            "software": {"mmclip_jax": mmclip_jax.__version__},
-            "checkpoint": {
-                "run": run_name,
-                "step": inside and int(inside.step),
-                "response": inside and inside.config.objective.attmim.response,
-                "model": model.description if isinstance(model, Foreign) else _describe(model),
-                "referee": referee,
-            },
-            "data": {
-                "sets": rows.sets,
-                "split": split,
-                "validation_rows": len(validation[0]) if validation else 0,
-                "rows": len(rows),
-                "patients": len(set(rows.patients)),
-                "labelled_rows": rows.labelled_rows,
-                "weak_labels": rows.weak_labels,
-                "sources": rows.source_counts,
-            },
-            "exposure": inside and inside.manifest.get("exposure"),
-            "audit": audited,
-            "zero_shot": scored.summary,
-            "studies": by_study,
-            "grounding": pointing,
-            "phrases": phrases,
-            "entmlm": restored,
-            "trust": trusted,
-            "counterfactual": flipped,
-            "source_probe": probe,
-            "contrastive": contrastive,
-            "seconds": seconds,
-        }
-        results["headline"] = _headline(results)
+        results = _facts(context, split, run_name, audited, referee)
+        for evaluation in registry.EVALUATIONS:
+            with clock.timed(evaluation.name):
+                results[evaluation.name] = evaluation.nothing
+                if evaluation.name not in without and evaluation.can_run(context):
+                    context.done[evaluation.name] = evaluation.run(context)
+                    results[evaluation.name] = context.done[evaluation.name].summary
+        results |= {"headline": registry.headline(results), "seconds": clock.seconds}
         if out_dir is not None:
-            with timed("cases"):
-                shown = case_lib.build_cases(inside, rows, scored, cases, seed) if inside else []
+            with clock.timed("cases"):
+                shown = case_lib.build_cases(context, cases)
     if out_dir is not None and primary:
         # Every process has made the same results; the first one writes them.
         with files.whole_folder(out_dir, page_lib.RESULTS_FILE) as unfinished:
             page_lib.write_report(
                 unfinished,
                 results,
-                examples=rows.examples,
-                scored=scored,
+                {name: result.found for name, result in context.done.items()},
                 cases=shown,
                 curves=curves,
                 show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
             )
-            (unfinished / card.CARD_FILE).write_text(card.render(results, page_lib.honesty(results)), encoding="utf-8")
+            (unfinished / card.CARD_FILE).write_text(card.render(results), encoding="utf-8")
     return results
+
+
+class _Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _facts(
+    context: Context, split: str, run_name: str, audited: dict[str, Any] | None, referee: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What results.json says of model and data."""
+    rows, inside, validation = context.rows, context.inside, context.validation
+    described = context.model.description if isinstance(context.model, Foreign) else inside and _describe(inside)
+    return {
+        "schema": SCHEMA,
+        "software": {"mmclip_jax": mmclip_jax.__version__},
+        "checkpoint": {
+            "run": run_name,
+            "step": inside and int(inside.step),
+            "response": inside and inside.config.objective.attmim.response,
+            "model": described,
+            "referee": referee,
+        },
+        "data": {
+            "sets": rows.sets,
+            "split": split,
+            "validation_rows": len(validation.rows) if validation else 0,
+            "rows": len(rows),
+            "patients": len(set(rows.patients)),
+            "labelled_rows": rows.labelled_rows,
+            "weak_labels": rows.weak_labels,
+            "sources": rows.source_counts,
+        },
+        "exposure": inside and inside.manifest.get("exposure"),
+        "audit": audited,
+    }
+
+
+def _with_weak_labels(rows: Split) -> Split:
+    rows = rows.with_labels_from_reports()
+    if not rows.weak_labels:
+        raise UserError(
+            f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
+            "and no label; leave it out"
+        )
+    return rows
 
 
 def _validation(
@@ -369,7 +340,7 @@ def _validation(
     rows: Split,
     protocol: Protocol,
     progress: Progress,
-) -> tuple[Split, np.ndarray] | None:
+) -> Embedded | None:
     """Embedded rows to choose thresholds and the temperature on; None if there are none, or only the scored ones."""
     name = protocol.validation
     if name == rows.name or not any(data["splits"].get(name) for data in rows.sets):
@@ -377,45 +348,26 @@ def _validation(
     split = Split.load(directories, name)
     if rows.weak_labels:
         split = split.with_labels_from_reports()
-    return split, embed_images(model, split, progress)
+    return Embedded(split, embed_images(model, split, progress))
 
 
-def quick_metrics(model: Model, examples: Sequence[Example], *, block: int = retrieval.BLOCK) -> dict[str, float]:
+def quick_metrics(model: Model, examples: Sequence[Example]) -> dict[str, float]:
     """A few numbers of a few hundred held-out examples, for the curves of a training run.
 
-    Returns:
-      "macro_auroc" (by prompts, the headline's source) and "macro_auroc/SOURCE"; for each source and part with at least
-      one block of rows "contrastive_loss/SOURCE/PART", "image_to_text/SOURCE/PART" and "text_to_image/SOURCE/PART"
-      (within the source, in blocks); "source_probe_accuracy" and "source_probe_auroc" where there are two sources. What
-      the examples do not allow is left out.
+    Each evaluation gives its own (`Evaluation.quick`): "macro_auroc" (by prompts, the headline's source) and
+    "macro_auroc/SOURCE"; for each source and part with at least one block of rows "contrastive_loss/SOURCE/PART",
+    "image_to_text/SOURCE/PART" and "text_to_image/SOURCE/PART" (within the source, in blocks); "source_probe_accuracy"
+    and "source_probe_auroc" where there are two sources. What the examples do not allow is left out.
     """
     split = Split.of(examples)
-    embedded = embed_images(model, split)
-    values: dict[str, float] = {}
-    findings = zeroshot.findings_of(split)
-    if findings:
-        scores = zeroshot.score_images(embedded, *zeroshot.prompt_embeddings(model, findings))["difference"]
-        labels = labels_of(split.examples, findings)
-        counts = split.source_counts
-        # As in the full evaluation: a source with reports, then the larger one, gives the headline.
-        for source in sorted(counts, key=lambda name: (counts[name]["paired"], sum(counts[name].values()))):
-            rows = split.rows_of(source)
-            areas = np.array([metrics.auroc(labels[rows, k], scores[rows, k]) for k in range(len(findings))])
-            if not np.isnan(areas).all():
-                values[f"macro_auroc/{source}"] = values["macro_auroc"] = float(np.nanmean(areas))
-    for part in retrieval.evaluate(model, split, embedded, block=block)["parts"]:
-        name = f"{part['source']}/{part['part']}"
-        values |= {
-            f"contrastive_loss/{name}": part["loss"],
-            f"image_to_text/{name}": part["image_to_text"],
-            f"text_to_image/{name}": part["text_to_image"],
-        }
-    probe = source_probe.evaluate(
-        embedded, [example.source for example in split.examples], split.patients, folds=3, resamples=0
+    context = Context(
+        model=model,
+        rows=split,
+        embedded=embed_images(model, split),
+        protocol=protocols.load(protocols.DEFAULT),
+        bootstrap=Bootstrap(split.patients, resamples=0),
     )
-    if probe is not None:
-        values |= {"source_probe_accuracy": probe["accuracy"], "source_probe_auroc": probe["auroc"]}
-    return values
+    return {name: value for each in registry.EVALUATIONS for name, value in each.quick(context).items()}
 
 
 def read_curves(path: epath.Path) -> list[dict[str, Any]]:
@@ -425,32 +377,6 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
     except UserError as error:
         logging.warning("the report has no curves: %s", error)
         return []
-
-
-def _extent(results: dict[str, Any]) -> str:
-    """How much was evaluated, for a line."""
-    data = results["data"]
-    return f"{data['rows']:,} images of {data['patients']:,} patients, {results['seconds']['total']:.0f} s"
-
-
-def _headline(results: dict[str, Any]) -> dict[str, Any]:
-    """The few numbers that a script wants first."""
-    macro = page_lib.primary_macro(results)
-    pointing, restored, probe = results["grounding"], results["entmlm"], results["source_probe"]
-    used, protocol_of = results["checkpoint"]["response"], results["zero_shot"]["protocol"]
-    return {
-        "protocol": protocol_of["name"],
-        "macro_auroc": macro and macro["all"]["auroc"],
-        "macro_auroc_interval": macro and macro["all"]["auroc_interval"],
-        "macro_auroc_called": macro and macro["all"]["called"],
-        "pointing": pointing and pointing["overall"][used]["rate"],
-        "pointing_random": pointing and pointing["overall"]["random"],
-        "pointing_lift": pointing and pointing["overall"][used]["lift"],
-        "entmlm_own": restored and restored["overall"]["own"]["tokens"],
-        "entmlm_swapped": restored and restored["overall"]["swapped"]["tokens"],
-        "entmlm_drop": restored and restored["overall"]["drop"]["tokens"],
-        "source_probe_auroc": probe and probe["auroc"],
-    }
 
 
 def _describe(model: Model) -> str:

@@ -19,7 +19,8 @@ from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
-from mmclip_jax.evaluate.base import Split
+from mmclip_jax.evaluate.report import terminal
+from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.external import encoders as encoders_lib
 from mmclip_jax.external import layouts, preprocess
 from mmclip_jax.external.fields import field, fits
@@ -209,7 +210,7 @@ def run(
         labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return evaluation.summary(results, wanted.title, out)
+    return terminal.summary(results, wanted.title, out)
 
 
 def audited(spec: Spec, rows: Split) -> dict[str, Any]:

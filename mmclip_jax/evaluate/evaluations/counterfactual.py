@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.base import Encoder, Progress, Split, chunked, thinned
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.base import REPORTS, Context, Evaluation, Part, Result, Results, template
+from mmclip_jax.evaluate.evaluations.trust import TRUST_SECTION
+from mmclip_jax.evaluate.model import Encoder
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, thinned
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 from mmclip_jax.text.entities import find_entities
 from mmclip_jax.text.schema import Entity
@@ -125,9 +128,7 @@ def evaluate(
     image_embed: np.ndarray,
     *,
     limit: int = MAX_REPORTS,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """P(v·u_true > v·u_flipped), ties one half, by what was flipped; None if no report can be flipped.
@@ -137,9 +138,7 @@ def evaluate(
       split: the rows.
       image_embed: [n, E] of the rows.
       limit: of reports.
-      resamples: of the intervals, over patients.
-      level: of the same.
-      seed: of the draws.
+      bootstrap: of the intervals; its seed also chooses the findings to flip.
       progress: bars.
 
     Returns (for JSON): "reports", "patients", "counts" (of `pairs_of`), "flips": [{"flip", "pairs", "rate", "interval",
@@ -147,7 +146,7 @@ def evaluate(
     (mean of v·u_true - v·u_flipped)}], the polarity once more by what the report says, and "findings": the same by
     "name", of the polarity.
     """
-    pairs, counts = pairs_of(split, limit, seed)
+    pairs, counts = pairs_of(split, limit, bootstrap.seed)
     if not pairs:
         return None
     margins = np.zeros(len(pairs))
@@ -165,12 +164,11 @@ def evaluate(
         if not len(rows):
             return {"pairs": 0, "rate": float("nan"), "interval": [float("nan")] * 2, "ties": 0, "margin": float("nan")}
         rate = float(wins[rows].mean())
-        replicates = metrics.resample_ratio(wins[rows], 1.0, groups[rows], resamples=resamples, seed=seed)
-        interval = intervals.rate_interval(rate, replicates, level, intervals.count_patients(groups[rows]))
+        drawn = bootstrap.of(groups[rows])
         return {
             "pairs": len(rows),
             "rate": rate,
-            "interval": [interval.low, interval.high],
+            "interval": drawn.rate_interval(rate, drawn.ratio(wins[rows])).bounds,
             "ties": int((margins[rows] == 0).sum()),
             "margin": float(margins[rows].mean()),
         }
@@ -235,3 +233,23 @@ def _phrase_start(text: str, entity: Entity) -> int:
             break
         start = modifier.start
     return start
+
+
+class CounterfactualEvaluation(Evaluation[None]):
+    """Reports with one thing turned round."""
+
+    name = "counterfactual"
+    needs = (REPORTS,)
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        given = context.model, context.rows, context.embedded
+        return Result(evaluate(*given, bootstrap=context.bootstrap, progress=context.progress))
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """A table among the reasons to trust the scores."""
+        there = results["counterfactual"] and results["trust"]
+        return [Part(TRUST_SECTION, template("counterfactual"), guest=True)] if there else ()
+
+
+COUNTERFACTUAL = CounterfactualEvaluation()
