@@ -254,6 +254,12 @@ def uncertain_text(entry: Mapping[str, Any]) -> str:
     return f"every label is uncertain, so that nothing is scored, of: {named}" if named else ""
 
 
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """These kinds, each once, in the vocabulary's order."""
+    there = set(kinds)
+    return [kind for kind in prompts.KINDS if kind in there]
+
+
 def with_ancestors(kinds: Iterable[str]) -> set[str]:
     """The kinds and all broader kinds that they imply."""
     found = set(kinds)

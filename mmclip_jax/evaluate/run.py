@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,9 +29,9 @@ from mmclip_jax.evaluate.report import card, terminal
 from mmclip_jax.evaluate.report import cases as case_lib
 from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
-from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 
-__all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
+__all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
@@ -64,8 +65,7 @@ def run(
       data: one or more built data sets; None for those that the run evaluates or, failing that, trains on.
       split: "test", "validation" or "train"; None for the protocol's.
       protocol: a name, or a YAML file of your own (`protocols.load`); None for the one of the data set's name.
-      out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's (for a
-        single checkpoint it must be given).
+      out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's.
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
       told: which sources have ids of one numbering.
@@ -76,42 +76,44 @@ def run(
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
-      UserError: no checkpoint, no data set, no rows in the split, no `out` for a single checkpoint, or one that is a
-        file, or holds results of another split or other data.
+      UserError: no checkpoint, data set or rows; a single checkpoint without `out`; other results, or a file, there.
     """
     if out is not None:
         check_out(out)
     model = mmclip_jax.load(workdir, step, all_devices=True)
     run_dir = checkpoints.absolute_path(workdir)
-    if out is None and checkpoints.is_checkpoint(run_dir):
-        raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
-    if data is None:
-        data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
+    data = data if data is not None else tuple(model.config.data.evaluate) or tuple(model.config.data.train)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
-    usual = split in (None, chosen.split)
-    split = split or chosen.split
-    name = str(model.step) if usual else f"{model.step}-{split}"
-    out_dir = files.locate(out) if out is not None else run_dir / "evaluation" / name
+    usual, split = split in (None, chosen.split), split or chosen.split
+    out_dir = _place(run_dir, str(model.step) if usual else f"{model.step}-{split}", out)
     check_not_another(out_dir, split, [dataset_facts(directory)["name"] for directory in directories])
-    audited = audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data))
-    results = evaluate_checkpoint(
-        model,
-        data,
-        split,
-        out_dir,
+    options = Options(
         protocol=chosen,
+        bootstrap=Bootstrap(resamples=resamples),
+        phrase_file=phrase_file,
+        labels_from_reports=labels_from_reports,
+        audited=audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data)),
         run_name=run_dir.name,
         curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
-        resamples=resamples,
         progress=progress,
-        audited=audited,
-        phrase_file=phrase_file,
-        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return terminal.summary(results, f"Step {model.step:,}", out_dir)
+    return terminal.summary(evaluate_checkpoint(model, data, split, out_dir, options), f"Step {model.step:,}", out_dir)
+
+
+def _place(run_dir: epath.Path, name: str, out: str | os.PathLike[str] | None) -> epath.Path:
+    """Where to write.
+
+    Raises:
+      UserError: no `out` for a single checkpoint.
+    """
+    if out is not None:
+        return files.locate(out)
+    if checkpoints.is_checkpoint(run_dir):
+        raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
+    return run_dir / "evaluation" / name
 
 
 def audit_scored(
@@ -181,28 +183,49 @@ def choose_protocol(spec: str | None, directories: Sequence[str | os.PathLike[st
     return protocols.for_data(dataset_facts(directory)["name"] for directory in directories)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How one evaluation is made, beside model, data and place.
+
+    Attributes:
+      protocol: None for the one of the data sets' names.
+      bootstrap: of the intervals; its seed is that of everything that is drawn. The patients are those of the rows.
+      without: names of evaluations to leave out.
+      phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
+      loaded: the rows of the split, where they have been read already.
+      audited: what `data.audit.check` says of these data, to be kept with the results.
+      referee: what is to be said of a model of somebody else's (`external.run.Opened`).
+      run_name: what to call the run in the report.
+      curves: the records of the run's metrics.jsonl.
+      cases: how many to show.
+      show_text: shows texts and ids of other data than the phantom.
+      progress: bars on stderr.
+      primary: whether this process writes.
+    """
+
+    protocol: Protocol | None = None
+    bootstrap: Bootstrap = DEFAULT
+    without: Collection[str] = ()
+    phrase_file: str | os.PathLike[str] = ""
+    labels_from_reports: bool = False
+    loaded: Split | None = None
+    audited: Mapping[str, Any] | None = None
+    referee: Mapping[str, Any] | None = None
+    run_name: str = ""
+    curves: Sequence[Mapping[str, Any]] = ()
+    cases: int = case_lib.CASES
+    show_text: bool = False
+    progress: bool = True
+    primary: bool = True
+
+
 def evaluate_checkpoint(
     model: Model | Foreign,
     data_dir: Directories,
     split: str = "test",
     out_dir: str | os.PathLike[str] | None = None,
-    *,
-    protocol: Protocol | None = None,
-    run_name: str = "",
-    curves: Sequence[dict[str, Any]] = (),
-    show_text: bool = False,
-    resamples: int = 1000,
-    level: float = 0.95,
-    cases: int = case_lib.CASES,
-    without: Collection[str] = (),
-    seed: int = 0,
-    progress: bool = True,
-    audited: dict[str, Any] | None = None,
-    phrase_file: str | os.PathLike[str] = "",
-    referee: dict[str, Any] | None = None,
-    loaded: Split | None = None,
-    labels_from_reports: bool = False,
-    primary: bool = True,
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """Runs every evaluation on one split and, given `out_dir`, writes the report.
 
@@ -212,72 +235,78 @@ def evaluate_checkpoint(
       data_dir: one or more directories of built data sets.
       split: "test", "validation" or "train".
       out_dir: None to write nothing.
-      protocol: None for the one of the data sets' names.
-      run_name: what to call the run in the report.
-      curves: the records of the run's metrics.jsonl.
-      show_text: shows texts and ids of other data than the phantom.
-      resamples: of the bootstrap intervals.
-      level: of the same.
-      cases: how many to show.
-      without: names of evaluations to leave out.
-      seed: of everything that is drawn.
-      progress: bars on stderr.
-      audited: what `data.audit.check` says of these data, to be kept with the results.
-      phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
-      referee: what is to be said of a model of somebody else's (`external.run.Opened`).
-      loaded: the rows of the split, where they have been read already.
-      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
-      primary: whether this process writes.
+      options: all else.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
       "audit" (None where there was none), the summary of each evaluation under its name (`registry.py`; None, or an
       empty one, where the data do not allow it), "headline" and "seconds".
+
+    Raises:
+      UserError: no such data, or no row of it in the split.
     """
+    options, clock = options or Options(), _Clock()
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
-    protocol = protocol or choose_protocol(None, directories)
-    bars, clock = Progress(progress), _Clock()
     with clock.timed("total"):
-        with clock.timed("reading"):
-            rows = loaded if loaded is not None else Split.load(directories, split)
-            if labels_from_reports:
-                rows = _with_weak_labels(rows)
-        with clock.timed("embedding"):
-            context = Context(
-                model=model,
-                rows=rows,
-                embedded=embed_images(model, rows, bars),
-                protocol=protocol,
-                bootstrap=Bootstrap(rows.patients, resamples, level, seed),
-                validation=_validation(model, directories, rows, protocol, bars),
-                directories=directories,
-                phrase_file=phrase_file,
-                progress=bars,
-            )
-        results = _facts(context, split, run_name, audited, referee)
+        context = _context(model, directories, split, options, clock)
+        results = _facts(context, split, options)
         for evaluation in registry.EVALUATIONS:
             with clock.timed(evaluation.name):
                 results[evaluation.name] = evaluation.nothing
-                if evaluation.name not in without and evaluation.can_run(context):
+                if evaluation.name not in options.without and evaluation.can_run(context):
                     context.done[evaluation.name] = evaluation.run(context)
                     results[evaluation.name] = context.done[evaluation.name].summary
         results |= {"headline": registry.headline(results), "seconds": clock.seconds}
         if out_dir is not None:
             with clock.timed("cases"):
-                shown = case_lib.build_cases(context, cases)
-    if out_dir is not None and primary:
-        # Every process has made the same results; the first one writes them.
-        with files.whole_folder(out_dir, page_lib.RESULTS_FILE) as unfinished:
-            page_lib.write_report(
-                unfinished,
-                results,
-                {name: result.found for name, result in context.done.items()},
-                cases=shown,
-                curves=curves,
-                show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
-            )
-            (unfinished / card.CARD_FILE).write_text(card.render(results), encoding="utf-8")
+                shown = case_lib.build_cases(context, options.cases)
+    if out_dir is not None and options.primary:  # every process has made the same results; the first one writes them
+        _write(out_dir, results, context, shown, options)
     return results
+
+
+def _context(
+    model: Model | Foreign,
+    directories: Sequence[str | os.PathLike[str]],
+    split: str,
+    options: Options,
+    clock: "_Clock",
+) -> Context:
+    """Reads the rows and embeds their images."""
+    protocol, bars = options.protocol or choose_protocol(None, directories), Progress(options.progress)
+    with clock.timed("reading"):
+        rows = options.loaded if options.loaded is not None else Split.load(directories, split)
+        if options.labels_from_reports:
+            rows = _with_weak_labels(rows)
+    with clock.timed("embedding"):
+        return Context(
+            model=model,
+            rows=rows,
+            embedded=embed_images(model, rows, bars),
+            protocol=protocol,
+            bootstrap=options.bootstrap.of(rows.patients),
+            validation=_validation(model, directories, rows, protocol, bars),
+            directories=directories,
+            phrase_file=options.phrase_file,
+            progress=bars,
+        )
+
+
+def _write(
+    out_dir: str | os.PathLike[str],
+    results: dict[str, Any],
+    context: Context,
+    cases: Sequence[case_lib.Case],
+    options: Options,
+) -> None:
+    """Writes the folder of a report, whole or not at all."""
+    own = bool(context.rows.sets) and all(data["name"] == _OWN_DATA for data in context.rows.sets)
+    found = {name: result.found for name, result in context.done.items()}
+    with files.whole_folder(out_dir, page_lib.RESULTS_FILE) as unfinished:
+        page_lib.write_report(
+            unfinished, results, found, cases=cases, curves=options.curves, show_text=options.show_text or own
+        )
+        (unfinished / card.CARD_FILE).write_text(card.render(results), encoding="utf-8")
 
 
 class _Clock:
@@ -293,9 +322,7 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def _facts(
-    context: Context, split: str, run_name: str, audited: dict[str, Any] | None, referee: dict[str, Any] | None
-) -> dict[str, Any]:
+def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
     """What results.json says of model and data."""
     rows, inside, validation = context.rows, context.inside, context.validation
     described = context.model.description if isinstance(context.model, Foreign) else inside and _describe(inside)
@@ -303,11 +330,11 @@ def _facts(
         "schema": SCHEMA,
         "software": {"mmclip_jax": mmclip_jax.__version__},
         "checkpoint": {
-            "run": run_name,
+            "run": options.run_name,
             "step": inside and int(inside.step),
             "response": inside and inside.config.objective.attmim.response,
             "model": described,
-            "referee": referee,
+            "referee": options.referee,
         },
         "data": {
             "sets": rows.sets,
@@ -320,7 +347,7 @@ def _facts(
             "sources": rows.source_counts,
         },
         "exposure": inside and inside.manifest.get("exposure"),
-        "audit": audited,
+        "audit": options.audited,
     }
 
 

@@ -17,6 +17,7 @@ from mmclip_jax.evaluate.evaluations.zeroshot import FINDINGS, ZERO_SHOT
 from mmclip_jax.evaluate.report import comparison, terminal
 from mmclip_jax.evaluate.report.formats import finite, number
 from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 class Certainty(Evaluation[np.ndarray]):
@@ -92,7 +93,13 @@ def _run(out: pathlib.Path, split: Split) -> dict[str, Any]:
     model = toy.ToyModel(toy.MANIFEST)
     table = protocols.load("table")
     return evaluation.evaluate_checkpoint(
-        model, [], "test", out, protocol=table, loaded=split, resamples=20, cases=0, progress=False, run_name=out.name
+        model,
+        [],
+        "test",
+        out,
+        options=evaluation.Options(
+            bootstrap=Bootstrap(resamples=20), protocol=table, loaded=split, cases=0, progress=False, run_name=out.name
+        ),
     )
 
 
@@ -146,11 +153,15 @@ def test_what_lacks_its_needs_does_not_run_but_is_there(tmp_path: pathlib.Path, 
 def test_one_that_is_left_out_leaves_out_what_builds_on_it(tmp_path: pathlib.Path, template: pathlib.Path) -> None:
     registry.register(Certainty(template))
     split = Split.of([toy.example(n, toy.plant([n] * 5), {"nodule": LabelState(n % 2)}) for n in range(8)], "test")
-    options: dict[str, Any] = {"loaded": split, "resamples": 5, "progress": False}
-    results = evaluation.evaluate_checkpoint(toy.ToyModel(), [], protocol=protocols.load("table"), **options)
+    options: dict[str, Any] = {"loaded": split, "bootstrap": Bootstrap(resamples=5), "progress": False}
+    results = evaluation.evaluate_checkpoint(
+        toy.ToyModel(), [], options=evaluation.Options(protocol=protocols.load("table"), **options)
+    )
     assert results["certainty"] is not None
     results = evaluation.evaluate_checkpoint(
-        toy.ToyModel(), [], protocol=protocols.load("table"), without=("certainty", "trust"), **options
+        toy.ToyModel(),
+        [],
+        options=evaluation.Options(protocol=protocols.load("table"), without=("certainty", "trust"), **options),
     )
     assert (results["certainty"], results["trust"]) == (None, None)
 

@@ -11,6 +11,7 @@ from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import terminal
 from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 WORDS = ["There is a nodule. No pneumothorax.", "No nodule. No pneumothorax.", "Pneumothorax. No nodule."]
@@ -49,12 +50,14 @@ def _evaluated(out: pathlib.Path | None = None, **options):  # type: ignore[no-u
         [],
         "test",
         out,
-        protocol=protocols.load("table"),
-        resamples=20,
-        without=("trust", "counterfactual"),
-        cases=0,
-        progress=False,
-        **options,
+        options=evaluation.Options(
+            bootstrap=Bootstrap(resamples=20),
+            protocol=protocols.load("table"),
+            without=("trust", "counterfactual"),
+            cases=0,
+            progress=False,
+            **options,
+        ),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from mmclip_jax.evaluate.base import REPORTS, Context, Evaluation, Part, Result, Results, template
 from mmclip_jax.evaluate.evaluations.trust import TRUST_SECTION
 from mmclip_jax.evaluate.model import Encoder
-from mmclip_jax.evaluate.rows import Progress, Split, chunked, thinned
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 from mmclip_jax.text.entities import find_entities
@@ -149,29 +149,12 @@ def evaluate(
     pairs, counts = pairs_of(split, limit, bootstrap.seed)
     if not pairs:
         return None
-    margins = np.zeros(len(pairs))
-    for numbers in chunked(range(len(pairs)), progress, "counterfactual reports"):
-        part = [pairs[number] for number in numbers]
-        embedded = np.asarray(model.encode_text([p.true for p in part] + [p.flipped for p in part]), np.float64)
-        images = image_embed[[pair.row for pair in part]].astype(np.float64)
-        margins[numbers] = (images * (embedded[: len(part)] - embedded[len(part) :])).sum(axis=1)
-    wins = (margins > 0) + 0.5 * (margins == 0)
+    margins = _margins(model, pairs, image_embed, progress)
     patients = split.patients
     groups = np.array([patients[pair.row] for pair in pairs], object)
 
     def entry(chosen: Sequence[bool]) -> dict[str, Any]:
-        rows = np.flatnonzero(chosen)
-        if not len(rows):
-            return {"pairs": 0, "rate": float("nan"), "interval": [float("nan")] * 2, "ties": 0, "margin": float("nan")}
-        rate = float(wins[rows].mean())
-        drawn = bootstrap.of(groups[rows])
-        return {
-            "pairs": len(rows),
-            "rate": rate,
-            "interval": drawn.rate_interval(rate, drawn.ratio(wins[rows])).bounds,
-            "ties": int((margins[rows] == 0).sum()),
-            "margin": float(margins[rows].mean()),
-        }
+        return _entry(margins[np.array(chosen)], bootstrap.of(groups[np.array(chosen)]))
 
     flips = []
     for flip in FLIPS:
@@ -179,7 +162,7 @@ def evaluate(
         if flip == "polarity":
             for name, affirmed in (("polarity: affirmed, now denied", True), ("polarity: denied, now affirmed", False)):
                 flips.append({"flip": name, **entry([p.flip == flip and p.affirmed == affirmed for p in pairs])})
-    kinds = {pair.kind for pair in pairs if pair.flip == "polarity"}
+    kinds = in_order(pair.kind for pair in pairs if pair.flip == "polarity")
     return {
         "reports": len({pair.row for pair in pairs}),
         "patients": len(set(groups)),
@@ -187,10 +170,35 @@ def evaluate(
         "flips": flips,
         "findings": [
             {"name": prompts.display_name(kind), **entry([p.flip == "polarity" and p.kind == kind for p in pairs])}
-            for kind in prompts.KINDS
-            if kind in kinds
+            for kind in kinds
         ],
     }
+
+
+def _entry(margins: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Of pairs with these margins, which may be none."""
+    if not len(margins):
+        return {"pairs": 0, "rate": float("nan"), "interval": [float("nan")] * 2, "ties": 0, "margin": float("nan")}
+    wins = (margins > 0) + 0.5 * (margins == 0)
+    rate = float(wins.mean())
+    return {
+        "pairs": len(margins),
+        "rate": rate,
+        "interval": bootstrap.rate_interval(rate, bootstrap.ratio(wins)).bounds,
+        "ties": int((margins == 0).sum()),
+        "margin": float(margins.mean()),
+    }
+
+
+def _margins(model: Encoder, pairs: Sequence[Pair], image_embed: np.ndarray, progress: Progress | None) -> np.ndarray:
+    """v·u_true - v·u_flipped of each pair: float64 [pairs]."""
+    margins = np.zeros(len(pairs))
+    for numbers in chunked(range(len(pairs)), progress, "counterfactual reports"):
+        part = [pairs[number] for number in numbers]
+        embedded = np.asarray(model.encode_text([p.true for p in part] + [p.flipped for p in part]), np.float64)
+        images = image_embed[[pair.row for pair in part]].astype(np.float64)
+        margins[numbers] = (images * (embedded[: len(part)] - embedded[len(part) :])).sum(axis=1)
+    return margins
 
 
 _EDITS: dict[str, Callable[[str, Entity], str | None]] = {

@@ -26,7 +26,7 @@ from mmclip_jax.evaluate.base import (
 )
 from mmclip_jax.evaluate.model import Model
 from mmclip_jax.evaluate.report.formats import interval, number
-from mmclip_jax.evaluate.rows import Progress, Split, chunked, thinned, with_ancestors
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned, with_ancestors
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 from mmclip_jax.text.prompts import KINDS
@@ -138,9 +138,7 @@ def evaluate(
         "cut_off": int((~seen).sum()),
         "overall": entry("", "all findings", np.arange(len(queries))),
         "findings": [
-            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind))
-            for kind in KINDS
-            if (kinds == kind).any()
+            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind)) for kind in in_order(kinds)
         ],
     }
 

@@ -41,7 +41,17 @@ class SourceTables:
         self.head = {"rows": len(here.rows), "patients": self._bootstrap.count}
 
     def summarise(self) -> dict[str, Any]:
-        """The findings and macros."""
+        """The findings, and means over findings.
+
+        Returns (for JSON): "findings": [{"finding", "name", "positives", "negatives", "unknown", "uncertain", "note"
+        (why it is undefined, or ""), "exposure", "called", "difference" and "positive": {"auroc", "auroc_interval",
+        "auprc", "auprc_interval", "unusable_resamples"}, "decision": {"threshold", "f1", "accuracy", "sensitivity",
+        "specificity", each with "..._interval", "max_f1_test", "note"}}], "macro": {"difference", "positive": {"all",
+        "min_positives", groups of the protocol, one entry for each exposure: {"auroc", "auroc_interval", "auprc",
+        "auprc_interval", "findings" (how many are defined), "undefined" (names of the others), "exposures", "called",
+        "label"; of the protocol's score also the decisions' means}}}, "uncertain_only": {finding: how many labels it
+        has in the source, all uncertain}.
+        """
         defined = [k for k, counted in enumerate(self._counts) if not counted.note]
         groups = self._macro_groups(defined)
         table = [self._row(k) for k in range(len(self._findings))]

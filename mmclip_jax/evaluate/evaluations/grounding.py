@@ -35,7 +35,7 @@ from mmclip_jax.evaluate.evaluations import localization
 from mmclip_jax.evaluate.evaluations.localization import inside_boxes
 from mmclip_jax.evaluate.model import RESPONSES, Model
 from mmclip_jax.evaluate.report.formats import interval, number
-from mmclip_jax.evaluate.rows import Progress, Split, chunked, thinned
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 
@@ -176,13 +176,13 @@ class Thresholds:
 
 def choose_thresholds(
     model: Model,
-    split: Split,
+    split: Split | None,
     queries: Sequence[Query],
     responses: Sequence[str] = RESPONSES,
     progress: Progress | None = None,
 ) -> Thresholds | None:
-    """The thresholds of highest mean IoU and of highest mean Dice (ties: the lower); None without queries."""
-    if not queries:
+    """The thresholds of highest mean IoU and of highest mean Dice (ties: the lower); None without any queries."""
+    if split is None or not queries:
         return None
     found = measure(model, split, queries, responses, controls=False, progress=progress)
     return Thresholds(split.name, len(queries), found.iou.mean(axis=0).argmax(1), found.dice.mean(axis=0).argmax(1))
@@ -199,15 +199,14 @@ def evaluate(
     bootstrap: Bootstrap = DEFAULT,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
-    """Measures all regions of a split; None if there are none.
+    """Measures the response maps of all regions of a split; None if there are none.
 
     Args:
-      model: gives response maps.
+      model: gives the maps.
       split: what is measured.
       validation: where thresholds are chosen; None leaves IoU and Dice undefined.
-      queries: of a split; None for `queries_of` with `limit`.
+      queries: of a split; None for `queries_of` with this `limit`.
       responses: which maps.
-      limit: of queries.
       bootstrap: of the intervals; patients are those of the queries.
       progress: bars.
 
@@ -215,34 +214,22 @@ def evaluate(
     "thresholds" (None, or {"split", "queries", "iou": {response: t}, "dice": {response: t}}), "without_centre" (queries
     whose regions hold no patch centre: they cannot be hit, and count as misses), "empty" (regions that hold no point of
     the square: their IoU and Dice are 0), "overall" and "findings" [...], each with "finding", "name", "queries",
-    "random" (the chance rate), "dice_everything" (of a map that marks the whole square) and, for each response,
-    {"rate", "interval", "lift" (rate / random), "other_prompt" (rate with another finding's prompt), "other_queries",
-    and for each of `MEASURES` its mean and NAME_interval, None where undefined, "cnr_undefined"}. Intervals resample
-    patients.
+    "random" (the chance rate), "dice_everything" (of a map that marks the whole square) and what `_by_response` says.
     """
     ask = queries or (lambda part: queries_of(part, limit))
     asked = ask(split)
     if not asked:
         return None
-    chosen = None
-    if validation is not None:
-        chosen = choose_thresholds(model, validation, ask(validation), responses, progress)
+    chosen = choose_thresholds(model, validation, ask(validation) if validation else [], responses, progress)
     found = measure(model, split, asked, responses, progress=progress)
-    patients = split.patients
-    groups = np.array([patients[query.row] for query in asked], object)
+    groups = np.array(split.patients, object)[[query.row for query in asked]]
     sizes = np.array([query.region((localization.SIDE, localization.SIDE)).mean() for query in asked])
     values = _values(found, chosen)
     kinds = np.array([query.kind for query in asked])
 
     def entry(kind: str, name: str, rows: np.ndarray) -> dict[str, Any]:
-        random = float(found.chance[rows].mean())
-        head = {
-            "finding": kind,
-            "name": name,
-            "queries": len(rows),
-            "random": random,
-            "dice_everything": float((2 * sizes[rows] / (1 + sizes[rows])).mean()),
-        }
+        random, everything = float(found.chance[rows].mean()), float((2 * sizes[rows] / (1 + sizes[rows])).mean())
+        head = {"finding": kind, "name": name, "queries": len(rows), "random": random, "dice_everything": everything}
         mine = {measured: value[rows] for measured, value in values.items()}
         return head | _by_response(mine, random, responses, bootstrap.of(groups[rows]))
 
@@ -258,9 +245,7 @@ def evaluate(
         "empty": int((sizes == 0).sum()),
         "overall": entry("", "all findings", np.arange(len(asked))),
         "findings": [
-            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind))
-            for kind in prompts.KINDS
-            if (kinds == kind).any()
+            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind)) for kind in in_order(kinds)
         ],
     }
 
@@ -279,7 +264,12 @@ def _values(found: Measured, chosen: Thresholds | None) -> dict[str, np.ndarray]
 def _by_response(
     values: Mapping[str, np.ndarray], random: float, responses: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """{response: its means with intervals} of queries with these `_values`."""
+    """Means, with intervals over patients, of queries with these `_values`; random: the chance rate.
+
+    Returns (for JSON): {response: {"rate", "interval", "lift" (rate / random), "other_prompt" (rate with another
+    finding's prompt), "other_queries", and for each of `MEASURES` its mean and NAME_interval, None where undefined,
+    "cnr_undefined"}}.
+    """
     means = {name: _means(values[name], bootstrap, rate=name != "cnr") for name in ("hit", *MEASURES)}
     result: dict[str, Any] = {}
     for r, response in enumerate(responses):

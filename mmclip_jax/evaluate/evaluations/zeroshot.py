@@ -91,15 +91,8 @@ def evaluate(
 
     The summary holds, for JSON: "protocol", "score" (the key of the protocol's score), "primary" (the source of the
     headline: the paired source with most evaluable rows, else the largest), "level", "resamples", "few_positives", and
-    "sources": {source: {"rows", "patients", "paired", "unpaired", "findings": [{"finding", "name", "positives",
-    "negatives", "unknown", "uncertain", "note" (why it is undefined, or ""), "exposure", "called", "difference" and
-    "positive": {"auroc", "auroc_interval", "auprc", "auprc_interval", "unusable_resamples"}, "decision": {"threshold",
-    "f1", "accuracy", "sensitivity", "specificity", each with "..._interval", "max_f1_test", "note"}}], "macro":
-    {"difference", "positive": {"all", "min_positives", groups of the protocol, one entry for each exposure: {"auroc",
-    "auroc_interval", "auprc", "auprc_interval", "findings" (how many are defined), "undefined" (names of the others),
-    "exposures", "called", "label"; of the protocol's score also the decisions' means}}, "uncertain_only": {finding:
-    how many labels it has in the source, all uncertain}}}; of an ensemble also
-    "members": the macro AUROC of each of them alone in the primary source.
+    "sources": {source: {"rows", "patients", "paired", "unpaired" and what `SourceTables.summarise` returns}}; of an
+    ensemble also "members": the macro AUROC of each of them alone in the primary source.
 
     A finding that lacks a class in a source is there with NaN and a note. All findings of a source share the resamples
     of its patients, so the interval of a macro is a joint one.

@@ -82,11 +82,13 @@ def test_the_score_of_studies_is_the_protocols(score: str) -> None:
         Skewed(),
         [],
         "test",
-        protocol=protocol,
-        loaded=split,
-        resamples=20,
-        without=("trust", "counterfactual"),
-        progress=False,
+        options=evaluation.Options(
+            bootstrap=Bootstrap(resamples=20),
+            protocol=protocol,
+            loaded=split,
+            without=("trust", "counterfactual"),
+            progress=False,
+        ),
     )
     macros = results["zero_shot"]["sources"]["here"]["macro"]
     assert macros["difference"]["all"]["auroc"] != pytest.approx(macros["positive"]["all"]["auroc"], abs=0.05)

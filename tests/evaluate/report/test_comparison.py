@@ -69,12 +69,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Pat
             where,
             split,
             out / name,
-            protocol=protocol,
-            run_name=name,
-            resamples=20,
-            without=("trust", "counterfactual"),
-            cases=0,
-            progress=False,
+            options=evaluation.Options(
+                bootstrap=Bootstrap(resamples=20),
+                protocol=protocol,
+                run_name=name,
+                without=("trust", "counterfactual"),
+                cases=0,
+                progress=False,
+            ),
         )
     return {name: out / name for name, *_ in runs}
 

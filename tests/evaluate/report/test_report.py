@@ -50,11 +50,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     data = build(ToyBuilder(tmp_path_factory.mktemp("data")))
     out = tmp_path_factory.mktemp("evaluation") / "7"
     model = toy.ToyModel(toy.MANIFEST, see_source=0.5)
-    options: dict[str, Any] = {"resamples": 100, "progress": False, "curves": CURVES}
-    evaluation.evaluate_checkpoint(model, data, "test", out, **options)
+    options: dict[str, Any] = {"bootstrap": Bootstrap(resamples=100), "progress": False, "curves": CURVES}
+    evaluation.evaluate_checkpoint(model, data, "test", out, options=evaluation.Options(**options))
     hidden = (out / "report.html").read_text()
     results = evaluation.evaluate_checkpoint(
-        model, data, "test", out, run_name="<toy> & run", show_text=True, **options
+        model, data, "test", out, options=evaluation.Options(run_name="<toy> & run", show_text=True, **options)
     )
     return Evaluated(data, out, results, (out / "report.html").read_text(), hidden)
 
@@ -204,7 +204,9 @@ def test_the_reliability_chart_has_a_dot_a_bin_above_its_probability() -> None:
 
 def test_a_split_without_rows_names_those_that_have_some(evaluated: Evaluated) -> None:
     with pytest.raises(UserError, match=r"no rows in split 'validation' \(toy: test 90\)"):
-        evaluation.evaluate_checkpoint(toy.ToyModel(), evaluated.data, "validation", progress=False)
+        evaluation.evaluate_checkpoint(
+            toy.ToyModel(), evaluated.data, "validation", options=evaluation.Options(progress=False)
+        )
 
 
 def test_data_without_labels_boxes_or_reports_still_gives_a_report(tmp_path: pathlib.Path) -> None:
@@ -217,7 +219,9 @@ def test_data_without_labels_boxes_or_reports_still_gives_a_report(tmp_path: pat
                     yield toy.example(n, toy.plant([n] * 5, shape=(48, 31)), {})
 
     data = build(Bare(tmp_path))
-    results = evaluation.evaluate_checkpoint(toy.ToyModel(), data, "test", tmp_path / "out", progress=False)
+    results = evaluation.evaluate_checkpoint(
+        toy.ToyModel(), data, "test", tmp_path / "out", options=evaluation.Options(progress=False)
+    )
     assert results["headline"]["macro_auroc"] is None
     assert results["grounding"] is results["entmlm"] is results["source_probe"] is None
     assert "No finding has both" in (tmp_path / "out" / "report.html").read_text()
