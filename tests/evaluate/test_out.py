@@ -10,6 +10,7 @@ import pytest
 import mmclip_jax
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import run as evaluation
+from mmclip_jax.evaluate.report import terminal
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def evaluate(tmp_path: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pyt
         return results
 
     monkeypatch.setattr(evaluation, "evaluate_checkpoint", written)
-    monkeypatch.setattr(evaluation, "summary", lambda results, what, out: str(out))
+    monkeypatch.setattr(terminal, "summary", lambda results, what, out: str(out))
     (tmp_path / "run").mkdir()
     return lambda **named: pathlib.Path(evaluation.run(tmp_path / "run", **named))
 

@@ -10,20 +10,25 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data.schema import Example
-from mmclip_jax.evaluate.base import Encoder, Split, chunked
-from mmclip_jax.evaluate.evaluations import subgroups, zeroshot
-from mmclip_jax.evaluate.evaluations.zeroshot import SourceRows, ZeroShot
+from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results, Section, template
+from mmclip_jax.evaluate.evaluations import subgroups
+from mmclip_jax.evaluate.evaluations.scored import SourceRows, score_by_protocol
+from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, ZeroShot
+from mmclip_jax.evaluate.model import Encoder
 from mmclip_jax.evaluate.protocols import Protocol
-from mmclip_jax.evaluate.stats import calibration, intervals, metrics
+from mmclip_jax.evaluate.report import figures
+from mmclip_jax.evaluate.rows import Split, chunked
+from mmclip_jax.evaluate.stats import calibration, metrics
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap, count_patients, macro_replicates
+from mmclip_jax.inference import scoring
 from mmclip_jax.text import prompts
 from mmclip_jax.text.vocabulary import NO_FINDING
 
+TRUST_SECTION = Section("trust", "Trust", "Reasons to trust these scores, or not")
 _GREY = 128
 
 
-def evaluate(
-    model: Encoder, scored: ZeroShot, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, Any] | None:
+def evaluate(model: Encoder, scored: ZeroShot, bootstrap: Bootstrap = DEFAULT) -> dict[str, Any] | None:
     """All parts, for the source of the headline; None if nothing could be scored there.
 
     Returns (for JSON): "source", "calibration" (`calibration.evaluate`), "negation" (`negation`), "prompts"
@@ -36,7 +41,7 @@ def evaluate(
     here = scored.rows.of_source(source)
     columns = [k for k in range(len(scored.findings)) if not metrics.counts(here.labels[:, k]).note]
     findings = [scored.findings[k] for k in columns]
-    draws: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
+    bootstrap = bootstrap.of(here.patients)
     labels, scores = here.labels[:, columns], here.scores[scored.score][:, columns]
     scale = float(model.logit_scale)
     validation = None
@@ -47,12 +52,12 @@ def evaluate(
     margins = scale * here.scores["difference"][:, columns]
     return {
         "source": source,
-        "calibration": calibration.evaluate(margins, labels, here.patients, names, validation, **draws),
-        "negation": negation(model, here, labels, findings, scored.protocol, **draws),
+        "calibration": calibration.evaluate(margins, labels, names, validation, bootstrap),
+        "negation": negation(model, here, labels, findings, scored.protocol, bootstrap),
         "prompts": prompt_sensitivity(model, here, labels, scores, findings, scored),
-        "subgroups": subgroups.evaluate(here.examples, labels, scores, here.patients, names, **draws),
-        "sanity": sanity(model, here, labels, scores, findings, scored, **draws),
-        "no_finding": no_finding(model, here, labels, findings, scored, **draws),
+        "subgroups": subgroups.evaluate(here.examples, labels, scores, names, bootstrap),
+        "sanity": sanity(model, here, labels, scores, findings, scored, bootstrap),
+        "no_finding": no_finding(model, here, labels, findings, scored, bootstrap),
     }
 
 
@@ -62,10 +67,7 @@ def negation(
     labels: np.ndarray,
     findings: Sequence[str],
     protocol: Protocol,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """Does "no X" say the opposite of "X"?
 
@@ -77,18 +79,17 @@ def negation(
     Returns (for JSON): "overall" and "findings" [...], each with "name", "present" (rate among images that show it),
     "absent", "balanced" (their mean), "auroc", each with "..._interval".
     """
-    positive, negative = zeroshot.prompt_embeddings(model, findings, protocol)
+    positive, negative = scoring.prompt_embeddings(model, findings, protocol.prompts_of)
     images = here.embedded.astype(np.float64)
     affirmed, denied = images @ positive.T, images @ negative.T
     nearer = (affirmed > denied) + 0.5 * (affirmed == denied)
     # [n, K, 2]: what an image adds to the rate of the present and of the absent.
     above = np.stack([np.where(labels == 1, nearer, 0.0), np.where(labels == 0, 1 - nearer, 0.0)], axis=2)
     below = np.stack([labels == 1, labels == 0], axis=2).astype(float)
-    rates = metrics.resample_ratio(above, below, here.patients, resamples=resamples, seed=seed)
+    rates = bootstrap.ratio(above, below)
     points = above.sum(axis=0) / below.sum(axis=0)
     true, both = np.concatenate([labels, 1 - labels]), np.concatenate([affirmed, denied])
-    people = np.concatenate([here.patients, here.patients])
-    areas = metrics.resample_metric(true, both, people, resamples=resamples, seed=seed)
+    areas = bootstrap.of(np.concatenate([here.patients, here.patients])).metric(true, both)
     area = [metrics.auroc(true[:, k], both[:, k]) for k in range(len(findings))]
     # Columns: present, absent, balanced, auroc.
     values = np.column_stack([points, points.mean(axis=1), area])
@@ -98,20 +99,16 @@ def negation(
         result: dict[str, Any] = {"name": name}
         for column, measure in enumerate(("present", "absent", "balanced", "auroc")):
             point = float(value[column])
-            if people is None or measure == "auroc":
-                interval = metrics.logit_interval(
-                    point, drawn[:, column], level, None if people is None else people[column]
-                )
-            else:
-                interval = intervals.rate_interval(point, drawn[:, column], level, people[column])
-            result |= {measure: point, f"{measure}_interval": [interval.low, interval.high]}
+            rule = bootstrap.logit_interval if people is None or measure == "auroc" else bootstrap.rate_interval
+            interval = rule(point, drawn[:, column], None if people is None else people[column])
+            result |= {measure: point, f"{measure}_interval": interval.bounds}
         return result
 
     def people_of(k: int) -> list[int]:
-        of_class = [intervals.count_patients(here.patients[labels[:, k] == value]) for value in (1, 0)]
+        of_class = [count_patients(here.patients[labels[:, k] == value]) for value in (1, 0)]
         return [*of_class, min(of_class), min(of_class)]
 
-    overall = np.stack([metrics.macro_replicates(replicates[:, :, column]) for column in range(4)], axis=1)
+    overall = np.stack([macro_replicates(replicates[:, :, column]) for column in range(4)], axis=1)
     return {
         "overall": entry("mean of all findings", values.mean(axis=0), overall),
         "findings": [
@@ -141,7 +138,7 @@ def prompt_sensitivity(
     embedded = np.asarray(model.encode_text([text for row in texts for pair in row for text in pair]), np.float64)
     embedded = embedded.reshape(count, len(findings), 2, -1)
     for t in range(count):
-        single = zeroshot.score_images(here.embedded, embedded[t, :, 0], embedded[t, :, 1], model)[scored.score]
+        single = scoring.score_images(here.embedded, embedded[t, :, 0], embedded[t, :, 1], model)[scored.score]
         by_template[t] = [metrics.auroc(labels[:, k], single[:, k]) for k in range(len(findings))]
     ensemble = np.array([metrics.auroc(labels[:, k], scores[:, k]) for k in range(len(findings))])
 
@@ -174,10 +171,7 @@ def sanity(
     scores: np.ndarray,
     findings: Sequence[str],
     scored: ZeroShot,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
     """What must fall to chance when one of the modalities is taken away.
 
@@ -192,21 +186,20 @@ def sanity(
     def entry(name: str, columns: Sequence[int], values: np.ndarray, exact: bool) -> dict[str, Any]:
         chosen = labels[:, columns]
         points = np.array([metrics.auroc(chosen[:, i], values[:, i]) for i in range(len(columns))])
-        replicates = metrics.resample_metric(chosen, values, here.patients, resamples=resamples, seed=seed)
         mean = float(points.mean())
-        interval = metrics.logit_interval(mean, metrics.macro_replicates(replicates), level)
+        interval = bootstrap.logit_interval(mean, macro_replicates(bootstrap.metric(chosen, values)))
         return {
             "name": name,
             "auroc": mean,
-            "auroc_interval": [interval.low, interval.high],
+            "auroc_interval": interval.bounds,
             "expected": 0.5 if exact else None,
             "holds": bool(interval.low <= 0.5 <= interval.high) if exact else None,
         }
 
     every = range(len(findings))
     blank = _blank_embeddings(model, scored.rows.split, here.rows)
-    unseen = zeroshot.score_by_protocol(model, blank, findings, scored.protocol)[scored.score]
-    moved = np.random.default_rng(seed).permutation(len(scores))
+    unseen = score_by_protocol(model, blank, findings, scored.protocol)[scored.score]
+    moved = np.random.default_rng(bootstrap.seed).permutation(len(scores))
     checks = [
         entry("blank image", every, unseen, True),
         entry("another image", every, scores[moved], True),
@@ -223,10 +216,7 @@ def no_finding(
     labels: np.ndarray,
     findings: Sequence[str],
     scored: ZeroShot,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any] | None:
     """Is "no finding" the opposite of every disease? Its score must be higher in normal images than in those with one.
 
@@ -237,19 +227,18 @@ def no_finding(
     diseases = [k for k, finding in enumerate(findings) if finding != NO_FINDING and not prompts.is_device(finding)]
     if not normal.any() or not diseases:
         return None
-    values = zeroshot.score_by_protocol(model, here.embedded, [NO_FINDING], scored.protocol)[scored.score]
+    values = score_by_protocol(model, here.embedded, [NO_FINDING], scored.protocol)[scored.score]
     table = []
     for k in diseases:
         contrast = np.where(normal, 1.0, np.where(labels[:, k] == 1, 0.0, np.nan))
-        low, high = metrics.bootstrap_ci(
-            contrast, values[:, 0], here.patients, resamples=resamples, level=level, seed=seed
-        )
+        known = ~np.isnan(contrast)
+        interval = bootstrap.among(known).ranking_interval(contrast[known], values[known, 0])
         table.append(
             {
                 "name": prompts.display_name(findings[k]),
                 "abnormal": int((contrast == 0).sum()),
                 "auroc": metrics.auroc(contrast, values[:, 0]),
-                "auroc_interval": [low, high],
+                "auroc_interval": interval.bounds,
             }
         )
     return {"normal": int(normal.sum()), "findings": table}
@@ -268,3 +257,34 @@ def _blank_embeddings(model: Encoder, split: Split, rows: np.ndarray) -> np.ndar
     embedded = np.concatenate(parts)
     number = {shape: i for i, shape in enumerate(distinct)}
     return np.asarray(embedded, np.float32)[[number[shape] for shape in shapes]]
+
+
+class TrustEvaluation(Evaluation[None]):
+    """Reasons to trust the scores by prompts, or not."""
+
+    name = "trust"
+    after = (ZERO_SHOT,)
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        scored = context.found(ZERO_SHOT)
+        return Result(None if scored is None else evaluate(context.model, scored, context.bootstrap))
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """Its section."""
+        if not results["trust"]:
+            return ()
+        calibrated = results["trust"]["calibration"]
+        charts = [
+            {
+                "title": title,
+                "ece": calibrated[name]["ece"],
+                "svg": figures.reliability_chart(calibrated[name]["reliability"], f"Reliability, {title}"),
+            }
+            for name, title in (("as_trained", "As trained"), ("fitted", "With the temperature"))
+            if calibrated[name]
+        ]
+        return [Part(TRUST_SECTION, template("trust"), {"reliability": charts})]
+
+
+TRUST = TrustEvaluation()
