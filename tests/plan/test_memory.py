@@ -1,0 +1,88 @@
+"""Bytes and seconds by hand."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+from small_plan import CONTRASTIVE, V5E, config
+
+from mmclip_jax import sharding
+from mmclip_jax.data import batch, pipeline
+from mmclip_jax.plan import flops, memory, roofline
+from mmclip_jax.text.tokenizer import load_tokenizer
+from mmclip_jax.train import run as training
+
+pytestmark = pytest.mark.compiles
+
+
+def test_what_the_batch_holds() -> None:
+    settings, mesh = config(), sharding.make_mesh(1, jax.devices()[:8])
+    arrays = jax.tree.leaves(training.abstract_batch(settings, mesh))
+    assert sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) == 128 * batch.row_bytes(settings)
+
+
+@pytest.mark.slow
+def test_the_batch_that_is_planned_with_is_that_of_the_pipeline(phantom_dir: Path) -> None:
+    settings = tiny.load_config("demo", "runlocal")
+    settings.data.train = (str(phantom_dir),)
+    made = next(pipeline.make_train_iterator(settings, load_tokenizer()))
+    expected = {part: {k: (v.shape, v.dtype) for k, v in rows.items() if k != "record"} for part, rows in made.items()}
+    planned = training.abstract_batch(settings, sharding.make_mesh(1, jax.devices()[:8]))
+    assert {part: {k: (v.shape, v.dtype) for k, v in rows.items()} for part, rows in planned.items()} == expected
+
+
+def test_buffers_grow_with_the_rows_and_gradients_do_not() -> None:
+    before = memory.Memory(state=1000.0, batch=64.0, buffers=4e9, program=7.0)
+    twice = memory.scaled_memory(before, config(), parameters=500_000_000, rows=256, chips=8)
+    logits = 6 * 4 * (256**2 - 2 * 128**2) / 8
+    assert twice == memory.Memory(1000.0, 128.0, 2e9 + 2 * 2e9 + logits, 7.0)
+    assert twice.total == 1000 + 128 + 6e9 + logits + 7
+
+
+def test_logits_are_chunked_where_they_are_large() -> None:
+    chunked = 6 * 128 * 2**20
+    assert memory.pairs_bytes(config(), 1024, 8) == 6 * 4 * 128 * 1024
+    assert memory.pairs_bytes(config(), 10**6, 8) == chunked
+    assert memory.pairs_bytes(config(objective__contrastive__chunk=-1), 10**6, 8) == 6 * 4 * 1e12 / 8
+    assert memory.pairs_bytes(config(objective__contrastive__chunk=100), 1024, 8) == 6 * 4 * 128 * 100
+
+
+def test_the_largest_batch_by_hand() -> None:
+    # 16 GB hold 1 GB and 1.5 GB for each of ten thousand rows a chip: ten times that, in steps of 16 rows.
+    def memory_at(rows: int) -> memory.Memory:
+        return memory.Memory(1e9, 0.0, 1.5e9 * rows / 8 / 10_000)
+
+    assert memory.largest_batch(config(optimizer__accumulate=2), V5E, memory_at) == 800_000
+    assert memory.largest_batch(config(), V5E, lambda rows: memory.Memory(17e9, 0.0, 0.0)) == 0
+
+
+def test_the_roofline_by_hand() -> None:
+    settings = config()
+    point = roofline.point(settings, memory.Memory(3e9, 8e6, 5e9, 1e9), links=0.02, topology=V5E)
+    assert point.products == pytest.approx(sum(flops.train_step_flops(settings).values()) / 8 / 197e12)
+    assert point.traffic == pytest.approx((2 * 8e9 + 8e6) / 800e9)
+    # 2, 20.01 and 20 ms.
+    point = dataclasses.replace(point, products=0.002)
+    assert point.hidden == point.traffic
+    assert point.exposed == pytest.approx(0.02001 + 0.02)
+    assert point.alone / point.exposed == pytest.approx(0.50012, abs=1e-5)
+
+
+def test_memory_by_formula_by_hand() -> None:
+    settings = config(optimizer__ema=0.0, **CONTRASTIVE)
+    counted = memory.memory_by_formula(settings, parameters=1000, rows=128, chips=8)
+    assert counted.state == 3 * 4 * 1000
+    # Three image layers on 25 patches, two text layers on 11 tokens, float32, nothing recomputed.
+    image = 3 * (25 * (8 * 12 + 2 * 20) * 4 + 3 * 25 * 25 * 8)
+    text = 2 * (11 * (8 * 20 + 2 * 36) * 4 + 5 * 11 * 11 * 8)
+    assert counted.buffers == 8 * 1000 + 16 * (image + text) + 6 * 4 * 16 * 128
+    # With remat the inputs of all layers, and one image layer twice.
+    settings.model.remat = True
+    kept = 3 * 25 * 12 * 4 + 2 * 11 * 20 * 4
+    counted = memory.memory_by_formula(settings, 1000, 128, 8)
+    assert counted.buffers == 8 * 1000 + 16 * (kept + 2 * image / 3) + 6 * 4 * 16 * 128
+    settings.mesh.fsdp = 4
+    assert memory.memory_by_formula(settings, 1000, 128, 8).state == counted.state / 4
