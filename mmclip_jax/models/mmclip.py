@@ -125,12 +125,11 @@ class MMCLIP(nn.Module):
         Pooled are the valid tokens: their mean or maximum, the first (BERT's class token) or the last (the end of
         CLIP's texts).
         """
-        features = features.astype(jnp.float32)
+        features, counted = features.astype(jnp.float32), valid[:, :, None]
         if self.text_pool == "mean":
-            total = jnp.where(valid[:, :, None], features, 0.0).sum(axis=1)
-            pooled = total / jnp.maximum(valid[:, :, None].sum(axis=1), 1)
+            pooled = jnp.where(counted, features, 0.0).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
         elif self.text_pool == "max":
-            pooled = _maximum(features, valid[:, :, None])
+            pooled = _maximum(features, counted)
         elif self.text_pool == "first":
             pooled = features[:, 0]
         else:
