@@ -103,7 +103,8 @@ EVALUATED = Section("evaluated", "What was evaluated", "What was evaluated")
 class Part:
     """What an evaluation says in a section of the page.
 
-    template: a Jinja file of a name of its own; it is given `r` (the results), `guests` and `values`.
+    template: a Jinja file, which is given `r` (the results), `guests` and `values`, and finds the files beside it and
+    those of report/resources.
     guest: it stands where the template of the section's own evaluation says `{{ guests }}`, or at its end.
     """
 

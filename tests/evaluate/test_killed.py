@@ -73,7 +73,7 @@ def test_killed_while_embedding_writing_and_moving(tmp_path: pathlib.Path, phant
     out = run / "evaluation" / "7"
     arguments = ["evaluate", "--workdir", str(run), "--data", str(phantom_dir)]
 
-    _kill_at("mmclip_jax.evaluate.base", "decode_image", 5, "", arguments)
+    _kill_at("mmclip_jax.evaluate.rows", "decode_image", 5, "", arguments)
     assert not out.parent.exists()
     _whole(arguments)
     old = _content(out)

@@ -20,7 +20,7 @@ def evaluate(tmp_path: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pyt
     model = types.SimpleNamespace(step=7, config=settings, manifest={"data": {}})
     monkeypatch.setattr(mmclip_jax, "load", lambda *arguments, **named: model)
 
-    def written(model: Any, data: Any, split: str, out: Any, **named: Any) -> dict[str, Any]:
+    def written(model: Any, data: Any, split: str, out: Any, options: Any) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
         results = {"data": {"split": split, "sets": [{"name": "phantom"}]}}
         (out / "results.json").write_text(json.dumps(results))

@@ -13,6 +13,7 @@ from mmclip_jax.data.schema import LabelState
 from mmclip_jax.evaluate import protocols, registry
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.base import Card, Context, Evaluation, Need, Part, Result, Results, Section
+from mmclip_jax.evaluate.evaluations.entmlm import RESTORING
 from mmclip_jax.evaluate.evaluations.zeroshot import FINDINGS, ZERO_SHOT
 from mmclip_jax.evaluate.report import comparison, terminal
 from mmclip_jax.evaluate.report.formats import finite, number
@@ -60,6 +61,7 @@ class Certainty(Evaluation[np.ndarray]):
         return [
             Part(section, self.template, {"count": len(found), "where": "its own section"}),
             Part(FINDINGS, self.template, {"count": len(found), "where": "among the findings"}, guest=True),
+            Part(RESTORING, self.template, {"count": len(found), "where": "where no place is kept"}, guest=True),
         ]
 
     def write(self, folder: pathlib.Path, found: np.ndarray | None) -> None:
@@ -71,7 +73,7 @@ class Certainty(Evaluation[np.ndarray]):
 
 @pytest.fixture
 def template(tmp_path: pathlib.Path) -> pathlib.Path:
-    file = tmp_path / "templates" / "certainty.html.j2"
+    file = tmp_path / "templates" / "trust.html.j2"  # a name that the package has, too
     file.parent.mkdir()
     file.write_text(
         '{%- from "macros.html.j2" import num with context -%}'
@@ -125,7 +127,9 @@ def test_a_new_evaluation_needs_no_change_of_the_package(tmp_path: pathlib.Path,
     assert page.index('<section id="sources">') < page.index('<section id="certainty">') < own
     assert page.index('<section id="findings">') < page.index(f"{said}, among the findings")
     assert page.index(f"{said}, among the findings") < page.index("<h3>ROC curves")
-    assert page.count("class='certain'") == 2
+    assert page.index('<section id="restoring">') < page.index(f"{said}, where no place is kept")
+    assert page.index(f"{said}, where no place is kept") < page.index('<section id="retrieval">')
+    assert page.count("class='certain'") == 3
     assert "&lt;of all scores&gt;" in page
     assert "A certain model may be wrong." in page
     assert f"| Certainty | {scores['mean']:.3f} | <of all scores> |" in card

@@ -34,6 +34,7 @@ from mmclip_jax.text.schema import Entity
 
 NO_FINDING = "no_finding"
 MAX_QUERIES = 1000
+RESTORING = Section("restoring", "Restoring findings", "Restoring masked findings")
 ENTITY_LABELS = ("observation", "device", "anatomy", "modifier")
 # Entity labels whose affirmed mentions are asked for.
 LABELS = ("observation",)
@@ -222,8 +223,7 @@ class EntMLMEvaluation(Evaluation[None]):
 
     def parts(self, results: Results, found: None) -> Sequence[Part]:
         """Its section."""
-        section = Section("restoring", "Restoring findings", "Restoring masked findings")
-        return [Part(section, template("entmlm"))] if results["entmlm"] else ()
+        return [Part(RESTORING, template("entmlm"))] if results["entmlm"] else ()
 
 
 ENTMLM = EntMLMEvaluation()

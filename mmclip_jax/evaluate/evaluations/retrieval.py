@@ -21,6 +21,7 @@ from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 BLOCK = 64
 RECALL_AT = (1, 5, 10)
+RECALL = Section("retrieval", "Retrieval", "Retrieval")
 # Queries that are compared with the whole gallery at a time.
 QUERIES = 256
 
@@ -218,8 +219,7 @@ class RetrievalEvaluation(Evaluation[None]):
 
     def parts(self, results: Results, found: None) -> Sequence[Part]:
         """A section on recall, and a table of blocks among the sources."""
-        section = Section("retrieval", "Retrieval", "Retrieval")
-        recall = [Part(section, template("retrieval"))] if results["contrastive"]["recall"] else []
+        recall = [Part(RECALL, template("retrieval"))] if results["contrastive"]["recall"] else []
         blocks = Part(source_probe.PAGE_SECTION, template("contrastive_blocks"), guest=True)
         return [*recall, *([blocks] if results["contrastive"]["parts"] else [])]
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmclip_jax.data.leakage import audit, numbering
@@ -89,8 +89,7 @@ def render(
 ) -> str:
     """The HTML report as a string; arguments as for `write_report`."""
     parts = [part for each in registry.EVALUATIONS for part in each.parts(results, found.get(each.name))]
-    environment = page_environment(part.template.parent for part in parts)
-    sections = {part.section: _body(environment, part.section, parts, results) for part in parts}
+    sections = {part.section: _body(part.section, parts, results) for part in parts}
     evaluated = sections.pop(EVALUATED, "")
     charts, more = _charts(curves)
     menu = [
@@ -101,48 +100,54 @@ def render(
         ("honesty", "Reading the numbers"),
     ]
     run = results["checkpoint"]["run"]
-    return environment.get_template("report.html.j2").render(
-        r=results,
-        title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation") + (f": {run}" if run else ""),
-        menu=menu,
-        cards=registry.cards(results),
-        about=notes.about(results),
-        referee_facts=notes.referee_facts(results),
-        weak_labels=notes.weak_labels_text(results),
-        audited=audit.text(results["audit"]),
-        trained_on=_trained_on(results),
-        evaluated=evaluated,
-        sections=sections,
-        charts=charts,
-        more_charts=more,
-        cases=[_pictures(case) for case in cases],
-        show_text=show_text,
-        honesty=notes.honesty(results, registry.limits(results)),
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            r=results,
+            title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation")
+            + (f": {run}" if run else ""),
+            menu=menu,
+            cards=registry.cards(results),
+            about=notes.about(results),
+            referee_facts=notes.referee_facts(results),
+            weak_labels=notes.weak_labels_text(results),
+            audited=audit.text(results["audit"]),
+            trained_on=_trained_on(results),
+            evaluated=evaluated,
+            sections=sections,
+            charts=charts,
+            more_charts=more,
+            cases=[_pictures(case) for case in cases],
+            show_text=show_text,
+            honesty=notes.honesty(results, registry.limits(results)),
+        )
     )
 
 
-def _body(environment: "jinja2.Environment", section: Section, parts: Sequence[Part], results: Results) -> str:
+def _body(section: Section, parts: Sequence[Part], results: Results) -> str:
     """The HTML of a section: the part of its own evaluation with those of guests inside, or those of guests alone."""
     import markupsafe
 
     def rendered(part: Part, guests: str) -> markupsafe.Markup:
-        found = environment.get_template(part.template.name).render(r=results, guests=guests, **part.values)
-        return markupsafe.Markup(found)  # escaped by the template
+        page = page_environment(part.template.parent).get_template(part.template.name)
+        return markupsafe.Markup(page.render(r=results, guests=guests, **part.values))  # escaped by the template
 
     here = [part for part in parts if part.section == section]
     guests = markupsafe.Markup("\n").join(rendered(part, "") for part in here if part.guest)
-    own = [rendered(part, guests) for part in here if not part.guest]
-    return markupsafe.Markup("\n").join(own) if own else guests
+    own = markupsafe.Markup("\n").join(rendered(part, guests) for part in here if not part.guest)
+    return own if guests in own else own + guests  # a template may have no place for them
 
 
-def page_environment(folders: Iterable[pathlib.Path] = ()) -> "jinja2.Environment":
+def page_environment(folder: pathlib.Path | None = None) -> "jinja2.Environment":
     """Jinja's environment of the pages, with the filters that write numbers, intervals and stamps.
 
-    folders: where templates are found by name, beside resources/.
+    folder: where templates are found by name, before those of resources/.
     """
     import jinja2
 
-    loader = jinja2.FileSystemLoader([pathlib.Path(__file__).parent / "resources", *dict.fromkeys(folders)])
+    own = pathlib.Path(__file__).parent / "resources"
+    loader = jinja2.FileSystemLoader([own] if folder is None else [folder, own])
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
         "uncertain_text": uncertain_text,
