@@ -138,7 +138,7 @@ def test_help_imports_nothing_heavy():
         import sys
         from mmclip_jax import cli
         assert cli.main(["--help"]) == 0
-        heavy = {"jax", "numpy", "flax", "absl", "ml_collections", "tensorflow_datasets", "pandas", "matplotlib"}
+        heavy = {"jax", "numpy", "flax", "absl", "ml_collections", "tensorflow_datasets", "pandas", "scipy", "yaml"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, stdout=subprocess.DEVNULL)
@@ -261,12 +261,13 @@ def test_imports_go_one_way(room: str) -> None:
 
 
 def test_no_module_needs_itself() -> None:
-    """Imports at the top of modules have no circles; nothing imports the command line."""
+    """Imports at the top of modules have no circles; nothing else imports the command line."""
     modules = {}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        assert not any(each.startswith("mmclip_jax.cli") for each in _imports(tree)), file
+        if not name.startswith("mmclip_jax.cli"):
+            assert not any(each.startswith("mmclip_jax.cli") for each in _imports(tree)), file
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         modules[name] = _imports(top)
     needs = {
@@ -284,4 +285,8 @@ def test_the_list_of_rooms_is_that_of_the_tree() -> None:
     there = {file.name for file in (ROOT / "mmclip_jax").rglob("*.py")}
     assert named <= there
     listed = [file for file in (ROOT / "mmclip_jax").rglob("*.py") if file.parent.name != "phantom"]
-    assert {file.name for file in listed} - named == {"__init__.py", *(f"{name}.py" for name in COLLECTIONS)}
+    assert {file.name for file in listed} - named == {
+        "__init__.py",
+        "__main__.py",
+        *(f"{name}.py" for name in COLLECTIONS),
+    }
