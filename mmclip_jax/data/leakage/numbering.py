@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mmclip_jax.data import ids
 from mmclip_jax.errors import UserError
-from mmclip_jax.text import vocabulary
+from mmclip_jax.text import yaml_tree
 
 WHATS = ("image", "study", "patient")
 
@@ -38,7 +38,7 @@ class _Kinship:
 
 @functools.cache
 def _kinship() -> _Kinship:
-    read = vocabulary.read_yaml(pathlib.Path(__file__).with_suffix(".yaml"))
+    read = yaml_tree.read_mapping(pathlib.Path(__file__).with_suffix(".yaml"))
     patterns = {
         family: {what: re.compile(f"(?:.*/)?(?:{pattern})") for what, pattern in given.items()}
         for family, given in read["families"].items()
