@@ -121,7 +121,7 @@ _NOT_IMPORTED = {
 
 def _imported_modules() -> dict[str, str]:
     """The first names of all modules that the package imports anywhere, with a file that does."""
-    found = {}
+    found: dict[str, str] = {}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
