@@ -46,7 +46,7 @@ def _finetune(args: argparse.Namespace) -> None:
 
 
 def _add_settings(parser: Parser) -> None:
-    from mmclip_jax.data.builders.options import UNCERTAIN_POLICIES
+    from mmclip_jax.data.builders.labels import UNCERTAIN_POLICIES
     from mmclip_jax.finetune.scores import TASKS
     from mmclip_jax.finetune.task import DEFAULTS, MODES, RANGES, Settings
 
