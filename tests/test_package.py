@@ -326,3 +326,17 @@ def test_the_list_of_rooms_is_that_of_the_tree() -> None:
         "__main__.py",
         *(f"{name}.py" for name in COLLECTIONS),
     }
+
+
+def test_paths_that_the_documents_name_exist() -> None:
+    """Files of the repository that README and docs/ name: with a folder, or with one of ours below the package."""
+    missing = []
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = document.read_text(encoding="utf-8")
+        for path in re.findall(r"(?<![\w/.-])(?:\w[\w-]*/)+[\w.-]+\.(?:py|sh|yaml|csv|md|txt)\b", text):
+            top = path.partition("/")[0]
+            homes = (ROOT, document.parent, ROOT / "mmclip_jax") if (ROOT / "mmclip_jax" / top).is_dir() else (ROOT,)
+            ours = any((ROOT / folder / top).is_dir() for folder in (".", "mmclip_jax"))
+            if ours and not any((home / path).exists() for home in homes):
+                missing.append(f"{document.name}: {path}")
+    assert not missing, missing

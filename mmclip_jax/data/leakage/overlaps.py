@@ -1,6 +1,6 @@
 """What two sets of images share: patients, studies, image ids, pixels, looks, reports, and kin sources.
 
-kinship.py says which ids mean the same, looks.py which images are alike. audit.py reads the sets and decides.
+numbering.py says which ids mean the same, likeness.py which images are alike. audit.py reads the sets and decides.
 """
 
 import collections
