@@ -1,8 +1,9 @@
 """The words of the package as data files that a user can edit: vocabulary, lexicon, negation cues, prompts, tokenizer.
 
 A user who wants other words copies one or more of the files into a directory of their own, edits them, and names the
-directory in the environment variable MMCLIP_RESOURCES or in the `resources=` argument of the functions that take it.
-A file that the directory lacks is read from the package.
+directory in the environment variable MMCLIP_RESOURCES. All of the package then uses them. The functions that find
+entities or write prompts take another set as `resources=`, for that one call: the words of another language, or of a
+protocol. A file that the directory lacks is read from the package.
 """
 
 import functools

@@ -234,11 +234,11 @@ def test_mistakes_are_named(tmp_path: pathlib.Path, file: str, content: str, mes
     assert str(tmp_path / file) in str(error.value) or "leaves z open" in message
 
 
-def test_edited_openness(tmp_path: pathlib.Path) -> None:
+def test_edited_openness(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / vocabulary.UNMAPPED).write_text("why: [{sniffles: [edema]}, {sneezes: [everything]}]\n")
-    words = vocabulary.load(tmp_path)
-    assert prompts.left_open((), ["Sniffles"], words) == {"edema", "lung_opacity"}
-    assert prompts.left_open((), ["sneezes"], words) == set(prompts.KINDS)
+    monkeypatch.setenv(vocabulary.ENVIRONMENT, str(tmp_path))
+    assert prompts.left_open((), ["Sniffles"]) == {"edema", "lung_opacity"}
+    assert prompts.left_open((), ["sneezes"]) == set(prompts.KINDS)
 
 
 @pytest.mark.parametrize(
