@@ -3,10 +3,10 @@
 import re
 
 from mmclip_jax.text.clauses import ASIDE, DENIED, GOES_ON, PAST, STATED, Clauses
-from mmclip_jax.text.marks import BOX, Sense
+from mmclip_jax.text.marks import BOX, OPTION, Sense
 
 _TICKED = re.compile(r"[xXvV\u2713\u2714\u2611\u2612\u25a0\u25fc\u2705]")
-_OPTION = re.compile(r"[ \t]*(?:yes|no|none|present|absent|ja|nein|s[i\u00ed]|oui|non)(?!\w)", re.IGNORECASE)
+_OPTION = re.compile(rf"[ \t]*(?:{OPTION})(?!\w)", re.IGNORECASE)
 _ANSWER_ENDS = re.compile(r"[ \t]*(?:[.,;|(/)\]!\n\r\t]|$)")
 _FOLLOWED_BY_BOX = re.compile(rf"[ \t]*(?:{BOX})")
 _BOX_STARTS = frozenset("[(\u2610\u2611\u2612")

@@ -2,15 +2,13 @@
 
 import re
 
-from mmclip_jax.text.marks import Role, Sense
+from mmclip_jax.text.marks import BULLETS, Role, Sense
 
 STATED, DENIED, ASIDE = 0, 1, 2
 """Polarities. ASIDE: spoken of, but neither stated nor denied of today, as in "evaluate for pneumonia"."""
 
 _OBSERVATION = int(Role.OBSERVATION)
-_NEXT_ITEM = re.compile(
-    r"\s*(?:[\n\r\x85\u2028\u2029]|\(?(?:\d{1,2}|[a-z])[.)]\s|[-*\u2022\u25e6\u25aa\u25cf\u2023\[\u2610-\u2612]|$)"
-)
+_NEXT_ITEM = re.compile(rf"\s*(?:[\n\r\x85\u2028\u2029]|\(?(?:\d{{1,2}}|[a-z])[.)]\s|[-*{BULLETS}\[\u2610-\u2612]|$)")
 _CAPITAL = re.compile(r"\s*[A-Z\u00c0-\u00de](?:[a-z\u00df-\u00ff]|\s)")
 GOES_ON = re.compile(r"[\s,\-\u2013\u2014]*(?:or|and|nor|oder|und|ou|et|o|y|ni)\b", re.IGNORECASE)
 _WORD = re.compile(r"\S+")
