@@ -15,7 +15,7 @@ from mmclip_jax.errors import UserError
 if typing.TYPE_CHECKING:
     from etils import epath
 
-    from mmclip_jax.data.leakage.numbering import Told
+    from mmclip_jax.data.leakage.numbering import IdStatements
 
 Command = Callable[[argparse.Namespace], None]
 Commands: typing.TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -208,18 +208,18 @@ def add_beam(parser: Parser) -> None:
     )
 
 
-def add_told(parser: Parser) -> None:
+def add_id_statements(parser: Parser) -> None:
     """Adds what a user tells of ids of sources."""
     for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
         help = f"ids of these two sources are {what}; may be given several times"
         parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
 
 
-def told_of(args: argparse.Namespace) -> "Told":
+def id_statements_of(args: argparse.Namespace) -> "IdStatements":
     """What --same-ids and --other-ids say."""
-    from mmclip_jax.data.leakage.numbering import Told
+    from mmclip_jax.data.leakage.numbering import IdStatements
 
-    return Told.read(args.same_ids, args.other_ids)
+    return IdStatements.read(args.same_ids, args.other_ids)
 
 
 def add_options(parser: Parser, options: type) -> None:

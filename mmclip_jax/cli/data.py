@@ -8,10 +8,10 @@ from mmclip_jax.cli.arguments import (
     Commands,
     add_command,
     add_commands,
-    add_told,
+    add_id_statements,
     existing_place,
+    id_statements_of,
     path_of,
-    told_of,
     whole,
 )
 from mmclip_jax.errors import LeakageError, UserError
@@ -43,7 +43,7 @@ def _audit(args: argparse.Namespace) -> None:
     train = [audit.read_set(s, ("train",), looks=looks, patient_pattern=args.patient_pattern) for s in args.train]
     held_out = ("validation", "test")
     test = [audit.read_set(s, held_out, looks=looks, patient_pattern=args.patient_pattern) for s in args.against]
-    found = audit.audit(train, test, told_of(args))
+    found = audit.audit(train, test, id_statements_of(args))
     print(audit.describe(found, train, test, args.show_ids))
     if args.out is not None:
         audit.write_csv(found, train, test, args.out)
@@ -80,6 +80,6 @@ def add(top: Commands) -> None:
     )
     check.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in the ids of a list")
     check.add_argument("--no-pixels", action="store_true", help="do not decode images to find those that are alike")
-    add_told(check)
+    add_id_statements(check)
     check.add_argument("--show-ids", action="store_true", help="name an example of each kind of leak")
     check.add_argument("--out", type=path_of, metavar="FILE.csv", help="write every pair")

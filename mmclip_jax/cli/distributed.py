@@ -20,17 +20,17 @@ def add_processes(parser: Parser) -> None:
 
 def start_processes(args: argparse.Namespace) -> None:
     """Joins the run's other processes; must come before anything asks for devices."""
-    told = (args.coordinator, args.processes, args.process)
-    if args.pod and any(value is not None for value in told):
+    place = (args.coordinator, args.processes, args.process)
+    if args.pod and any(value is not None for value in place):
         raise UserError("--pod finds the other processes by itself: leave out --coordinator, --processes, --process")
-    if any(value is None for value in told) and any(value is not None for value in told):
+    if any(value is None for value in place) and any(value is not None for value in place):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
     if args.pod or args.coordinator is not None:
-        _check_processes(*told)
+        _check_processes(*place)
         from mmclip_jax import sharding
 
         try:
-            sharding.join_processes(*told)
+            sharding.join_processes(*place)
         except _NO_CLUSTER as error:  # a number that cannot be, or nothing (or half of it) that names the others
             problem = "--pod finds no cluster around it" if args.pod else "the processes cannot be joined"
             remedy = "; --coordinator, --processes and --process say where the others are" if args.pod else ""

@@ -5,12 +5,12 @@ import argparse
 from mmclip_jax.cli.arguments import (
     Commands,
     add_command,
+    add_id_statements,
     add_run,
-    add_told,
     existing,
     existing_place,
+    id_statements_of,
     place_of,
-    told_of,
 )
 from mmclip_jax.cli.distributed import add_processes, start_processes
 from mmclip_jax.errors import UserError
@@ -37,7 +37,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             show_text=args.show_text,
             allow_leakage=args.allow_leakage,
-            told=told_of(args),
+            told=id_statements_of(args),
             phrase_file=args.ms_cxr or "",
             labels_from_reports=args.labels_from_reports,
         )
@@ -106,7 +106,7 @@ def add(top: Commands) -> None:
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )
-    add_told(evaluate)
+    add_id_statements(evaluate)
     evaluate.add_argument(
         "--ms-cxr",
         type=existing,

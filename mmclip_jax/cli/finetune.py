@@ -12,10 +12,10 @@ from mmclip_jax.cli.arguments import (
     Numbers,
     Parser,
     add_command,
-    add_told,
+    add_id_statements,
     existing_place,
+    id_statements_of,
     place_of,
-    told_of,
     whole,
     words_of,
 )
@@ -40,7 +40,7 @@ def _finetune(args: argparse.Namespace) -> None:
             step=args.step,
             split=args.split,
             allow_leakage=args.allow_leakage,
-            told=told_of(args),
+            told=id_statements_of(args),
         )
     )
 
@@ -102,6 +102,6 @@ def add(top: Commands) -> None:
         metavar="REASON",
         help="why images known from pre-training, or from the rows that are learnt here, may be scored",
     )
-    add_told(tune)
+    add_id_statements(tune)
     tune.more = _add_settings
     add_processes(tune)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_told, place_of, whole
+from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, place_of, whole
 from mmclip_jax.cli.distributed import add_processes, start_processes
 from mmclip_jax.settings import read_config
 
@@ -38,5 +38,5 @@ def add(top: Commands) -> None:
     train.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
     )
-    add_told(train)
+    add_id_statements(train)
     add_processes(train)

@@ -539,7 +539,7 @@ def audit_validation(config: ConfigDict) -> dict[str, Any]:
       LeakageError: validation images are known from training, and data.allow_leakage gives no reason.
     """
     evaluate = tuple(config.data.evaluate) or tuple(config.data.train)
-    told = audit.Told.read(config.data.same_ids, config.data.other_ids)
+    told = audit.IdStatements.read(config.data.same_ids, config.data.other_ids)
     return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage, told)
 
 
