@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmclip_jax.data import texts
 from mmclip_jax.data.sources import ExampleSource, PlacedSource, RecordTable, TrainSet
@@ -15,7 +16,7 @@ from mmclip_jax.errors import UserError
 
 
 def part_stream(
-    data: Any, part: str, train_sets: Sequence[TrainSet], table: RecordTable, seed: int
+    data: ConfigDict, part: str, train_sets: Sequence[TrainSet], table: RecordTable, seed: int
 ) -> grain.MapDataset:
     """The endless shuffled stream of one part's `Placed` elements over all data sets."""
     weights = data[f"{part}_weights"] or None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts
@@ -40,7 +41,7 @@ class RowMaker:
       stated int8 [K] (+1, −1, 0); source int32 [] (index into `source_names`, −1: not among them); record int32 [].
     """
 
-    def __init__(self, config: Any, tokenizer: Any, source_names: Sequence[str] = ()):
+    def __init__(self, config: ConfigDict, tokenizer: Any, source_names: Sequence[str] = ()):
         self._size = int(config.model.image_size)
         self._length = int(config.model.text.length)
         self._data = plain(config.data)
@@ -75,7 +76,7 @@ class RowMaker:
 
 
 def make_train_iterator(
-    config: Any,
+    config: ConfigDict,
     tokenizer: Any,
     *,
     seed: int | None = None,
@@ -301,7 +302,7 @@ class TrainIterator(grain.DatasetIterator):
 
 
 def eval_rows(
-    examples: ExampleSource | Iterable[Example], tokenizer: Any, config: Any, source_names: Sequence[str] = ()
+    examples: ExampleSource | Iterable[Example], tokenizer: Any, config: ConfigDict, source_names: Sequence[str] = ()
 ) -> Iterator[Row]:
     """The rows of `RowMaker.eval_row`, in order; `record` counts the examples from 0.
 
@@ -318,7 +319,7 @@ def eval_rows(
 def eval_batches(
     examples: ExampleSource | Iterable[Example],
     tokenizer: Any,
-    config: Any,
+    config: ConfigDict,
     batch_size: int,
     source_names: Sequence[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -366,7 +367,7 @@ class _TrainRow(NamedTuple):
         return self.maker.train_row(example, rng, record)
 
 
-def plain(config: Any) -> types.SimpleNamespace:
+def plain(config: ConfigDict) -> types.SimpleNamespace:
     """A ConfigDict as plain attributes, which are read several times for each row."""
     return types.SimpleNamespace(
         **{key: plain(value) if hasattr(value, "items") else value for key, value in config.items()}

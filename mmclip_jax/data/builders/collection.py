@@ -86,7 +86,7 @@ class Collection(records.RecordsBuilder):
         """Yields an item for each image of the tables, or why a row gives none; adds to `rows`."""
         raise NotImplementedError
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What the subclass adds to the facts."""
         return {}
 
@@ -237,7 +237,7 @@ class Collection(records.RecordsBuilder):
             present = frozenset(kind for kind, state in example.labels.items() if state == LabelState.PRESENT)
             self._train_rows.append(fractions.Row(example.id, example.patient, present))
 
-    def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
+    def finish(self, directory: pathlib.Path) -> Mapping[str, object]:
         """Writes the rejects and the training fractions, and says in the facts what was read and how."""
         self._check_rejects()
         self._write_rejects(directory / REJECTS_FILE)
@@ -265,7 +265,7 @@ class Collection(records.RecordsBuilder):
             return {}
         return {"companions_passed_over": self.index.companions, "masks_passed_over": self.index.masks}
 
-    def described_options(self) -> dict[str, Any]:
+    def described_options(self) -> dict[str, object]:
         """The options as the facts keep them: a record of what was asked, not of this machine."""
         options = dataclasses.asdict(self.options)
         options.pop("manual_dir", None)

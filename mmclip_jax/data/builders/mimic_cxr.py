@@ -128,7 +128,7 @@ class MimicCxr(Collection):
             view=_VIEWS.get(view, view),
         )
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What was read of the reports, and how many images of the test split have a radiologist's labels, if used."""
         manual = {"test_labels": {"from": _MANUAL, **self._test_images}} if self._test_images else {}
         return {**manual, **self._reader.facts()}

@@ -48,7 +48,7 @@ class OpenI(Collection):
         super().__init__(options, data_dir)
         self._reader = Reader()
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What was read of the reports."""
         return self._reader.facts()
 

@@ -51,7 +51,7 @@ class Rsna(Collection):
         super().__init__(options, data_dir)
         self._patients: dict[str, Any] = {"of": self.name, "mapped": 0, "not_mapped": 0}
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """Whose patients the ids name: "chestxray14" where the mapping was there, else "rsna" (an image each)."""
         return {"patient_ids": self._patients}
 

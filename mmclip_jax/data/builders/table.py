@@ -116,16 +116,16 @@ class TableBuilder(Collection):
         """How the images of each table were found, for a person."""
         return [table["notes"] for table in self._tables]
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """The tables as they were understood."""
         strings = dict(sorted(self._label_strings.items()))
         return {"tables": self._tables, "label_strings": strings, **self._reader.facts()}
 
-    def described_options(self) -> dict[str, Any]:
+    def described_options(self) -> dict[str, object]:
         """The options, with files and folders by their last name only."""
         options = super().described_options()
         for name in ("table", "images", "unpaired_table", "unpaired_images"):
-            options[name] = pathlib.Path(options[name]).name
+            options[name] = pathlib.Path(getattr(self.options, name)).name
         return options
 
     def read(self) -> Iterator[Item | Reject]:

@@ -3,7 +3,6 @@
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from mmclip_jax.data.schema import Example
 
@@ -36,11 +35,11 @@ class RecordsBuilder:
         """How many examples all splits will yield, where known beforehand (only shown as progress)."""
         return None
 
-    def recipe(self) -> Mapping[str, Any] | None:
+    def recipe(self) -> Mapping[str, object] | None:
         """Everything that determines the result, as JSON; None if something outside (a user's files) does too."""
         return None
 
-    def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
+    def finish(self, directory: pathlib.Path) -> Mapping[str, object]:
         """Called once after the last example: may refuse the whole (raise), or write files into `directory`.
 
         What it returns is added to the facts.
