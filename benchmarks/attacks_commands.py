@@ -78,14 +78,14 @@ def _commands(parser: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 @kind("numbers of the command line", "refused in one line before anything is read")
 def numbers(attacker: Attacker) -> Outcomes:
     """Every option that takes a number: words, signs, other digits, infinities, thousands of digits."""
-    from mmclip_jax import cli
+    from mmclip_jax.cli import entry
 
     tried = []
-    for words, parser in _commands(cli._make_parser()):
+    for words, parser in _commands(entry.make_parser()):
         for action in parser._actions:
             name = getattr(action.type, "__name__", type(action.type).__name__)
             if action.option_strings and (
-                name in ("int", "float", "_Number", "_Numbers") or "whole" in repr(action.type)
+                name in ("int", "float", "Number", "Numbers") or "whole" in repr(action.type)
             ):
                 tried += [(words, action.option_strings[-1], value) for value in NUMBERS]
     for words, option, value in attacker.some(tried, 25):
@@ -96,7 +96,7 @@ def numbers(attacker: Attacker) -> Outcomes:
 @kind("overrides of settings", "refused by name in one line")
 def overrides(attacker: Attacker) -> Outcomes:
     """`--config.name=` with every kind of value for every number; names that are none."""
-    from mmclip_jax import cli
+    from mmclip_jax import settings
     from mmclip_jax.config import default_config, flat
 
     config = str(ROOT / "configs" / "demo.py")
@@ -114,7 +114,7 @@ def overrides(attacker: Attacker) -> Outcomes:
             from mmclip_jax import ranges
             from mmclip_jax.check import setting_ranges
 
-            ranges.check(flat(cli.read_config(config, [f"--config.{name}={value}"])), setting_ranges())
+            ranges.check(flat(settings.read_config(config, [f"--config.{name}={value}"])), setting_ranges())
 
         yield f"{name}={value[:9]}", clear(read)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmclip_jax.data import pipeline
+from mmclip_jax.data import pipeline, sources
 from mmclip_jax.settings import read_config
 from mmclip_jax.text.tokenizer import load_tokenizer
 
@@ -73,7 +73,7 @@ def main() -> None:
     config = read_config(options.config)
     config.data.train, config.data.paired_weights, config.data.unpaired_weights = tuple(options.data), (), ()
     config.data.batch_paired = config.data.batch_unpaired = options.batch
-    pipeline.MEMORY_BYTES = 0  # records come from their files, as those of a large data set
+    sources.MEMORY_BYTES = 0  # records come from their files, as those of a large data set
 
     iterator = batches(config, 0, 0)
     images = images_of(iterator, options.batches)

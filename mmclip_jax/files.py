@@ -107,7 +107,7 @@ def bucket_problem(error: Exception) -> str:
     return (text or type(error).__name__) if foreign else ""
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Writes JSON with sorted keys, whole or not at all."""
     write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 

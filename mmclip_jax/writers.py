@@ -1,11 +1,6 @@
-"""Where the numbers of a run go: console lines, TensorBoard event files and metrics.jsonl.
+"""Where a run's numbers go: console lines, TensorBoard event files through tensorboardX, and metrics.jsonl.
 
-These are clu's metric writers without TensorFlow. The package `clu.metric_writers` imports a summary writer that needs
-TensorFlow; importing this module first puts `EventFileWriter`, which needs tensorboardX only, in that writer's place,
-so that `clu.metric_writers.create_default_writer` and all of `clu.periodic_actions` work. Import it before them:
-
-    from mmclip_jax import writers
-    from clu import periodic_actions
+No TensorFlow, and so not clu's metric_writers, whose import needs it. Of clu, training uses `parameter_overview`.
 """
 
 import json
@@ -14,33 +9,40 @@ import math
 import os
 import sys
 import time
-import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+from absl import logging
 from etils import epath
 
 from mmclip_jax import files
 from mmclip_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from tensorboardX.proto.summary_pb2 import Summary
+
 METRICS_FILE = "metrics.jsonl"
-_SUMMARY_MODULE = "clu.metric_writers.summary_writer"
 _FLUSH_SECONDS = 10.0
 _COPY_SECONDS = 60.0
 _TAIL = 16  # how many of the last steps may still get further values without a rewrite of the whole file
 
 
-def scalar(value: Any) -> float:
-    """A number, or an array that holds exactly one, as a Python float."""
+def scalar(value: npt.ArrayLike) -> float:
+    """A number, or an array that holds exactly one, as a Python float.
+
+    Raises:
+      ValueError: it holds another number of numbers.
+    """
     array = np.asarray(value)
     if array.size != 1:
         raise ValueError(f"a scalar metric must hold one number, not an array of shape {array.shape}")
     return float(array.reshape(()))
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Nested settings as one level with dotted names; whatever TensorBoard cannot show becomes its text."""
     flat: dict[str, bool | int | float | str] = {}
     for name, value in tree.items():
@@ -51,8 +53,30 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int 
     return flat
 
 
-class EventFileWriter:
-    """Writes TensorBoard event files; stands in for clu's TensorFlow summary writer.
+class MetricWriter:
+    """What every writer takes; one of them shows what it can and leaves the rest to the others."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
+        """One number a name; arrays of one number are numbers."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """One text a name, in Markdown."""
+
+    def write_images(self, step: int, images: Mapping[str, npt.ArrayLike]) -> None:
+        """Images [H,W,C] or [N,H,W,C], C 1 or 3, uint8 in 0..255 or float in 0..1."""
+
+    def write_hparams(self, hparams: Mapping[str, object]) -> None:
+        """The run's settings, nested ones with dotted names."""
+
+    def flush(self) -> None:
+        """Returns when what was written is where it belongs."""
+
+    def close(self) -> None:
+        """Flushes; nothing may be written afterwards."""
+
+
+class EventFileWriter(MetricWriter):
+    """Writes TensorBoard event files.
 
     Writes happen in the calling thread and are on disk after `flush`, which also runs by itself every ten seconds.
 
@@ -63,7 +87,7 @@ class EventFileWriter:
 
     def __init__(self, logdir: str | os.PathLike[str], step: int = 0):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         directory = Path(logdir)
         directory.mkdir(parents=True, exist_ok=True)
@@ -72,27 +96,24 @@ class EventFileWriter:
         suffix = f".{time.time_ns() // 1000 % 1_000_000:06d}.{os.getpid()}"
         self._events = EventsWriter(str(directory / "events"), suffix)
         self._flushed = time.monotonic()
-        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
-    def _event(self, step: int, **content: Any) -> None:
+    def _write(self, step: int, summary: "Summary") -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._events.write_event(Event(wall_time=time.time(), step=int(step), **content))
+        self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
-    def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
-        """Refuses: raw tensors need TensorFlow's protocol buffers."""
-        raise NotImplementedError("raw tensor summaries need TensorFlow; write scalars, images, texts or histograms")
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
         """One number a name."""
         from tensorboardX import summary
 
         for name, value in scalars.items():
-            self._event(step, summary=summary.scalar(name, scalar(value)))
+            self._write(step, summary.scalar(name, scalar(value)))
 
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+    def write_images(self, step: int, images: Mapping[str, npt.ArrayLike]) -> None:
         """Images [H,W,C] or [N,H,W,C], C 1 or 3, uint8 in 0..255 or float in 0..1."""
         from tensorboardX import summary
 
@@ -101,39 +122,21 @@ class EventFileWriter:
             stack = pixels[None] if pixels.ndim == 3 else pixels
             for number, one in enumerate(stack):
                 tag = name if len(stack) == 1 else f"{name}/{number}"
-                self._event(step, summary=summary.image(tag, one, dataformats="HWC"))
-
-    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        """Refuses: nothing here makes videos."""
-        raise NotImplementedError("videos are not supported")
-
-    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        """Refuses: nothing here makes sounds."""
-        raise NotImplementedError("audio is not supported")
+                self._write(step, summary.image(tag, one, dataformats="HWC"))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """One text a name, shown as Markdown."""
         from tensorboardX import summary
 
         for name, value in texts.items():
-            self._event(step, summary=summary.text(name, value))
+            self._write(step, summary.text(name, value))
 
-    def write_histograms(
-        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
-    ) -> None:
-        """Distributions of arrays of any shape; 30 buckets unless told otherwise."""
-        from tensorboardX import summary
-
-        for name, value in arrays.items():
-            buckets = (num_buckets or {}).get(name) or 30
-            self._event(step, summary=summary.histogram(name, np.asarray(value, np.float64).ravel(), buckets))
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+    def write_hparams(self, hparams: Mapping[str, object]) -> None:
         """The run's settings, nested ones with dotted names."""
         from tensorboardX import summary
 
         for content in summary.hparams(_flatten(hparams), {}):
-            self._event(0, summary=content)
+            self._write(0, content)
 
     def flush(self) -> None:
         """Writes everything to disk."""
@@ -143,18 +146,6 @@ class EventFileWriter:
     def close(self) -> None:
         """Flushes and closes the file."""
         self._events.close()
-
-
-# Must happen before clu.metric_writers is first imported, hence at import and hence a class that does not inherit from
-# clu's interface but is registered with it.
-if _SUMMARY_MODULE not in sys.modules:
-    _module = types.ModuleType(_SUMMARY_MODULE, "Event files through tensorboardX, see mmclip_jax.writers.")
-    _module.SummaryWriter = EventFileWriter  # type: ignore[attr-defined]
-    sys.modules[_SUMMARY_MODULE] = _module
-
-from clu import metric_writers  # noqa: E402
-
-metric_writers.MetricWriter.register(EventFileWriter)
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
@@ -189,16 +180,16 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float | None]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _is_metric(value: Any) -> bool:
+def _is_metric(value: object) -> bool:
     """A finite number, or None for one that was not."""
-    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+    return value is None or ((type(value) is int or type(value) is float) and abs(value) <= sys.float_info.max)
 
 
 def _line(row: Mapping[str, float | None]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
-class JsonLinesWriter(metric_writers.MetricWriter):
+class JsonLinesWriter(MetricWriter):
     """Writes scalars as one JSON object a step, ascending, each step once: {"step": n, name: number, …}.
 
     A number that is not finite becomes null. Every write reaches the file at once, by one system call, so that a killed
@@ -225,7 +216,7 @@ class JsonLinesWriter(metric_writers.MetricWriter):
         self._tail_start = sum(len(_line(row)) for row in rows[:-_TAIL])
         self._before_tail = int(rows[-_TAIL - 1]["step"] or 0) if len(rows) > _TAIL else -1
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
         """Adds numbers to the step's row; a step may be written several times, and late."""
         numbers = {name: scalar(value) for name, value in scalars.items()}
         values: dict[str, float | None] = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
@@ -245,29 +236,6 @@ class JsonLinesWriter(metric_writers.MetricWriter):
             self._before_tail = next(iter(self._tail))
             self._tail_start += len(_line(self._tail.pop(self._before_tail)))
 
-    def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
-        """Left to other writers."""
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Left to other writers."""
-
-    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        """Left to other writers."""
-
-    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        """Left to other writers."""
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Left to other writers."""
-
-    def write_histograms(
-        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
-    ) -> None:
-        """Left to other writers."""
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Left to other writers: the run directory holds config.json."""
-
     def flush(self) -> None:
         """Waits until the rows are on the disk itself."""
         os.fsync(self._file.fileno())
@@ -277,38 +245,66 @@ class JsonLinesWriter(metric_writers.MetricWriter):
         self._file.close()
 
 
-class _ConsoleWriter(metric_writers.LoggingWriter):
-    """clu's console lines, with every number as a short decimal."""
+class ConsoleWriter(MetricWriter):
+    """Writes scalars as one log line a step: "[step] name=number, …", sorted by name."""
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        super().write_scalars(step, {name: scalar(value) for name, value in scalars.items()})
+    def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
+        """One line."""
+        said = ", ".join(f"{name}={scalar(value):.6g}" for name, value in sorted(scalars.items()))
+        logging.info("[%d] %s", step, said)
 
 
-class _CopyingWriter(metric_writers.MultiWriter):
-    """Writers into a folder of which a bucket has a copy: a minute old at most, and up to date after `flush`."""
+class SeveralWriters(MetricWriter):
+    """Gives all of it to each of several writers.
 
-    def __init__(self, each: list[metric_writers.MetricWriter], twin: files.LocalTwin):
-        super().__init__(each)
-        self._twin, self._copied = twin, time.monotonic()
+    Args:
+      each: the writers.
+      twin: a folder that they write into and of which a bucket has a copy: a minute old at most, and up to date after
+        `flush`.
+    """
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        super().write_scalars(step, scalars)
-        if self._twin.is_copied and time.monotonic() - self._copied > _COPY_SECONDS:
+    def __init__(self, each: Sequence[MetricWriter], twin: files.LocalTwin | None = None):
+        self._each, self._twin, self._copied = tuple(each), twin, time.monotonic()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
+        """See `MetricWriter`."""
+        for writer in self._each:
+            writer.write_scalars(step, scalars)
+        if self._twin is not None and self._twin.is_copied and time.monotonic() - self._copied > _COPY_SECONDS:
             self.flush()
 
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """See `MetricWriter`."""
+        for writer in self._each:
+            writer.write_texts(step, texts)
+
+    def write_images(self, step: int, images: Mapping[str, npt.ArrayLike]) -> None:
+        """See `MetricWriter`."""
+        for writer in self._each:
+            writer.write_images(step, images)
+
+    def write_hparams(self, hparams: Mapping[str, object]) -> None:
+        """See `MetricWriter`."""
+        for writer in self._each:
+            writer.write_hparams(hparams)
+
     def flush(self) -> None:
-        super().flush()
-        self._twin.copy()
+        """Has each writer flush, and brings the copy in the bucket up to date."""
+        for writer in self._each:
+            writer.flush()
+        if self._twin is not None:
+            self._twin.copy()
         self._copied = time.monotonic()
 
     def close(self) -> None:
-        super().close()
-        self._twin.copy()
+        """Closes each writer, and brings the copy in the bucket up to date."""
+        for writer in self._each:
+            writer.close()
+        if self._twin is not None:
+            self._twin.copy()
 
 
-def create_writer(
-    workdir: str | os.PathLike[str], *, step: int = 0, primary: bool = True
-) -> metric_writers.MetricWriter:
+def create_writer(workdir: str | os.PathLike[str], *, step: int = 0, primary: bool = True) -> MetricWriter:
     """The writer of a training run: console lines, event files and metrics.jsonl.
 
     Args:
@@ -320,33 +316,31 @@ def create_writer(
       UserError: an existing metrics.jsonl is damaged.
     """
     if not primary:
-        return metric_writers.MultiWriter([_ConsoleWriter()])
+        return ConsoleWriter()
     twin = files.LocalTwin(workdir)
     twin.fetch(METRICS_FILE)
     numbers = JsonLinesWriter(twin.folder / METRICS_FILE, step)
-    return _CopyingWriter([_ConsoleWriter(), EventFileWriter(twin.folder, step), numbers], twin)
+    return SeveralWriters([ConsoleWriter(), EventFileWriter(twin.folder, step), numbers], twin)
 
 
 class _OurLines(std_logging.Filter):
-    """Lets through warnings, and lesser lines of this package and of clu's writers only.
+    """Lets through warnings, and lesser lines of this package only.
 
     Nothing of Orbax: what fails there is raised too, and said in one line instead of some thousand.
     """
 
-    _folders = (Path(__file__).resolve().parent, Path(metric_writers.__file__).resolve().parent)
+    _folder = Path(__file__).resolve().parent
 
     def filter(self, record: std_logging.LogRecord) -> bool:
         """Whether to show the line."""
         file = Path(record.pathname).resolve()
         if "orbax" in file.parts:
             return False
-        return record.levelno >= std_logging.WARNING or any(file.is_relative_to(folder) for folder in self._folders)
+        return record.levelno >= std_logging.WARNING or file.is_relative_to(self._folder)
 
 
 def configure_logging() -> None:
     """Shows this package's progress lines on stderr as "HH:MM:SS text", and only the warnings of libraries."""
-    from absl import logging
-
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

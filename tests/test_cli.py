@@ -145,7 +145,7 @@ def _run_as(monkeypatch, error: BaseException | None) -> None:
         if error is not None:
             raise error
 
-    monkeypatch.setattr(cli, "_data_info", run)
+    monkeypatch.setattr(cli.data, "_info", run)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_terminal_without_the_characters_is_no_reason_to_fail():
     code = """
         import sys
         from mmclip_jax import cli
-        cli._data_info = lambda args: print("\\u00b1 \\u65e5")
+        cli.data._info = lambda args: print("\\u00b1 \\u65e5")
         sys.exit(cli.main(["data", "info", "."]))
     """
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -258,7 +258,7 @@ def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same(how):
                     time.sleep(60)
                 except KeyboardInterrupt:
                     pass
-        cli._data_info = wait
+        cli.data._info = wait
         sys.exit(cli.main(["data", "info", "."]))
     """
     process = subprocess.Popen(
@@ -319,7 +319,7 @@ def test_what_an_interrupt_leaves_behind_is_not_freed_first(tmp_path):
             kept = Crashes()
             print("waiting", flush=True)
             time.sleep(60)
-        cli._data_info = wait
+        cli.data._info = wait
         sys.exit(cli.main(["data", "info", "."]))
     """
     process = subprocess.Popen(
@@ -343,7 +343,7 @@ def test_interrupt_of_a_process_is_130_and_one_line(tmp_path):
         def wait(args):
             print("waiting", flush=True)
             time.sleep(60)
-        cli._data_info = wait
+        cli.data._info = wait
         sys.exit(cli.main(["data", "info", "."]))
     """
     process = subprocess.Popen(
@@ -365,7 +365,7 @@ def test_a_reader_that_goes_away_gives_no_traceback():
     code = """
         import sys
         from mmclip_jax import cli
-        cli._data_info = lambda args: [print("x" * 1000) for _ in range(10000)]
+        cli.data._info = lambda args: [print("x" * 1000) for _ in range(10000)]
         sys.exit(cli.main(["data", "info", "."]))
     """
     script = f"{sys.executable} - <<'END' | head -n 1\n{textwrap.dedent(code)}\nEND\n"
@@ -476,7 +476,7 @@ def test_config_with_argument_and_overrides(config):
     ],
 )
 def test_overrides_are_told_from_other_arguments(words, rest, overrides):
-    assert cli._split_overrides(words.split()) == (rest.split(), overrides)
+    assert cli.entry._split_overrides(words.split()) == (rest.split(), overrides)
 
 
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.py")))

@@ -54,6 +54,24 @@ def test_pins_are_closed_over_what_the_packages_require():
                 assert requirement.specifier.contains(pins[needed]), f"{name} {version} needs {text}"
 
 
+def test_nothing_is_pinned_that_no_dependency_needs():
+    """From the declared dependencies on, with the extras that each asks for."""
+    from packaging.requirements import Requirement
+
+    needed: set[tuple[str, str]] = set()
+    open_ends = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+    while open_ends:
+        requirement = open_ends.pop()
+        for extra in ("", *requirement.extras):
+            name = _name(requirement.name)
+            if (name, extra) not in needed:
+                needed.add((name, extra))
+                each = map(Requirement, metadata.distribution(name).requires or [])
+                pythons = [{"extra": extra, "python_version": version} for version in ("3.11", "3.12")]
+                open_ends += [r for r in each if r.marker is None or any(map(r.marker.evaluate, pythons))]
+    assert not _pins("requirements.txt").keys() - {name for name, _ in needed}
+
+
 def test_pins_of_the_gcs_extra_are_closed_and_fit_those_of_the_base():
     """Against what the pinned packages say of themselves, where they are installed (make test-gcs)."""
     from packaging.requirements import Requirement
@@ -87,17 +105,33 @@ def test_no_tensorflow_and_no_torch_in_the_base():
     assert not _pins("requirements.txt").keys() & {"tensorflow", "tensorflow-cpu", "torch", "tensorboard"}
 
 
+_PACKAGES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "google": "protobuf",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+# Declared, and imported by none of our modules.
+_NOT_IMPORTED = {
+    "python-gdcm": "pydicom decodes compressed transfer syntaxes with it, where it is installed",
+}
+
+
+def _imported_modules() -> dict[str, str]:
+    """The first names of all modules that the package imports anywhere, with a file that does."""
+    found: dict[str, str] = {}
+    for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.partition(".")[0]: str(file.relative_to(ROOT)) for name in names}
+    return found
+
+
 def test_every_import_of_the_package_is_a_declared_dependency():
     """Third-party modules that mmclip_jax imports anywhere, against pyproject."""
-    packages = {
-        "PIL": "pillow",
-        "absl": "absl-py",
-        "ahocorasick": "pyahocorasick",
-        "google": "protobuf",
-        "orbax": "orbax-checkpoint",
-        "sklearn": "scikit-learn",
-        "yaml": "pyyaml",
-    }
     optional = {
         "python_calamine",
         "torch",
@@ -110,13 +144,15 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "fsspec",
     }
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
-    for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for module in {name.partition(".")[0] for name in names} - optional - {"mmclip_jax"}:
-                known = module in sys.stdlib_module_names or _name(packages.get(module, module)) in declared
-                assert known, f"{file.relative_to(ROOT)} imports {module}"
+    for module, file in _imported_modules().items():
+        if module not in optional | {"mmclip_jax"} | sys.stdlib_module_names:
+            assert _name(_PACKAGES.get(module, module)) in declared, f"{file} imports {module}"
+
+
+def test_every_declared_dependency_is_imported_by_the_package():
+    declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
+    imported = {_name(_PACKAGES.get(module, module)) for module in _imported_modules()}
+    assert declared - imported == _NOT_IMPORTED.keys()
 
 
 def test_one_version():
@@ -138,7 +174,7 @@ def test_help_imports_nothing_heavy():
         import sys
         from mmclip_jax import cli
         assert cli.main(["--help"]) == 0
-        heavy = {"jax", "numpy", "flax", "absl", "ml_collections", "tensorflow_datasets", "pandas", "matplotlib"}
+        heavy = {"jax", "numpy", "flax", "absl", "ml_collections", "tensorflow_datasets", "pandas", "scipy", "yaml"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, stdout=subprocess.DEVNULL)
@@ -262,12 +298,13 @@ def test_imports_go_one_way(room: str) -> None:
 
 
 def test_no_module_needs_itself() -> None:
-    """Imports at the top of modules have no circles; nothing imports the command line."""
+    """Imports at the top of modules have no circles; nothing else imports the command line."""
     modules = {}
     for file in sorted((ROOT / "mmclip_jax").rglob("*.py")):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        assert not any(each.startswith("mmclip_jax.cli") for each in _imports(tree)), file
+        if not name.startswith("mmclip_jax.cli"):
+            assert not any(each.startswith("mmclip_jax.cli") for each in _imports(tree)), file
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         modules[name] = _imports(top)
     needs = {
@@ -285,4 +322,22 @@ def test_the_list_of_rooms_is_that_of_the_tree() -> None:
     there = {file.name for file in (ROOT / "mmclip_jax").rglob("*.py")}
     assert named <= there
     listed = [file for file in (ROOT / "mmclip_jax").rglob("*.py") if file.parent.name != "phantom"]
-    assert {file.name for file in listed} - named == {"__init__.py", *(f"{name}.py" for name in COLLECTIONS)}
+    assert {file.name for file in listed} - named == {
+        "__init__.py",
+        "__main__.py",
+        *(f"{name}.py" for name in COLLECTIONS),
+    }
+
+
+def test_paths_that_the_documents_name_exist() -> None:
+    """Files of the repository that README and docs/ name: with a folder, or with one of ours below the package."""
+    missing = []
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = document.read_text(encoding="utf-8")
+        for path in re.findall(r"(?<![\w/.-])(?:\w[\w-]*/)+[\w.-]+\.(?:py|sh|yaml|csv|md|txt)\b", text):
+            top = path.partition("/")[0]
+            homes = (ROOT, document.parent, ROOT / "mmclip_jax") if (ROOT / "mmclip_jax" / top).is_dir() else (ROOT,)
+            ours = any((ROOT / folder / top).is_dir() for folder in (".", "mmclip_jax"))
+            if ours and not any((home / path).exists() for home in homes):
+                missing.append(f"{document.name}: {path}")
+    assert not missing, missing

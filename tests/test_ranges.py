@@ -12,8 +12,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmclip_jax import ablate, arguments, check, cli, ranges
+from mmclip_jax import ablate, check, cli, ranges
 from mmclip_jax import config as config_lib
+from mmclip_jax.cli import arguments, entry
 from mmclip_jax.errors import UserError
 from mmclip_jax.finetune import task as task_lib
 from mmclip_jax.models import encoders, masking, mmclip, transformer
@@ -145,7 +146,7 @@ def parsers(parser: Any) -> Iterator[Any]:
 
 def test_no_command_takes_a_number_without_a_range() -> None:
     found = 0
-    for parser in parsers(cli._make_parser()):
+    for parser in parsers(entry.make_parser()):
         for action in parser._actions:
             assert action.type not in (int, float), f"{parser.prog} {action.option_strings}"
             found += isinstance(action.type, arguments.Number | arguments.Numbers)

@@ -6,142 +6,29 @@ Neither the number of processes nor that of threads or workers changes it, and t
 the next batch. Each element's random draws come from the seed and the element's position.
 """
 
-import bisect
-import dataclasses
 import functools
 import itertools
-import os
-import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
 from mmclip_jax.data.batch import Batch, Row, sizes, stack_rows
 from mmclip_jax.data.images import transforms
-from mmclip_jax.data.schema import PARTS, Example
+from mmclip_jax.data.order import ShuffledEpochs, join, op_seed, part_stream
+from mmclip_jax.data.schema import Example
+from mmclip_jax.data.sources import ExampleSource, Placed, PlacedSource, RecordTable, TrainSet, open_train_sets
 from mmclip_jax.data.texts import DrawnText
 from mmclip_jax.errors import UserError
 
 # A record that cannot be read or decoded is replaced by the next one of its data set, at most so many places on.
 REPLACEMENTS = 8
-# Examples of a part whose image files are no more than this together are read once and kept in memory.
-MEMORY_BYTES = 64 * 2**20
-
-
-class ExampleSource(Protocol):
-    """Random access to examples, as `records.Records` gives it; a list of examples will do."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSet:
-    """The training records of one built data set. source_names: all `Example.source` that occur in it."""
-
-    name: str
-    paired: ExampleSource
-    unpaired: ExampleSource
-    source_names: tuple[str, ...]
-
-
-def open_train_sets(directories: Iterable[str | os.PathLike[str]], split: str = "train") -> tuple[TrainSet, ...]:
-    """Opens data sets for training.
-
-    Raises:
-      UserError: a directory holds no data set, or its unpaired images have no usable label at all.
-    """
-    opened = []
-    for directory in directories:
-        facts = record_files.dataset_facts(directory)
-        sources: dict[str, ExampleSource] = {}
-        for part in PARTS:
-            examples = record_files.open_records(directory, split, part)
-            size = facts["splits"].get(f"{split}_{part}", {}).get("image_bytes", 0)
-            sources[part] = Remembered(examples) if size <= MEMORY_BYTES else examples
-        train_set = TrainSet(str(directory), sources["paired"], sources["unpaired"], tuple(sorted(facts["sources"])))
-        labels = facts["splits"].get(f"{split}_unpaired", {}).get("labels", {})
-        if len(train_set.unpaired) and not any(c.get("present", 0) or c.get("absent", 0) for c in labels.values()):
-            raise UserError(
-                f"{directory}: none of the {len(train_set.unpaired)} unpaired images of {split} has a label that is "
-                "present or absent; check how the table's label columns were read, and build again"
-            )
-        opened.append(train_set)
-    return tuple(opened)
-
-
-class Remembered:
-    """A source that keeps what it has read (not across processes: each keeps its own)."""
-
-    def __init__(self, examples: ExampleSource):
-        self._examples = examples
-        self._known: dict[int, Example] = {}
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self._known.get(index)
-        if example is None:
-            example = self._known[index] = self._examples[index]
-        return example
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_known": {}}
-
-
-class RecordTable:
-    """Numbers all training records of all data sets: data set by data set, paired before unpaired.
-
-    The number is the `record` field of a row.
-    """
-
-    def __init__(self, sets: Sequence[TrainSet]):
-        self._pieces: list[tuple[int, str, str, ExampleSource]] = []
-        self._offsets: dict[tuple[int, str], int] = {}
-        total = 0
-        for number, train_set in enumerate(sets):
-            for part in PARTS:
-                examples: ExampleSource = getattr(train_set, part)
-                self._offsets[number, part] = total
-                self._pieces.append((total, train_set.name, part, examples))
-                total += len(examples)
-        self._total = total
-        if total > np.iinfo(np.int32).max:
-            raise UserError(f"{total} training records are more than int32 can number")
-
-    def __len__(self) -> int:
-        return self._total
-
-    def offset(self, set_number: int, part: str) -> int:
-        """The number of the first record of a part."""
-        return self._offsets[set_number, part]
-
-    def example(self, record: int) -> Example:
-        """The example with this number; reads it from disk."""
-        if not 0 <= record < self._total:
-            raise IndexError(f"record {record} of {self._total}")
-        start, _, _, examples = self._piece(record)
-        return examples[record - start]
-
-    def locate(self, record: int) -> tuple[str, str, int]:
-        """(data set, part, place in it) of the example with this number."""
-        start, name, part, _ = self._piece(record)
-        return name, part, record - start
-
-    def _piece(self, record: int) -> tuple[int, str, str, ExampleSource]:
-        return next(piece for piece in reversed(self._pieces) if piece[0] <= record)
-
-    def ids(self, records: Iterable[int]) -> list[str]:
-        """The ids of the examples with these numbers."""
-        return [self.example(int(record)).id for record in records]
 
 
 class RowMaker:
@@ -150,7 +37,7 @@ class RowMaker:
     The field `source` is an index into `source_names`, −1 for others; `damaged` is left to who replaces records.
     """
 
-    def __init__(self, config: Any, tokenizer: Any, source_names: Sequence[str] = ()):
+    def __init__(self, config: ConfigDict, tokenizer: Any, source_names: Sequence[str] = ()):
         self._size = int(config.model.image_size)
         self._length = int(config.model.text.length)
         self._data = plain(config.data)
@@ -185,7 +72,7 @@ class RowMaker:
 
 
 def make_train_iterator(
-    config: Any,
+    config: ConfigDict,
     tokenizer: Any,
     *,
     seed: int | None = None,
@@ -222,15 +109,15 @@ def make_train_iterator(
     for part, size in sizes(config).items():
         if size < 0 or size % process_count:
             raise UserError(f"data.batch_{part} = {size} does not divide among {process_count} processes")
-        stream = _part_stream(config.data, part, train_sets, table, seed)
-        rows = stream.random_map(_TrainRow(maker), seed=_op_seed(seed, part, "rows"))
+        stream = part_stream(config.data, part, train_sets, table, seed)
+        rows = stream.random_map(_TrainRow(maker), seed=op_seed(seed, part, "rows"))
         batches = rows.batch(size // process_count, drop_remainder=True, batch_fn=stack_rows)
         # Local batch j·P + p is slice p of global batch j.
         parts[part] = batches.slice(slice(process_index, None, process_count))
     if not parts:
         raise UserError("data.batch_paired and data.batch_unpaired are both 0: there is nothing to train on")
     return TrainIterator(
-        _join(parts),
+        join(parts),
         table=table,
         source_names=source_names,
         threads=int(config.data.threads),
@@ -273,11 +160,11 @@ def make_row_iterator(
     """
     if batch % process_count:
         raise UserError(f"a batch of {batch} does not divide among {process_count} processes")
-    stream = _ShuffledEpochs([source], _op_seed(seed, "rows", "shuffle"))
-    rows = stream.random_map(make_row, seed=_op_seed(seed, "rows", "rows"))
+    stream = ShuffledEpochs([source], op_seed(seed, "rows", "shuffle"))
+    rows = stream.random_map(make_row, seed=op_seed(seed, "rows", "rows"))
     batches = rows.batch(batch // process_count, drop_remainder=True, batch_fn=stack_rows)
     return TrainIterator(
-        _join({"rows": batches.slice(slice(process_index, None, process_count))}),
+        join({"rows": batches.slice(slice(process_index, None, process_count))}),
         table=_Ids(tuple(ids)),
         source_names=(),
         threads=threads,
@@ -379,7 +266,7 @@ class TrainIterator(grain.DatasetIterator):
             example = self.table.example(record)
             found["id"] = example.id
             transforms.decode_image(example.image)
-        except Exception as error:  # as in `_PlacedSource.row`
+        except Exception as error:  # as in `PlacedSource.row`
             found["problem"] = str(error) or type(error).__name__
         return found
 
@@ -409,7 +296,7 @@ class TrainIterator(grain.DatasetIterator):
 
 
 def eval_rows(
-    examples: ExampleSource | Iterable[Example], tokenizer: Any, config: Any, source_names: Sequence[str] = ()
+    examples: ExampleSource | Iterable[Example], tokenizer: Any, config: ConfigDict, source_names: Sequence[str] = ()
 ) -> Iterator[Row]:
     """The rows of `RowMaker.eval_row`, in order; `record` counts the examples from 0.
 
@@ -418,7 +305,7 @@ def eval_rows(
     """
     maker = RowMaker(config, tokenizer, source_names)
     sized: Any = examples if hasattr(examples, "__getitem__") else tuple(examples)
-    source = _PlacedSource(sized, 0, repr(sized) if isinstance(sized, record_files.Records) else "evaluation")
+    source = PlacedSource(sized, 0, repr(sized) if isinstance(sized, record_files.Records) else "evaluation")
     for index in range(len(source)):
         yield source.row(index, maker.eval_row)
 
@@ -426,7 +313,7 @@ def eval_rows(
 def eval_batches(
     examples: ExampleSource | Iterable[Example],
     tokenizer: Any,
-    config: Any,
+    config: ConfigDict,
     batch_size: int,
     source_names: Sequence[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -444,49 +331,6 @@ def eval_batches(
         yield batch | {"valid": np.arange(batch_size) < len(taken)}
 
 
-class _PlacedSource:
-    """A source of `_Placed` elements, with the number of its first record, and its name for messages."""
-
-    def __init__(self, examples: ExampleSource, offset: int, name: str):
-        self._examples = examples
-        self._offset = offset
-        self._name = name
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> "_Placed":
-        return _Placed(self, index)
-
-    def __repr__(self) -> str:
-        return f"{self._name} ({len(self)} records)"
-
-    def record(self, place: int) -> int:
-        """The number in the record table of the example at a place."""
-        return self._offset + place
-
-    def row(self, place: int, make: Callable[[Example, int], Row]) -> Row:
-        """What `make` makes of the example at a place and its record number; its errors name the place."""
-        try:
-            example = self._examples[place]
-        except Exception as error:  # damaged files raise whatever the layer that stumbled raises
-            raise UserError(
-                f"{self._name}: record {place} cannot be read ({error or type(error).__name__}); "
-                "copy the data set again, or build it again"
-            ) from error
-        try:
-            return make(example, self.record(place))
-        except UserError as error:
-            raise UserError(f"{self._name}: record {place}: {error}") from error
-
-
-class _Placed(NamedTuple):
-    """A place of a source; it is read when its row is made."""
-
-    source: _PlacedSource
-    place: int
-
-
 class _TrainRow(NamedTuple):
     """The random map of grain: a class, so that worker processes can unpickle it.
 
@@ -496,7 +340,7 @@ class _TrainRow(NamedTuple):
 
     maker: RowMaker
 
-    def __call__(self, element: _Placed, rng: np.random.Generator) -> Row:
+    def __call__(self, element: Placed, rng: np.random.Generator) -> Row:
         source, place = element
         errors = []
         for further in range(min(REPLACEMENTS + 1, len(source))):
@@ -512,101 +356,7 @@ class _TrainRow(NamedTuple):
         return self.maker.train_row(example, rng, record)
 
 
-def _part_stream(
-    data: Any, part: str, train_sets: Sequence[TrainSet], table: RecordTable, seed: int
-) -> grain.MapDataset:
-    """The endless shuffled stream of one part's `_Placed` elements over all data sets."""
-    weights = data[f"{part}_weights"] or None
-    if weights is not None and (len(weights) != len(train_sets) or min(weights) < 0 or not sum(weights)):
-        raise UserError(
-            f"data.{part}_weights = {tuple(weights)}: give one weight >= 0 for each of the {len(train_sets)} data sets "
-            "in data.train, not all 0, or none at all"
-        )
-    sources = []
-    for number, train_set in enumerate(train_sets):
-        examples: ExampleSource = getattr(train_set, part)
-        weight = len(examples) if weights is None else weights[number]
-        if not weight:
-            continue
-        if not len(examples):
-            raise UserError(f"data.{part}_weights: {train_set.name} has no {part} training images; give it weight 0")
-        name = f"{train_set.name} ({part} images for training)"
-        sources.append((number, weight, _PlacedSource(examples, table.offset(number, part), name)))
-    if not sources:
-        names = ", ".join(train_set.name for train_set in train_sets) or "no data set at all"
-        raise UserError(
-            f"no {part} training images in data.train ({names}): add a data set that has some, or set "
-            f"data.batch_{part} = 0"
-        )
-    if weights is None:
-        return _ShuffledEpochs([source for _, _, source in sources], _op_seed(seed, part, "shuffle"))
-    return grain.MapDataset.mix(
-        [_ShuffledEpochs([source], _op_seed(seed, part, "shuffle", number)) for number, _, source in sources],
-        weights=[float(weight) for _, weight, _ in sources],
-    )
-
-
-class _ShuffledEpochs(grain.MapDataset):
-    """Endless epochs over all elements of `sources`, each in an order that depends on the seed and the epoch's number.
-
-    In place of `MapDataset.source(...).shuffle().repeat()`: grain computes each shuffled index by walking a 16-bit
-    cipher, which costs 0.16 ms an element in a data set of 400 (all the rest of a row costs about 0.5 ms), where a
-    stored permutation costs 8 bytes an element.
-    """
-
-    def __init__(self, sources: Sequence[Any], seed: int):
-        super().__init__()
-        self._sources = tuple(sources)
-        self._ends = list(itertools.accumulate(len(source) for source in sources))
-        self._seed = seed
-        self._orders: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        epoch, place = divmod(index, self._ends[-1])
-        element = int(self._order(epoch)[place])
-        number = bisect.bisect_right(self._ends, element)
-        return self._sources[number][element - (self._ends[number - 1] if number else 0)]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = np.random.default_rng([self._seed, epoch]).permutation(self._ends[-1])
-            # A new dictionary, since other threads may be reading the old one; batches may straddle two epochs.
-            self._orders = {known: self._orders[known] for known in (epoch - 1,) if known in self._orders} | {
-                epoch: order
-            }
-        return order
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_orders": {}}
-
-
-def _join(parts: Mapping[str, grain.MapDataset]) -> grain.MapDataset:
-    """One data set whose elements hold an element of each part."""
-    length = min(len(part) for part in parts.values())
-    same_length = [part.slice(slice(0, length)) for part in parts.values()]
-    return grain.experimental.ZipMapDataset(same_length).map(_Named(tuple(parts)))
-
-
-class _Named(NamedTuple):
-    names: tuple[str, ...]
-
-    def __call__(self, elements: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(self.names, elements, strict=True))
-
-
-def _op_seed(seed: int, *key: str | int) -> int:
-    """A seed in 0..2**32 − 1 for one random operation, independent of those of the others."""
-    words = [value if isinstance(value, int) else texts.stable_hash(value) & 0xFFFFFFFF for value in key]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
-
-
-def plain(config: Any) -> types.SimpleNamespace:
+def plain(config: ConfigDict) -> types.SimpleNamespace:
     """A ConfigDict as plain attributes, which are read several times for each row."""
     return types.SimpleNamespace(
         **{key: plain(value) if hasattr(value, "items") else value for key, value in config.items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mmclip_jax.data.builders.labels import Beside, settle_no_finding
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.text import entities as entity_finder
@@ -242,8 +243,7 @@ def _known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
             )
     present = {kind for kind, state in example.labels.items() if state == LabelState.PRESENT}
     absent = {kind for kind, state in example.labels.items() if state == LabelState.ABSENT}
-    if prompts.beside_no_finding(present):
-        present.discard(NO_FINDING)
+    present = settle_no_finding(present, Beside.BELIEVE)
     return _in_order(present), _in_order(_without_implied(absent - {NO_FINDING}, present))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from mmclip_jax.data.schema import SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.stats.thresholds import CRITERIA
-from mmclip_jax.text import prompts, vocabulary
+from mmclip_jax.text import prompts, vocabulary, yaml_tree
 
 PACKAGED = pathlib.Path(__file__).parent / "protocols.yaml"
 DEFAULT = "table"
@@ -152,7 +152,7 @@ def load(spec: str) -> Protocol:
     Raises:
       UserError: no such protocol or file, or a mistake in it.
     """
-    protocol: Protocol = vocabulary.find_entry(spec, PACKAGED, _read, "protocol")
+    protocol: Protocol = yaml_tree.find_entry(spec, PACKAGED, _read, "protocol")
     return protocol
 
 
@@ -171,7 +171,7 @@ def _without_phrases(words: vocabulary.Resources) -> vocabulary.Resources:
 
 
 def _read(file: pathlib.Path) -> dict[str, Protocol]:
-    protocols = {str(name): _protocol(file, str(name), entry) for name, entry in vocabulary.read_yaml(file).items()}
+    protocols = {str(name): _protocol(file, str(name), entry) for name, entry in yaml_tree.read_mapping(file).items()}
     taken: dict[str, str] = {}
     for protocol in protocols.values():
         for name in protocol.data:

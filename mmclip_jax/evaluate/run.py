@@ -51,7 +51,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     show_text: bool = False,
     allow_leakage: str = "",
-    told: audit.Told = audit.NOTHING_TOLD,
+    told: audit.IdStatements = audit.NOTHING_STATED,
     resamples: int = 1000,
     progress: bool = True,
     phrase_file: str | os.PathLike[str] = "",
@@ -122,7 +122,7 @@ def audit_scored(
     split: str,
     protocol: Protocol,
     allowed: str = "",
-    told: audit.Told = audit.NOTHING_TOLD,
+    told: audit.IdStatements = audit.NOTHING_STATED,
 ) -> dict[str, Any]:
     """The audit of a split against what the model learnt from, and against what thresholds are chosen on.
 

@@ -26,7 +26,7 @@ from mmclip_jax.external import encoders as encoders_lib
 from mmclip_jax.external import layouts, preprocess
 from mmclip_jax.external.fields import field, fits
 from mmclip_jax.external.weights import find_weights, read_json, sha256
-from mmclip_jax.text import prompts, vocabulary
+from mmclip_jax.text import prompts, yaml_tree
 
 PACKAGED = pathlib.Path(__file__).parent / "families.yaml"
 FOLDER = "folder"
@@ -78,7 +78,7 @@ def load_spec(spec: str) -> Spec:
     Raises:
       UserError: no such spec or file, or a mistake in it.
     """
-    found: Spec = vocabulary.find_entry(spec, PACKAGED, _read, "referee spec")
+    found: Spec = yaml_tree.find_entry(spec, PACKAGED, _read, "referee spec")
     return found
 
 
@@ -244,7 +244,7 @@ def _folder_rules(spec: Spec, folder: pathlib.Path, encoder: layouts.DualEncoder
 
 
 def _read(file: pathlib.Path) -> dict[str, Spec]:
-    return {str(name): _spec(file, str(name), entry) for name, entry in vocabulary.read_yaml(file).items()}
+    return {str(name): _spec(file, str(name), entry) for name, entry in yaml_tree.read_mapping(file).items()}
 
 
 def _spec(file: pathlib.Path, name: str, entry: Any) -> Spec:

@@ -59,7 +59,7 @@ def run(
     step: int | None = None,
     split: str = "test",
     allow_leakage: str = "",
-    told: audit.Told = audit.NOTHING_TOLD,
+    told: audit.IdStatements = audit.NOTHING_STATED,
     resamples: int = 1000,
     progress: bool = True,
 ) -> str:
@@ -198,7 +198,7 @@ def _audit_learning(
     split: str,
     settings: Settings,
     allowed: str,
-    told: audit.Told,
+    told: audit.IdStatements,
 ) -> dict[str, dict[str, Any]]:
     """The audits of the scored rows against the training rows of each fraction, and against those that stop a run."""
     chosen = {_percent(fraction): task.fraction(fraction)[0].tolist() for fraction in settings.fractions}

@@ -10,8 +10,7 @@ from etils import epath
 
 from mmclip_jax import ranges
 from mmclip_jax.data.builders import fractions
-from mmclip_jax.data.builders.collection import settle_uncertain
-from mmclip_jax.data.builders.options import UNCERTAIN_POLICIES
+from mmclip_jax.data.builders.labels import UNCERTAIN_POLICIES, settle_uncertain
 from mmclip_jax.data.records import dataset_dir, dataset_facts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mmclip_jax.text import containers
 from mmclip_jax.text.entities import find_terms
+from mmclip_jax.text.marks import ANSWER, BULLETS
 from mmclip_jax.text.schema import NEW_SENTENCE
 
 
@@ -23,7 +24,7 @@ def word_set(words: str) -> frozenset[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Characters: whatever an export writes for a line end, a blank, a bullet or nothing at all
 
-_ANSWER = r"(?:none|no|absent|nil|negative|neg|present|yes|positive|normal|clear|unremarkable|nein|ja|keine?)"
+_ANSWER = rf"(?:{ANSWER}|normal|clear|unremarkable)"
 # Nothing of this in a text: nothing to decode.
 _UNUSUAL = re.compile(r"[^\n -%'-;=-\[\]-{}]")
 # A text of these alone, that begins and ends without a blank, needs no cleaning but for what stands in `reports`.
@@ -58,9 +59,7 @@ _MARKS = {"E": "\\", "F": "|", "S": "^", "T": "&", "R": "\u223c", "H": "", "N": 
 _EXCEL = re.compile(r"_[xX]([0-9A-Fa-f]{4})_")
 # A tilde is HL7's mark between lines, but "about" in front of a number.
 _LINE_MARK = re.compile(r"(?<=[^\s(])~|~(?![ ]?\d)|~(?=[ ]?\d{1,2}[.)] )|(?<!\S)\u00b7")
-_BULLETS = (
-    "\u2022\u2023\u25e6\u25aa\u25ab\u25cf\u25cb\u25a0\u25a1\u2043\u2219\u27a2\u27a4\u25ba\u25b6\u2713\u2714\uf0b7\uf0a7"
-)
+_BULLETS = BULLETS + ("\u25ab\u25cb\u25a0\u25a1\u2043\u2219\u27a2\u27a4\u25ba\u25b6\u2713\u2714\uf0b7\uf0a7")
 
 
 @functools.cache

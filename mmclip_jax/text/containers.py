@@ -7,13 +7,15 @@ A template exported with tabs, "|" or table cells ("Pneumothorax<TAB>No<TAB>Effu
 import re
 from collections.abc import Iterator, Sequence
 
+from mmclip_jax.text.marks import ANSWER
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Cells
 
 _ANSWER = re.compile(
-    r"(?:none|no|absent|nil|negative|neg|present|yes|positive|pos|true|false|unlikely|"
+    rf"(?:{ANSWER}|pos|true|false|unlikely|"
     r"(?:none|not|nothing) (?:seen|present|identified|visible|noted|found|detected|evident)|no evidence|n/a|[-+01yn]|"
-    r"[-+]ve|nein|ja|keine?r?s?|vorhanden|nicht vorhanden|oui|non|s\u00ed|ausente|absente?)[ .]*",
+    r"[-+]ve|keine?[rs]|vorhanden|nicht vorhanden|ausente|absente?)[ .]*",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?:no|without|there|the)\s", re.IGNORECASE)  # begins no name

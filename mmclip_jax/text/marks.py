@@ -50,6 +50,12 @@ class Sense(NamedTuple):
     sided: bool = False
 
 
+BULLETS = "\u2022\u25e6\u25aa\u25cf\u2023"
+"""Characters that begin an item of a list and nothing else; some boxes do, too, but also answer."""
+OPTION = "none|no|absent|present|yes|nein|ja|oui|non|s[i\u00ed]"
+"""The words that stand beside a box as one of its answers; a pattern."""
+ANSWER = rf"{OPTION}|nil|negative|neg|positive|keine?"
+"""The words that answer alone whether a finding is there, in the languages that reports are read in; a pattern."""
 _BOXES = r"\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705\u2713\u2714\u2717\u2718\u274c"
 BOX = rf"[\[(][ \t]*[xXvV\u2713\u2714_]?[ \t]*[\])]|[{_BOXES}]"
 # Signs as answers one behind the other on a line: "Pneumothorax: - Effusion: +".
@@ -68,7 +74,7 @@ def marks_pattern(clause: str) -> str:
     after = (
         r"(?<=\.)(?!\d)\.*",
         rf"(?<=,)(?:\s+(?:{clause})(?!\w))?" if clause else "(?<=,)",
-        rf"(?<=[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2026{_BOXES}])",
+        rf"(?<=[;!\n\r\v\f\x85\u2028\u2029{BULLETS}\u2026{_BOXES}])",
         rf"(?<=[:?|\t=\u2192])>?(?:[ \t]*(?:\+{{1,4}}|-{{2,3}}|[-\u2013\u2014\u22120\u00d81yn]|n/a){_ENDS}|"
         rf"[ \t]*[-+01yn]{_NEXT_SIGN}|(?<==)[01yn](?=[ \t]))?",
         rf"(?<=-)(?:>(?:[ \t]*[-+01yn]{_ENDS})?|(?=[\s.,;|)]|$))",
@@ -79,14 +85,14 @@ def marks_pattern(clause: str) -> str:
         r"(?<=\d)\d?\)(?=\s)",
     )
     first = (
-        rf"[;!\n\r\v\f\x85\u2028\u2029\u2022\u25e6\u25aa\u25cf\u2023\u2026{_BOXES}"
+        rf"[;!\n\r\v\f\x85\u2028\u2029{BULLETS}\u2026{_BOXES}"
         r",.:?|\t=\u2192\-\u2013\u2014(\[*\d+]"
     )
     return f"{first}(?:{'|'.join(after)})"
 
 
 _SINGLE = {
-    **dict.fromkeys(".;!\u2022\u25e6\u25aa\u25cf\u2023*", Role.END),
+    **dict.fromkeys(f".;!{BULLETS}*", Role.END),
     **dict.fromkeys(":?|=\t\u2192\u2026", Role.ASK),
     **dict.fromkeys("\n\r\v\f\x85\u2028\u2029", Role.LINE),
     **dict.fromkeys("\u2610\u2611\u2612\u25a1\u25a0\u25fb\u25fc\u2705\u2713\u2714\u2717\u2718\u274c", Role.BOX),

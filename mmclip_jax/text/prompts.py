@@ -1,4 +1,8 @@
-"""Disease kinds by name, and the sentences that prompts are made of; the words are in resources/*.yaml."""
+"""Disease kinds by name, and the sentences that prompts are made of; the words are in resources/*.yaml.
+
+What a label means is answered from the resources in use (`vocabulary.default`). Only what writes or reads sentences
+takes other ones as `resources=`.
+"""
 
 import difflib
 import itertools
@@ -14,36 +18,36 @@ KINDS: tuple[str, ...] = tuple(default().kinds)
 """All kinds of the vocabulary, in its order; `no_finding` is one of them."""
 
 
-def kind_of(label: str, resources: Resources | None = None) -> str | None:
+def kind_of(label: str) -> str | None:
     """The kind that a data set's label string, a synonym or a kind's own name stands for; None if unknown.
 
     Case, spaces, hyphens, underscores and other punctuation do not matter: "Pleural_Thickening", "COVID-19".
     """
-    return (resources or default()).names.get(_resources.squeeze(label)) if label.strip() else None
+    return default().names.get(_resources.squeeze(label)) if label.strip() else None
 
 
-def is_unmapped(label: str, resources: Resources | None = None) -> bool:
+def is_unmapped(label: str) -> bool:
     """Whether a data set's label string deliberately stands for no kind (unmapped.yaml), or is blank."""
-    return not label.strip() or _resources.squeeze(label) in (resources or default()).unmapped
+    return not label.strip() or _resources.squeeze(label) in default().unmapped
 
 
-def display_name(kind: str, resources: Resources | None = None) -> str:
+def display_name(kind: str) -> str:
     """What to call a kind in print: "pleural effusion" for "pleural_effusion"."""
-    return _kind(kind, resources or default()).display
+    return _kind(kind, default()).display
 
 
-def ancestors(kind: str, resources: Resources | None = None) -> tuple[str, ...]:
+def ancestors(kind: str) -> tuple[str, ...]:
     """The broader kinds that `kind` implies, nearest first: viral_pneumonia, pneumonia for covid_19."""
-    words = resources or default()
+    words = default()
     return _resources.ancestors(words.kinds, _kind(kind, words).name)
 
 
-def implied(kinds: Iterable[str], resources: Resources | None = None) -> frozenset[str]:
+def implied(kinds: Iterable[str]) -> frozenset[str]:
     """The broader kinds that an image shows because it shows these: ("mass",) gives lung lesion and lung opacity.
 
     Less than `ancestors`: a label that a laboratory gave (COVID-19) says nothing of what the image shows.
     """
-    words = resources or default()
+    words = default()
     found: set[str] = set()
     queue = list(kinds)
     while queue:
@@ -54,45 +58,48 @@ def implied(kinds: Iterable[str], resources: Resources | None = None) -> frozens
     return frozenset(found)
 
 
-def left_open(kinds: Iterable[str], labels: Iterable[str] = (), resources: Resources | None = None) -> frozenset[str]:
+def left_open(kinds: Iterable[str], labels: Iterable[str] = ()) -> frozenset[str]:
     """The kinds of which a list that has these kinds and label strings says nothing, as far as it lacks them.
 
     They are the broader kinds, those that the vocabulary puts beside a kind or a broader one, what a label string
     leaves open in particular ("unchanged": everything), and the broader kinds of all these.
     """
-    words = resources or default()
+    words = default()
     found: set[str] = set()
-    for kind in {wider for name in kinds for wider in (name, *ancestors(name, words))}:
+    for kind in {wider for name in kinds for wider in (name, *ancestors(name))}:
         found |= {*words.kinds[kind].is_a, *words.kinds[kind].beside}
     for label in labels:
         found |= words.left_open.get(_resources.squeeze(label), frozenset())
-    return frozenset(found.union(*(ancestors(kind, words) for kind in found)))
+    return frozenset(found.union(*(ancestors(kind) for kind in found)))
 
 
-def is_narrow(label: str, resources: Resources | None = None) -> bool:
+def is_narrow(label: str) -> bool:
     """Whether a label string names a part of its kind, so that its absence does not deny it ("humeral fracture")."""
-    return _resources.squeeze(label) in (resources or default()).narrow
+    return _resources.squeeze(label) in default().narrow
 
 
-def denied_by(labels: Iterable[str], resources: Resources | None = None) -> set[str]:
+def denied_by(labels: Iterable[str]) -> set[str]:
     """The kinds that are absent where a source that uses these label strings lists none of a kind's."""
-    words = resources or default()
-    return {kind for label in labels if not is_narrow(label, words) and (kind := kind_of(label, words)) is not None}
+    return {kind for label in labels if not is_narrow(label) and (kind := kind_of(label)) is not None}
 
 
-def beside_no_finding(present: Iterable[str], resources: Resources | None = None) -> list[str]:
+def beside_no_finding(present: Iterable[str]) -> list[str]:
     """The diseases that contradict "no finding" among kinds that are said to be present; [] where it is not among them.
 
     Devices do not contradict it. What to do is the caller's policy: believe the disease, or refuse the row.
     """
+    return _diseases_beside(present, default())
+
+
+def _diseases_beside(present: Iterable[str], words: Resources) -> list[str]:
     kinds = set(present)
-    diseases = sorted(kind for kind in kinds - {NO_FINDING} if not is_device(kind, resources))
+    diseases = sorted(kind for kind in kinds - {NO_FINDING} if _kind(kind, words).category != "device")
     return diseases if NO_FINDING in kinds else []
 
 
-def is_device(kind: str, resources: Resources | None = None) -> bool:
+def is_device(kind: str) -> bool:
     """Whether the kind is a device and no disease."""
-    return _kind(kind, resources or default()).category == "device"
+    return _kind(kind, default()).category == "device"
 
 
 def zero_shot_prompts(finding: str, resources: Resources | None = None) -> tuple[list[str], list[str]]:
@@ -106,7 +113,7 @@ def zero_shot_prompts(finding: str, resources: Resources | None = None) -> tuple
         UserError: no kind of the vocabulary is called so.
     """
     words = resources or default()
-    name = kind_of(finding, words)
+    name = words.names.get(_resources.squeeze(finding)) if finding.strip() else None
     if name is None:
         near = difflib.get_close_matches(finding.lower(), [kind.display for kind in words.kinds.values()], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known kinds: {', '.join(words.kinds)}"
@@ -198,7 +205,7 @@ def _checked(present: Sequence[str], absent: Sequence[str], words: Resources) ->
         raise UserError("a prompt needs at least one kind that is present or absent")
     if both := set(positives) & set(negatives):
         raise UserError(f"{sorted(both)[0]} cannot be both present and absent")
-    if diseases := beside_no_finding(positives, words):
+    if diseases := _diseases_beside(positives, words):
         raise UserError(f"{NO_FINDING} and {diseases[0]} cannot both be present")
     return positives, negatives
 

@@ -464,7 +464,7 @@ class Reader:
             self._left_out.update({name for name, _ in report.others})
         return report
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """How many reports were cut, whole or blank, and of how many reports which sections were left out.
 
         A heading that no list knows and that one report alone has is not named: it may be a name.

@@ -3,8 +3,10 @@
 import dataclasses
 import re
 
+from mmclip_jax.text.marks import BULLETS
+
 # What shows behind a line end that a sentence has ended there: a word with a capital, a list's number or bullet.
-NEW_SENTENCE = re.compile(r"[A-Z](?:[a-z]|\s)|\d+[.)]|[-*\u2022]")
+NEW_SENTENCE = re.compile(rf"[A-Z](?:[a-z]|\s)|\d+[.)]|[-*{BULLETS}]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -30,6 +31,49 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # dates and numbers that cannot be
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def read_mapping(file: pathlib.Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: not YAML, or no mapping at the top.
+    """
+    content = read(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a mapping at the top level")
+    return content
+
+
+def find_entry(spec: str, packaged: pathlib.Path, read: Callable[[pathlib.Path], Mapping[str, Any]], what: str) -> Any:
+    """The entry of that name in a packaged file, or the one of a file: "mine.yaml", "mine.yaml:NAME" if it has several.
+
+    Args:
+        spec: what the user asked for.
+        packaged: the file of the package.
+        read: the entries of a file by name.
+        what: an entry is called, for errors.
+
+    Raises:
+        UserError: no such entry or file.
+    """
+    known = read(packaged)
+    if spec in known:
+        return known[spec]
+    place, _, name = spec.rpartition(":")
+    if not pathlib.Path(spec).suffix.lower().startswith((".yaml", ".yml")):
+        raise UserError(
+            f"there is no {what} {spec!r}; known are {', '.join(known)}, or name a YAML file of your own (FILE.yaml)"
+        )
+    file, name = (pathlib.Path(place), name) if place and not pathlib.Path(spec).is_file() else (pathlib.Path(spec), "")
+    if not file.expanduser().is_file():
+        raise UserError(f"{file}: there is no such {what} file")
+    entries = read(file.expanduser())
+    if name and name not in entries:
+        raise UserError(f"{file}: there is no {what} {name!r}; it holds {', '.join(entries)}")
+    if not name and len(entries) != 1:
+        raise UserError(f"{file} holds {', '.join(entries) or f'no {what}'}: say which one with {file}:NAME")
+    return entries[name] if name else next(iter(entries.values()))
 
 
 def _problem(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
+from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
@@ -150,6 +151,8 @@ def _go_on(
             files.write_json(files.locate(workdir) / "config.json", run["config"])
             files.write_json(files.locate(workdir) / "manifest.json", manifest)
         writer = writers.create_writer(workdir, step=first, primary=primary)
+        table = parameter_overview.get_parameter_overview(built.abstract_state.params, include_stats=False)
+        writer.write_texts(first, {"parameters": f"```\n{table}\n```"})
     missed = _missed_evaluation(config, workdir, first)
     parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     logging.info(
@@ -521,7 +524,7 @@ def audit_validation(config: ConfigDict) -> dict[str, Any]:
       LeakageError: validation images are known from training, and data.allow_leakage gives no reason.
     """
     evaluate = tuple(config.data.evaluate) or tuple(config.data.train)
-    told = audit.Told.read(config.data.same_ids, config.data.other_ids)
+    told = audit.IdStatements.read(config.data.same_ids, config.data.other_ids)
     return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage, told)
 
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from mmclip_jax.data import pipeline, texts
+from mmclip_jax.data import pipeline, sources, texts
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
@@ -69,9 +69,9 @@ def unpaired(number, source="clinic", **fields):
 
 HOSPITAL, OFFICE = [paired(i) for i in range(13)], [paired(i, "office") for i in range(5)]
 SETS = (
-    pipeline.TrainSet("first", HOSPITAL, [unpaired(i) for i in range(7)], ("hospital", "clinic")),
-    pipeline.TrainSet("second", OFFICE, [], ("office",)),
-    pipeline.TrainSet("third", [], [unpaired(i, "ward") for i in range(17)], ("ward",)),
+    sources.TrainSet("first", HOSPITAL, [unpaired(i) for i in range(7)], ("hospital", "clinic")),
+    sources.TrainSet("second", OFFICE, [], ("office",)),
+    sources.TrainSet("third", [], [unpaired(i, "ward") for i in range(17)], ("ward",)),
 )
 
 
@@ -161,7 +161,7 @@ def test_image_is_that_of_the_record():
 
 
 def test_record_numbers_cover_all_parts_of_all_sets():
-    table = pipeline.RecordTable(SETS)
+    table = sources.RecordTable(SETS)
     expected = [part[i].id for s in SETS for part in (s.paired, s.unpaired) for i in range(len(part))]
     assert len(expected) == 13 + 7 + 5 + 17
     assert table.ids(range(len(table))) == expected
@@ -296,7 +296,7 @@ def test_worker_process_reports_a_damaged_record():
 
 def test_weights_decide_how_often_a_set_is_drawn():
     batches = take(iterator(config(unpaired_weights=(3.0, 0.0, 1.0))), 50)
-    table = pipeline.RecordTable(SETS)
+    table = sources.RecordTable(SETS)
     drawn = [table.example(r).source for r in records(batches, "unpaired")]
     assert drawn.count("clinic") / len(drawn) == pytest.approx(0.75, abs=0.01)
     # Within each set an epoch still sees each record once.
@@ -464,7 +464,7 @@ def finished(example):
 
 def test_records_on_disk_give_what_the_examples_gave(tmp_path):
     folder = built(tmp_path, [finished(e) for e in [*HOSPITAL, *(unpaired(i) for i in range(7))]])
-    (opened,) = pipeline.open_train_sets([folder])
+    (opened,) = sources.open_train_sets([folder])
     assert opened.source_names == ("clinic", "hospital")
     assert (len(opened.paired), len(opened.unpaired)) == (13, 7)
     batches = pipeline.make_train_iterator(config(train=(str(folder),)), Words())
@@ -473,7 +473,7 @@ def test_records_on_disk_give_what_the_examples_gave(tmp_path):
     ids = batches.record_ids(range(20))
     assert sorted(ids) == sorted(by_id)
     in_that_order = [by_id[i] for i in ids]
-    in_memory = pipeline.TrainSet("made", in_that_order[:13], in_that_order[13:], ("clinic", "hospital"))
+    in_memory = sources.TrainSet("made", in_that_order[:13], in_that_order[13:], ("clinic", "hospital"))
     assert_equal(take(batches, 4), take(iterator(sets=(in_memory,)), 4))
 
 
@@ -481,7 +481,7 @@ def test_data_set_without_a_usable_label_is_refused(tmp_path):
     labels = {"edema": LabelState.UNCERTAIN}
     folder = built(tmp_path, [finished(dataclasses.replace(unpaired(i), labels=labels)) for i in range(3)])
     with pytest.raises(UserError, match="none of the 3 unpaired images"):
-        pipeline.open_train_sets([folder])
+        sources.open_train_sets([folder])
 
 
 def test_built_data_set_trains(phantom_dir):
@@ -514,7 +514,7 @@ def test_built_data_set_trains(phantom_dir):
     rows = [m.train_row(examples[0], np.random.default_rng(3), 0) for m in (maker, copied)]
     assert all(np.array_equal(rows[0][name], rows[1][name]) for name in FIELDS)
     with pytest.raises(UserError):
-        pipeline.open_train_sets([phantom_dir.parent / "nowhere"])
+        sources.open_train_sets([phantom_dir.parent / "nowhere"])
 
 
 @pytest.mark.slow
@@ -535,7 +535,7 @@ def test_throughput_at_64_pixels(phantom_dir):
 def test_the_two_parts_are_shuffled_each_in_its_own_order():
     """As many images with reports as without: one order for both would always show the same two together."""
     sets = (
-        pipeline.TrainSet("a", HOSPITAL, [unpaired(i) for i in range(len(HOSPITAL))], ("hospital", "clinic")),
+        sources.TrainSet("a", HOSPITAL, [unpaired(i) for i in range(len(HOSPITAL))], ("hospital", "clinic")),
     )  # fmt: skip
     for seed in (11, 12, 13):
         batches = take(iterator(config(batch_paired=13, batch_unpaired=13), sets=sets, seed=seed), 2)

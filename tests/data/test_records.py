@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mmclip_jax.data import info, records, schema
+from mmclip_jax.data.records import facts
 from mmclip_jax.data.schema import PARTS, SPLITS, Box, Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.text.schema import Entity
@@ -377,7 +378,7 @@ def test_facts_are_the_counts_of_the_examples(built: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("values", [[3.0], [5.0, 1.0], [1.0, 1.0, 2.0, 9.0, 9.0], [4.0, 4.0, 7.0, 1.0], [0.5] * 6])
 def test_spread_against_numpy(values: list[float]) -> None:
-    spread = records._spread(collections.Counter(values))
+    spread = facts._spread(collections.Counter(values))
     assert spread == {
         "number": len(values),
         "min": min(values),
@@ -471,8 +472,8 @@ def test_scanner_and_side_are_kept_and_older_records_have_none() -> None:
     plain = EXAMPLES[0]
     sided = dataclasses.replace(plain, laterality="L")
     scanned = dataclasses.replace(sided, scanner="Philips")
-    assert records._content_digest(sided) != records._content_digest(plain)
-    assert records._content_digest(scanned) != records._content_digest(plain)
+    assert facts._content_digest(sided) != facts._content_digest(plain)
+    assert facts._content_digest(scanned) != facts._content_digest(plain)
     written = schema.to_features(scanned)
     stored = {name: value.encode() if isinstance(value, str) else value for name, value in written.items()}
     for name in ("entities", "labels", "boxes", "masks"):

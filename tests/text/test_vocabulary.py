@@ -20,7 +20,7 @@ import pytest
 from mmclip_jax.data.builders.labels import CHESTXRAY14, listed_labels
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.text import prompts, vocabulary
+from mmclip_jax.text import prompts, vocabulary, yaml_tree
 
 P, A = LabelState.PRESENT, LabelState.ABSENT
 IN_PADCHEST = {"mass": "mass of unspecified site"}
@@ -234,11 +234,11 @@ def test_mistakes_are_named(tmp_path: pathlib.Path, file: str, content: str, mes
     assert str(tmp_path / file) in str(error.value) or "leaves z open" in message
 
 
-def test_edited_openness(tmp_path: pathlib.Path) -> None:
+def test_edited_openness(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / vocabulary.UNMAPPED).write_text("why: [{sniffles: [edema]}, {sneezes: [everything]}]\n")
-    words = vocabulary.load(tmp_path)
-    assert prompts.left_open((), ["Sniffles"], words) == {"edema", "lung_opacity"}
-    assert prompts.left_open((), ["sneezes"], words) == set(prompts.KINDS)
+    monkeypatch.setenv(vocabulary.ENVIRONMENT, str(tmp_path))
+    assert prompts.left_open((), ["Sniffles"]) == {"edema", "lung_opacity"}
+    assert prompts.left_open((), ["sneezes"]) == set(prompts.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -259,15 +259,15 @@ def test_yaml_that_no_program_should_work_with_is_one_line(tmp_path: pathlib.Pat
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        vocabulary.read_yaml(file)
+        yaml_tree.read_mapping(file)
     assert "\n" not in str(caught.value)
     file.unlink()
     file.mkdir()
     with pytest.raises(UserError, match=r"mine\.yaml: Is a directory"):
-        vocabulary.read_yaml(file)
+        yaml_tree.read_mapping(file)
 
 
 def test_aliases_within_reason_are_read(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("a: &a [x, y]\nb: {c: *a, d: *a}\n", encoding="utf-8")
-    assert vocabulary.read_yaml(file) == {"a": ["x", "y"], "b": {"c": ["x", "y"], "d": ["x", "y"]}}
+    assert yaml_tree.read_mapping(file) == {"a": ["x", "y"], "b": {"c": ["x", "y"], "d": ["x", "y"]}}

@@ -69,7 +69,7 @@ def split_labels(cell: str, separator: str) -> list[str]:
     return [label.strip() for label in cell.split(separator) if label.strip()]
 
 
-def read_list(cell: str) -> Sequence[Any] | None:
+def read_list(cell: str) -> Sequence[object] | None:
     """A list as JSON or Python write it; None if the cell is none that can be read, however it is malformed."""
     if len(cell) > _LONGEST:
         return None

@@ -9,7 +9,7 @@ from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, parse_view
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import Item, Reject
-from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.labels import Beside, listed_labels
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.errors import UserError
 from mmclip_jax.text import prompts
@@ -27,6 +27,7 @@ class ChestXray14(Collection):
     """
 
     name = "chestxray14"
+    no_finding = Beside.BELIEVE
     description = "ChestX-ray14: 112,120 frontal radiographs of 30,805 patients with 14 text-mined labels."
     citation = "Wang et al., ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks, CVPR 2017."
     licence = "no restrictions; name the NIH Clinical Center and cite the paper."

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.labels import Beside
 from mmclip_jax.data.builders.reading import labels_of_columns
 
 _NOT_LABELS = frozenset({"Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"})
@@ -33,6 +34,7 @@ class CheXpert(Collection):
     """
 
     name = "chexpert"
+    no_finding = Beside.REFUSE
     description = "CheXpert: 224,316 radiographs of 65,240 patients with 14 labels."
     citation = "Irvin et al., CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels, AAAI 2019."
     licence = "Stanford University Dataset Research Use Agreement (no sharing, no commercial use)."
@@ -86,7 +88,7 @@ class CheXpert(Collection):
             view=_view(row),
             sex=self.sex(row.get("Sex", ""), table, number, id),
             age=self.age(row.get("Age", ""), table, number, id),
-            labels=labels_of_columns(row, _NOT_LABELS),
+            labels=labels_of_columns(row, _NOT_LABELS, self.no_finding),
         )
 
 

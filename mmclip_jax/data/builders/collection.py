@@ -35,6 +35,7 @@ from mmclip_jax.data.builders.items import (
     cleaned,
     reasons_by_kind,
 )
+from mmclip_jax.data.builders.labels import Beside, settle_no_finding, settle_uncertain
 from mmclip_jax.data.builders.making import Storing, chunked, make_chunk, private_folder
 from mmclip_jax.data.builders.options import CollectionOptions
 from mmclip_jax.data.builders.report_language import without_other_languages
@@ -42,9 +43,6 @@ from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError, listed, shown
 from mmclip_jax.text import prompts, recognisers, vocabulary
-from mmclip_jax.text.vocabulary import NO_FINDING
-
-_MIXED_ONES = frozenset({"atelectasis", "edema", "pleural_effusion"})
 
 _ID_COLUMN = re.compile(r"(^|[_ ]|^u)[iI][dD]s?$|[a-z]I[dD]$|^(study|subject|patient)$")
 _NO_FILE = "there is no such image file"
@@ -63,6 +61,7 @@ class Collection(records.RecordsBuilder):
       index_depth: how many parts of an image's path tell it from others, see `files.FileIndex`.
       box_flags: the flags that a message about boxes may name; "" where the builder has none.
       refuses_masks: whether an image of two values is refused as a mask.
+      no_finding: what "no finding" beside a disease means in this source; each builder states it.
     """
 
     Options: ClassVar[type[CollectionOptions]] = CollectionOptions
@@ -72,6 +71,7 @@ class Collection(records.RecordsBuilder):
     index_depth: ClassVar[int] = 1
     box_flags: ClassVar[str] = ""
     refuses_masks: ClassVar[bool] = True
+    no_finding: ClassVar[Beside]
 
     def __init__(self, options: Any, data_dir: str | os.PathLike[str]):
         super().__init__(data_dir)
@@ -86,7 +86,7 @@ class Collection(records.RecordsBuilder):
         """Yields an item for each image of the tables, or why a row gives none; adds to `rows`."""
         raise NotImplementedError
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What the subclass adds to the facts."""
         return {}
 
@@ -180,7 +180,10 @@ class Collection(records.RecordsBuilder):
     def kinds_of(self, labels: Iterable[str], table: str, row: int, image: str) -> set[str]:
         """The kinds that label strings stand for. Strings that nobody knows are listed; unmapped ones are passed over.
 
-        Where "no finding" stands beside a disease, the disease is believed, and the other label is listed.
+        Where "no finding" stands beside a disease, the builder's policy holds; a label that it leaves out is listed.
+
+        Raises:
+          BadRow: the policy is to refuse such a row.
         """
         kinds = set()
         for label in labels:
@@ -189,10 +192,10 @@ class Collection(records.RecordsBuilder):
                 kinds.add(kind)
             elif not prompts.is_unmapped(label):
                 self.rejects.append(Reject(table, row, image, f"unknown label {shown(label)}", LABEL_LEFT_OUT))
-        if prompts.beside_no_finding(kinds):
-            kinds.remove(NO_FINDING)
+        settled = settle_no_finding(kinds, self.no_finding)
+        if settled != kinds:
             self.rejects.append(Reject(table, row, image, "no finding beside a disease", LABEL_LEFT_OUT))
-        return kinds
+        return settled
 
     def age(self, cell: str, table: str, row: int, image: str) -> float:
         """Years, NaN where unknown; an impossible age is listed."""
@@ -234,7 +237,7 @@ class Collection(records.RecordsBuilder):
             present = frozenset(kind for kind, state in example.labels.items() if state == LabelState.PRESENT)
             self._train_rows.append(fractions.Row(example.id, example.patient, present))
 
-    def finish(self, directory: pathlib.Path) -> Mapping[str, Any]:
+    def finish(self, directory: pathlib.Path) -> Mapping[str, object]:
         """Writes the rejects and the training fractions, and says in the facts what was read and how."""
         self._check_rejects()
         self._write_rejects(directory / REJECTS_FILE)
@@ -262,7 +265,7 @@ class Collection(records.RecordsBuilder):
             return {}
         return {"companions_passed_over": self.index.companions, "masks_passed_over": self.index.masks}
 
-    def described_options(self) -> dict[str, Any]:
+    def described_options(self) -> dict[str, object]:
         """The options as the facts keep them: a record of what was asked, not of this machine."""
         options = dataclasses.asdict(self.options)
         options.pop("manual_dir", None)
@@ -466,20 +469,3 @@ def split_of_patient(patient: str, shares: Sequence[float], salt: str = "") -> s
     if place < shares[0]:
         return "train"
     return "validation" if place < shares[0] + shares[1] or shares[2] == 0 else "test"
-
-
-def settle_uncertain(labels: Mapping[str, LabelState], policy: str) -> dict[str, LabelState]:
-    """Labels with the uncertain ones made present, absent or unknown; `policy` is one of `UNCERTAIN_POLICIES`.
-
-    "mixed" is the common policy for CheXpert: present for atelectasis, edema and effusion, absent for cardiomegaly and
-    consolidation (and all others).
-    """
-    settled: dict[str, LabelState] = {}
-    for kind, state in labels.items():
-        if state != LabelState.UNCERTAIN or policy == "keep":
-            settled[kind] = state
-        elif policy == "ones" or (policy == "mixed" and kind in _MIXED_ONES):
-            settled[kind] = LabelState.PRESENT
-        elif policy in ("zeros", "mixed"):
-            settled[kind] = LabelState.ABSENT
-    return settled

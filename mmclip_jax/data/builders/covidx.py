@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.labels import Beside
 from mmclip_jax.data.builders.options import CollectionOptions, option
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
@@ -47,6 +48,7 @@ class CovidX(Collection):
     """
 
     name = "covidx"
+    no_finding = Beside.NEVER
     description = "COVIDx CXR: radiographs of several public collections, COVID-19 or not."
     citation = "Wang et al., COVID-Net, Scientific Reports 2020; Wu et al., COVIDx CXR-4, 2023."
     licence = "that of each source; academic use."

@@ -12,6 +12,7 @@ from mmclip_jax.data.builders.cells import BadRow, label_state, parse_split, par
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import TABLE_PACKINGS
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.labels import Beside, without_contradiction
 from mmclip_jax.data.builders.options import ReportOptions, option
 from mmclip_jax.data.builders.reading import OTHER_HEADINGS
 from mmclip_jax.data.schema import LabelState
@@ -51,6 +52,7 @@ class MimicCxr(Collection):
     """
 
     name = "mimic_cxr"
+    no_finding = Beside.KEEP
     description = "MIMIC-CXR-JPG: 377,110 radiographs of 65,379 patients with reports and mined labels."
     citation = "Johnson et al., MIMIC-CXR-JPG, a large publicly available database of labeled chest radiographs, 2019."
     licence = "PhysioNet Credentialed Health Data License 1.5.0 (training and a signed agreement)."
@@ -126,7 +128,7 @@ class MimicCxr(Collection):
             view=_VIEWS.get(view, view),
         )
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What was read of the reports, and how many images of the test split have a radiologist's labels, if used."""
         manual = {"test_labels": {"from": _MANUAL, **self._test_images}} if self._test_images else {}
         return {**manual, **self._reader.facts()}
@@ -160,7 +162,7 @@ class MimicCxr(Collection):
                     continue
                 if kind is not None and state is not None:
                     labels[kind] = state
-            found[row["study_id"]] = labels
+            found[row["study_id"]] = without_contradiction(labels, self.no_finding)
         return found
 
     def _reports(self) -> Callable[[str, str], tuple[str, str]]:

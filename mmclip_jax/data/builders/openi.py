@@ -11,12 +11,12 @@ from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
+from mmclip_jax.data.builders.labels import Beside, settle_no_finding
 from mmclip_jax.data.builders.options import ReportOptions
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.text import prompts
 from mmclip_jax.text.reports import Reader
-from mmclip_jax.text.vocabulary import NO_FINDING
 
 _MAX_BYTES = 1_000_000
 _SERIES = re.compile(r"IM-[0-9-]+")
@@ -32,6 +32,7 @@ class OpenI(Collection):
     """
 
     name = "openi"
+    no_finding = Beside.BELIEVE
     description = "Indiana University / Open-I: 7,470 radiographs of 3,955 studies with reports."
     citation = "Demner-Fushman et al., Preparing a collection of radiology examinations for distribution, JAMIA 2016."
     licence = "CC BY-NC-ND 4.0."
@@ -47,7 +48,7 @@ class OpenI(Collection):
         super().__init__(options, data_dir)
         self._reader = Reader()
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """What was read of the reports."""
         return self._reader.facts()
 
@@ -141,8 +142,7 @@ class OpenI(Collection):
             return
         heads = {code.split("/")[0].strip() for code in codes} - {"No Indexing"}
         kinds = {kind for head in heads if (kind := prompts.kind_of(head)) is not None}
-        if prompts.beside_no_finding(kinds):
-            kinds.discard(NO_FINDING)
+        kinds = settle_no_finding(kinds, self.no_finding)
         for name, place, view in shown:
             yield Item(
                 table=table,

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from mmclip_jax.data.builders.labels import UNCERTAIN_POLICIES
 from mmclip_jax.errors import UserError
 from mmclip_jax.text import recognisers, vocabulary
 
 ALIKE_POLICIES = ("refuse", "same", "other")
-UNCERTAIN_POLICIES = ("keep", "ones", "zeros", "mixed", "ignore")
 
 
 def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:

@@ -9,7 +9,7 @@ from mmclip_jax.data import ids
 from mmclip_jax.data.builders.cells import BadRow, split_labels
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
-from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.labels import Beside, listed_labels
 from mmclip_jax.text import prompts
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -30,6 +30,7 @@ class PadChest(Collection):
     """
 
     name = "padchest"
+    no_finding = Beside.BELIEVE
     description = "PadChest: 160,861 radiographs of 67,625 patients with labels of 174 findings."
     citation = "Bustos et al., PadChest: A large chest x-ray image dataset with multi-label annotated reports, 2020."
     licence = "PadChest Dataset Research Use Agreement (registration; no redistribution)."

@@ -5,7 +5,6 @@ import functools
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from mmclip_jax.data.phantom.generate import (
     SOURCES,
@@ -40,7 +39,7 @@ class Phantom(RecordsBuilder):
         self.config = config or PhantomConfig()
         self.workers = workers
 
-    def recipe(self) -> Mapping[str, Any]:
+    def recipe(self) -> Mapping[str, object]:
         """The options that determine the result."""
         config = self.config
         return {"seed": config.seed, "image_size": config.image_size, "patients": config.patients}

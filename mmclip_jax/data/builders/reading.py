@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from mmclip_jax.data.builders.cells import BadRow, label_state
+from mmclip_jax.data.builders.labels import Beside, without_contradiction
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import shown
 from mmclip_jax.text import prompts
@@ -41,11 +42,18 @@ def four_numbers(cells: Iterable[str]) -> tuple[float, float, float, float]:
     return first, second, third, fourth
 
 
-def labels_of_columns(row: Mapping[str, str], other_columns: Collection[str]) -> dict[str, LabelState]:
+def labels_of_columns(
+    row: Mapping[str, str], other_columns: Collection[str], no_finding: Beside
+) -> dict[str, LabelState]:
     """The labels of a row with a column for each: 1 present, 0 absent, -1 uncertain, blank unknown.
 
+    Args:
+      row: the cells by column.
+      other_columns: those that are no labels.
+      no_finding: what "no finding" beside a disease means.
+
     Raises:
-      BadRow: a cell is none of these, or "no finding" stands beside a disease.
+      BadRow: a cell is none of these, or "no finding" stands beside a disease and such rows are refused.
     """
     labels: dict[str, LabelState] = {}
     for name, cell in row.items():
@@ -53,6 +61,4 @@ def labels_of_columns(row: Mapping[str, str], other_columns: Collection[str]) ->
         state = None if kind is None else label_state(name, cell)
         if kind is not None and state is not None:
             labels[kind] = state
-    if diseases := prompts.beside_no_finding(k for k, state in labels.items() if state == LabelState.PRESENT):
-        raise BadRow(f"labelled as no finding and as {', '.join(diseases)}")
-    return labels
+    return without_contradiction(labels, no_finding)

@@ -10,6 +10,7 @@ from mmclip_jax.data.builders import files
 from mmclip_jax.data.builders.cells import BadRow, parse_view
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.labels import Beside
 from mmclip_jax.data.builders.reading import four_numbers
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError, shown
@@ -36,6 +37,7 @@ class Rsna(Collection):
     """
 
     name = "rsna"
+    no_finding = Beside.NEVER
     description = "RSNA Pneumonia Detection Challenge: 26,684 radiographs of ChestX-ray14 with boxes."
     citation = "Shih et al., Augmenting the NIH Chest Radiograph Dataset with Expert Annotations, Radiology AI 2019."
     licence = "as of the challenge's rules at Kaggle: academic and other non-commercial use."
@@ -49,7 +51,7 @@ class Rsna(Collection):
         super().__init__(options, data_dir)
         self._patients: dict[str, Any] = {"of": self.name, "mapped": 0, "not_mapped": 0}
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """Whose patients the ids name: "chestxray14" where the mapping was there, else "rsna" (an image each)."""
         return {"patient_ids": self._patients}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.labels import Beside
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.schema import LabelState
 
@@ -22,6 +23,7 @@ class Siim(Collection):
     """
 
     name = "siim"
+    no_finding = Beside.NEVER
     description = "SIIM-ACR Pneumothorax Segmentation: 12,047 radiographs of ChestX-ray14 with masks."
     citation = "SIIM-ACR Pneumothorax Segmentation, Kaggle 2019."
     licence = "as of the challenge's rules at Kaggle: academic and other non-commercial use."

@@ -35,7 +35,7 @@ from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.columns import JOINS, REPORT_ROLES, UNUSED, USUAL_NAMES, Columns, Kinds
 from mmclip_jax.data.builders.files import OTHER_SUFFIXES
 from mmclip_jax.data.builders.items import BETWEEN_FAULTS, ON_PURPOSE, Item, Reject
-from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.labels import Beside, listed_labels, without_contradiction
 from mmclip_jax.data.builders.summary import TableSummary
 from mmclip_jax.data.builders.table_images import Found, TableImages
 from mmclip_jax.data.builders.table_options import TableOptions
@@ -45,7 +45,7 @@ from mmclip_jax.data.images import dicom_headers
 from mmclip_jax.data.images.views import plain, view_of
 from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError, brief, shown
-from mmclip_jax.text import prompts, reports
+from mmclip_jax.text import reports
 from mmclip_jax.text.schema import report_text
 
 
@@ -99,6 +99,7 @@ class TableBuilder(Collection):
     VERSION = "1.0.0"
     box_flags = "--box-frame and --box-format"
     refuses_masks = False
+    no_finding = Beside.REFUSE
     split_remedy = f"correct the table, or have patients divided anew with --split-column {UNUSED}"
 
     def __init__(self, options: TableOptions, data_dir: str | os.PathLike[str]):
@@ -115,16 +116,16 @@ class TableBuilder(Collection):
         """How the images of each table were found, for a person."""
         return [table["notes"] for table in self._tables]
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """The tables as they were understood."""
         strings = dict(sorted(self._label_strings.items()))
         return {"tables": self._tables, "label_strings": strings, **self._reader.facts()}
 
-    def described_options(self) -> dict[str, Any]:
+    def described_options(self) -> dict[str, object]:
         """The options, with files and folders by their last name only."""
         options = super().described_options()
         for name in ("table", "images", "unpaired_table", "unpaired_images"):
-            options[name] = pathlib.Path(options[name]).name
+            options[name] = pathlib.Path(getattr(self.options, name)).name
         return options
 
     def read(self) -> Iterator[Item | Reject]:
@@ -411,9 +412,7 @@ class TableBuilder(Collection):
         for kind, state in listed_labels(present, source.universe if present else (), listed).items():
             if labels.setdefault(kind, state) != state and kind in present:
                 raise BadRow(f"the list of labels has {kind}, its own column says {labels[kind].name.lower()}")
-        if found := prompts.beside_no_finding(k for k, state in labels.items() if state == LabelState.PRESENT):
-            raise BadRow(f"labelled as no finding and as {', '.join(found)}")
-        return labels
+        return without_contradiction(labels, self.no_finding)
 
     def _boxes(self, columns: Columns, row: Row, labels: Mapping[str, LabelState]) -> Iterator[tuple[str, RawBox]]:
         """(kind, box) of a row. A box without a label shows the one kind that the row says is present."""

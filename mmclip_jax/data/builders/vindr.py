@@ -9,6 +9,7 @@ from mmclip_jax.data.builders.cells import BadRow, Frame, parse_frame
 from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.files import DICOM_SUFFIXES
 from mmclip_jax.data.builders.items import Item, Reject
+from mmclip_jax.data.builders.labels import Beside
 from mmclip_jax.data.builders.making import RESIZED
 from mmclip_jax.data.builders.options import CollectionOptions, option
 from mmclip_jax.data.builders.reading import finite, four_numbers
@@ -65,6 +66,7 @@ class VinDr(Collection):
     """
 
     name = "vindr"
+    no_finding = Beside.BELIEVE
     description = "VinDr-CXR: 18,000 frontal radiographs with labels and boxes by radiologists."
     citation = "Nguyen et al., VinDr-CXR: An open dataset of chest X-rays with radiologist's annotations, 2022."
     licence = "PhysioNet Credentialed Health Data License 1.5.0 (training and a signed agreement)."

@@ -7,14 +7,18 @@ numbers are 0 to 1, and a rotation flag is applied. What cannot be read so is re
 import functools
 import io
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mmclip_jax.data.images import dicom
 from mmclip_jax.data.images.luts import BIT_DEPTHS
 from mmclip_jax.data.images.quiet import quiet
 from mmclip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # what Pillow may take a file for
 _BAND = 1 << 22  # pixels that are converted at a time, so that large images need no copies of their size
@@ -47,7 +51,7 @@ class Source(NamedTuple):
     minimum, maximum: of the values; is_plain: an upright 8-bit grey JPEG or PNG; note: as `dicom.Decoded` has it.
     """
 
-    grey: Any
+    grey: "Image.Image"
     width: int
     height: int
     minimum: float
@@ -112,7 +116,7 @@ def _why_not(data: bytes) -> str:
 
 
 def read_picture(
-    opened: Any, value_range: str | int = "auto", bits: int | None = None, size: tuple[int, int] | None = None
+    opened: "Image.Image", value_range: str | int = "auto", bits: int | None = None, size: tuple[int, int] | None = None
 ) -> Source:
     """Decodes a PIL image of any mode, just opened or made; it stays as it is, but for being loaded.
 
@@ -126,9 +130,10 @@ def read_picture(
             is_tiff = opened.format == "TIFF"
             if is_tiff and getattr(opened, "n_frames", 1) != 1:
                 raise UserError("the TIFF file has several pages: an image is one; extract the one to use")
+            tags = getattr(opened, "tag_v2", {})  # of TIFF files alone
             if is_tiff:
-                bits = max(opened.tag_v2.get(258, (8,)))
-            is_inverse = is_tiff and opened.tag_v2.get(262) == 0 and opened.mode not in ("1", "L")
+                bits = max(tags.get(258, (8,)))
+            is_inverse = is_tiff and tags.get(262) == 0 and opened.mode not in ("1", "L")
             opened.load()
             if bits is None:
                 bits = _few_bits(opened)
@@ -164,7 +169,7 @@ def _few_bits(opened: Any) -> int:
     return 8
 
 
-def read_array(array: Any) -> Source:
+def read_array(array: npt.ArrayLike) -> Source:
     """An array as the file would be that holds it: uint8 [H, W], other integers as 16-bit grey, floats of 0 to 1.
 
     A last axis of 1, 2, 3 or 4 is grey, grey and alpha, RGB, RGBA.
@@ -194,7 +199,7 @@ def read_array(array: Any) -> Source:
     return read_picture(Image.fromarray(values), "auto", bits)
 
 
-def to_pixels(grey: Any) -> np.ndarray:
+def to_pixels(grey: "Image.Image") -> np.ndarray:
     """uint8 [H, W] of a Pillow image of mode L or F."""
     if grey.mode == "L":
         return np.asarray(grey)

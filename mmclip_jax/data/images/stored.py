@@ -4,11 +4,14 @@ import contextlib
 import io
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mmclip_jax.data.images.dicom import check_pixels
 from mmclip_jax.data.images.quiet import quiet
 from mmclip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("PNG", "JPEG")
 """What a stored picture may be. Otherwise Pillow would open any of its formats, and one of them starts Ghostscript."""
@@ -17,7 +20,7 @@ _CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
 @contextlib.contextmanager
-def open_stored(data: bytes) -> Iterator[Any]:
+def open_stored(data: bytes) -> Iterator["Image.Image"]:
     """The Pillow image of a stored picture, not yet decoded.
 
     Raises:

@@ -23,12 +23,12 @@ from mmclip_jax.data.builders.files import read_text
 from mmclip_jax.data.builders.tablefile import read_table
 from mmclip_jax.data.leakage import fingerprint
 from mmclip_jax.data.leakage import likeness as likeness_lib
-from mmclip_jax.data.leakage.numbering import NOTHING_TOLD, Told
+from mmclip_jax.data.leakage.numbering import NOTHING_STATED, IdStatements
 from mmclip_jax.data.leakage.overlaps import LIST, AuditSet, Overlap, Row, audit
 from mmclip_jax.data.schema import PARTS, SPLITS
 from mmclip_jax.errors import LeakageError, UserError, listed
 
-__all__ = ["NOTHING_TOLD", "AuditSet", "Overlap", "Row", "Told", "audit", "check", "judge", "read_set"]
+__all__ = ["NOTHING_STATED", "AuditSet", "IdStatements", "Overlap", "Row", "audit", "check", "judge", "read_set"]
 
 STATUSES = ("clean", "not comparable", "not audited", "to be looked at", "leaks")
 """What an audit may end with, the worse the later."""
@@ -199,7 +199,7 @@ def judge(
     test: Sequence[AuditSet],
     *,
     allowed: str = "",
-    told: Told = NOTHING_TOLD,
+    stated_ids: IdStatements = NOTHING_STATED,
     missing: Sequence[str] = (),
     without_looks: str = "",
 ) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def judge(
       train: what a model, a classifier, a threshold is learnt from.
       test: what is scored.
       allowed: why a leak is accepted; "" if it is not.
-      told: which sources have ids of one numbering, as a person says.
+      stated_ids: which sources have ids of one numbering, as a person says.
       missing: names of training sets that are not here.
       without_looks: why images were not looked at, "" if they were.
 
@@ -220,7 +220,7 @@ def judge(
     Raises:
       LeakageError: there is a leak, or ids agree of which nobody has said what they mean, and no reason to accept it.
     """
-    found = audit(train, test, told) if train else []
+    found = audit(train, test, stated_ids) if train else []
     overlaps = [
         {
             "kind": each.kind, "is_leak": each.is_leak, "is_open": each.is_open, "train": each.train,
@@ -235,7 +235,7 @@ def judge(
         "status": _status(overlaps, bool(train), missing),
         "missing": list(missing),
         "allowed": "",
-        "told": told.as_json(),
+        "told": stated_ids.as_json(),
         "alike": "run" if train and looked else without_looks or "there was nothing to compare with",
         "problems": sorted({f"{one.name}: {one.problem}" for one in (*train, *test) if one.problem}),
         "overlaps": overlaps,
@@ -281,7 +281,7 @@ def check(
     test: Sequence[str | os.PathLike[str]],
     split: str,
     allowed: str = "",
-    told: Told = NOTHING_TOLD,
+    stated_ids: IdStatements = NOTHING_STATED,
     *,
     learnt: str = "train",
 ) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def check(
       test: directories of built data sets.
       split: of `test`.
       allowed: see `judge`.
-      told: likewise.
+      stated_ids: likewise.
       learnt: split of `train`.
 
     Returns:
@@ -303,13 +303,15 @@ def check(
       LeakageError: see `judge`.
     """
     places, missing = _places(train, test)
-    key = (tuple(map(_identity, places)), tuple(map(_identity, test)), learnt, split, told, tuple(missing))
+    key = (tuple(map(_identity, places)), tuple(map(_identity, test)), learnt, split, stated_ids, tuple(missing))
     if key not in _DONE:
         ours, theirs, why = looked_at(
             [read_built(place, learnt) for place in places], [read_built(place, split) for place in test]
         )
         # What is found does not depend on whether it is accepted.
-        _DONE[key] = judge(ours, theirs, allowed="any reason", told=told, missing=missing, without_looks=why)
+        _DONE[key] = judge(
+            ours, theirs, allowed="any reason", stated_ids=stated_ids, missing=missing, without_looks=why
+        )
     result = {**_DONE[key], "allowed": ""}
     if result["status"] in STATUSES[-2:]:
         result["allowed"] = allowed
@@ -357,7 +359,7 @@ def check_rows(
     chosen: Mapping[str, Sequence[int]],
     split: str,
     allowed: str = "",
-    told: Told = NOTHING_TOLD,
+    stated_ids: IdStatements = NOTHING_STATED,
 ) -> dict[str, dict[str, Any]]:
     """The audit of some training rows against a split of the same data sets.
 
@@ -366,7 +368,7 @@ def check_rows(
       chosen: name -> numbers of rows of all train splits together, in the order of the data sets.
       split: that is scored.
       allowed: see `judge`.
-      told: likewise.
+      stated_ids: likewise.
 
     Returns:
       For each name what `judge` returns.
@@ -384,7 +386,7 @@ def check_rows(
             mine = [number - start for number in numbers if start <= number < start + len(one.rows)]
             parts.append(one.only(mine, f"{one.name}, {name}"))
             start += len(one.rows)
-        results[name] = judge(parts, scored, allowed=allowed, told=told, without_looks=why)
+        results[name] = judge(parts, scored, allowed=allowed, stated_ids=stated_ids, without_looks=why)
     return results
 
 

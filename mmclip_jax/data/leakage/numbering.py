@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mmclip_jax.data import ids
 from mmclip_jax.errors import UserError
-from mmclip_jax.text import vocabulary
+from mmclip_jax.text import yaml_tree
 
 WHATS = ("image", "study", "patient")
 
@@ -38,7 +38,7 @@ class _Kinship:
 
 @functools.cache
 def _kinship() -> _Kinship:
-    read = vocabulary.read_yaml(pathlib.Path(__file__).with_suffix(".yaml"))
+    read = yaml_tree.read_mapping(pathlib.Path(__file__).with_suffix(".yaml"))
     patterns = {
         family: {what: re.compile(f"(?:.*/)?(?:{pattern})") for what, pattern in given.items()}
         for family, given in read["families"].items()
@@ -128,14 +128,14 @@ def may_be_one(path: str, other: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class IdStatements:
     """Pairs of sources whose ids a person has compared: of one numbering, or of two."""
 
     same: frozenset[frozenset[str]] = frozenset()
     other: frozenset[frozenset[str]] = frozenset()
 
     @classmethod
-    def read(cls, same: Iterable[str] = (), other: Iterable[str] = ()) -> "Told":
+    def read(cls, same: Iterable[str] = (), other: Iterable[str] = ()) -> "IdStatements":
         """From arguments "A,B"; A may be B, of ids within one source.
 
         Raises:
@@ -151,14 +151,14 @@ class Told:
             raise UserError(f"ids of {' and '.join(sorted(min(both, key=sorted)))} are told to be the same and others")
         return cls(*pairs)
 
-    def joined(self, settings: Any) -> "Told":
+    def joined(self, settings: Any) -> "IdStatements":
         """This, and what a run's settings `data` tell.
 
         Raises:
           UserError: as `read`.
         """
-        read = Told.read(*(getattr(settings, name, ()) for name in ("same_ids", "other_ids")))
-        return Told(self.same | read.same, self.other | read.other)
+        read = IdStatements.read(*(getattr(settings, name, ()) for name in ("same_ids", "other_ids")))
+        return IdStatements(self.same | read.same, self.other | read.other)
 
     def as_json(self) -> dict[str, list[list[str]]]:
         """What results keep of it."""
@@ -168,7 +168,7 @@ class Told:
         }
 
 
-NOTHING_TOLD = Told()
+NOTHING_STATED = IdStatements()
 
 
 def _two_names(pair: frozenset[str]) -> list[str]:
@@ -176,7 +176,7 @@ def _two_names(pair: frozenset[str]) -> list[str]:
     return names * 2 if len(names) == 1 else names
 
 
-def relation(source: str, family: str, other_source: str, other_family: str, told: Told) -> str:
+def relation(source: str, family: str, other_source: str, other_family: str, stated_ids: IdStatements) -> str:
     """What equal ids of two sources mean.
 
     Returns:
@@ -184,9 +184,9 @@ def relation(source: str, family: str, other_source: str, other_family: str, tol
       "unknown": a person has to say.
     """
     names = [frozenset(pair) for pair in itertools.product({source, family}, {other_source, other_family})]
-    if any(pair in told.other for pair in names):
+    if any(pair in stated_ids.other for pair in names):
         return "other"
-    if any(pair in told.same for pair in names):
+    if any(pair in stated_ids.same for pair in names):
         return "told same"
     if family == other_family:
         return "same"

@@ -1,6 +1,6 @@
 """What two sets of images share: patients, studies, image ids, pixels, looks, reports, and kin sources.
 
-kinship.py says which ids mean the same, looks.py which images are alike. audit.py reads the sets and decides.
+numbering.py says which ids mean the same, likeness.py which images are alike. audit.py reads the sets and decides.
 """
 
 import collections
@@ -14,7 +14,7 @@ import numpy as np
 from mmclip_jax.data.leakage import likeness as likeness_lib
 from mmclip_jax.data.leakage import numbering
 from mmclip_jax.data.leakage.likeness import ALIKE, HASH_BITS
-from mmclip_jax.data.leakage.numbering import NOTHING_TOLD, Key, Told
+from mmclip_jax.data.leakage.numbering import NOTHING_STATED, IdStatements, Key
 
 _COMMON_REPORT = 3  # a text that so many training patients share is a phrase, not a copy
 
@@ -99,19 +99,21 @@ class Overlap:
         return self.kind in LOOKS and bool(self.pairs)
 
 
-def audit(train: Sequence[AuditSet], test: Sequence[AuditSet], told: Told = NOTHING_TOLD) -> list[Overlap]:
+def audit(
+    train: Sequence[AuditSet], test: Sequence[AuditSet], stated_ids: IdStatements = NOTHING_STATED
+) -> list[Overlap]:
     """Everything that each test set shares with each training set; only overlaps that are there are listed."""
-    return [overlap for one in train for other in test for overlap in _compare(one, other, told)]
+    return [overlap for one in train for other in test for overlap in _compare(one, other, stated_ids)]
 
 
-def _compare(train: AuditSet, test: AuditSet, told: Told) -> Iterator[Overlap]:
+def _compare(train: AuditSet, test: AuditSet, stated_ids: IdStatements) -> Iterator[Overlap]:
     def overlap(kind: str, pairs: Iterable[tuple[int, int]], note: str = "") -> Iterator[Overlap]:
         found = tuple(pairs)
         if found or (note and kind in NOTES[1:]):
             yield Overlap(kind, train.name, test.name, found, len(test.rows), note)
 
     for kind in _WHAT:
-        leaks, open_pairs, note = _IdComparison(train, test, _WHAT[kind], told).run()
+        leaks, open_pairs, note = _IdComparison(train, test, _WHAT[kind], stated_ids).run()
         yield from overlap(kind, leaks)
         yield from overlap(f"{kind}?", open_pairs, note)
     identical = _shared([row.pixels for row in train.rows], [row.pixels for row in test.rows])
@@ -149,8 +151,8 @@ def _rare_reports(rows: Sequence[Row]) -> list[str]:
 class _IdComparison:
     """Ids of one kind (`what`) of two sets: which mean the same, and which a person has to say it of."""
 
-    def __init__(self, train: AuditSet, test: AuditSet, what: str, told: Told):
-        self._train, self._test, self._what, self._told = train.rows, test.rows, what, told
+    def __init__(self, train: AuditSet, test: AuditSet, what: str, stated_ids: IdStatements):
+        self._train, self._test, self._what, self._stated_ids = train.rows, test.rows, what, stated_ids
         loose = [[numbering.loose_id(row.of(what)) for row in one.rows] for one in (train, test)]
         if what == "image" and (not train.place or train.place != test.place):
             # Of one data set all paths are written alike: a file in another folder is another file.
@@ -219,7 +221,7 @@ class _IdComparison:
     def _relation(self, source: str, found: int, other: str, key: Key) -> str:
         ours = numbering.canonical_id(source, self._train[found].of(self._what), self._what)
         assert ours is not None
-        return numbering.relation(source, ours.family, other, key.family, self._told)
+        return numbering.relation(source, ours.family, other, key.family, self._stated_ids)
 
 
 def _open_note(sources: set[tuple[str, str]]) -> str:

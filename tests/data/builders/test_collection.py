@@ -23,11 +23,14 @@ from PIL import Image
 from mmclip_jax.data import records
 from mmclip_jax.data import unfinished as unfinished_lib
 from mmclip_jax.data.builders import files, fractions
-from mmclip_jax.data.builders.collection import Collection, settle_uncertain, split_of_patient
+from mmclip_jax.data.builders.cells import BadRow
+from mmclip_jax.data.builders.collection import Collection, split_of_patient
 from mmclip_jax.data.builders.items import ON_PURPOSE, Item, Reject
-from mmclip_jax.data.builders.labels import listed_labels
+from mmclip_jax.data.builders.labels import Beside, listed_labels, settle_no_finding, settle_uncertain
 from mmclip_jax.data.builders.masks import RunLengths
 from mmclip_jax.data.builders.options import CollectionOptions
+from mmclip_jax.data.builders.registry import COLLECTIONS, load
+from mmclip_jax.data.builders.table import TableBuilder
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
 
@@ -328,6 +331,30 @@ def test_policies_for_uncertain_labels(tmp_path: pathlib.Path) -> None:
 def test_listed_labels_say_nothing_against_a_broader_kind() -> None:
     labels = listed_labels({"covid_19"}, {"covid_19", "viral_pneumonia", "pneumonia", "edema"})
     assert labels == {"covid_19": P, "edema": A}
+
+
+@pytest.mark.parametrize("policy", Beside)
+def test_no_finding_beside_a_disease_is_settled_as_the_policy_says(policy: Beside) -> None:
+    for whole in ({"no_finding"}, {"no_finding", "pacemaker"}, {"edema", "pacemaker"}, set[str]()):
+        assert settle_no_finding(whole, policy) == whole, "devices alone are no disease"
+    both = {"no_finding", "edema", "mass", "pacemaker"}
+    match policy:
+        case Beside.BELIEVE:
+            assert settle_no_finding(both, policy) == {"edema", "mass", "pacemaker"}
+        case Beside.KEEP:
+            assert settle_no_finding(both, policy) == both
+        case Beside.REFUSE:
+            with pytest.raises(BadRow, match="labelled as no finding and as edema, mass"):
+                settle_no_finding(both, policy)
+        case Beside.NEVER:
+            with pytest.raises(ValueError, match="labelled as no finding and as edema, mass"):
+                settle_no_finding(both, policy)
+
+
+def test_every_builder_states_its_policy_for_no_finding() -> None:
+    stated = {name: vars(load(name)).get("no_finding") for name in COLLECTIONS}
+    stated["table"] = vars(TableBuilder).get("no_finding")
+    assert {name for name, policy in stated.items() if not isinstance(policy, Beside)} == set()
 
 
 # Training fractions

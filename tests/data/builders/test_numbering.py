@@ -13,7 +13,7 @@ from mmclip_jax.data import records
 from mmclip_jax.data.builders import table
 from mmclip_jax.data.builders.table_options import TableOptions
 from mmclip_jax.data.leakage import audit, numbering, overlaps
-from mmclip_jax.text import vocabulary
+from mmclip_jax.text import yaml_tree
 
 FIXTURES = (wheel_table,)
 
@@ -247,7 +247,7 @@ def test_every_pair_of_the_file_is_tried_here() -> None:
         "mimic_cxr_jpg": "mimic_cxr by another name", "chexpert_plus": "chexpert's ids", "padchest": "alone",
         "openi": "test_spellings", "indiana": "test_spellings", "iu_xray": "test_spellings", "kermany": "alone",
     }  # fmt: skip
-    told = vocabulary.read_yaml(pathlib.Path(numbering.__file__).with_suffix(".yaml"))
+    told = yaml_tree.read_mapping(pathlib.Path(numbering.__file__).with_suffix(".yaml"))
     tried = {layout.__name__ for layouts in FAMILIES.values() for layout in layouts} | {"siim"}
     assert set(told["sources"]) == tried | set(without)
     assert {(a, b) for a, others in told["kin"].items() for b in others} == {

@@ -14,7 +14,7 @@ from mmclip_jax import cli
 from mmclip_jax.config import default_config
 from mmclip_jax.data.leakage import audit, numbering, overlaps
 from mmclip_jax.data.leakage import likeness as likeness_lib
-from mmclip_jax.data.leakage.audit import AuditSet, Row, Told
+from mmclip_jax.data.leakage.audit import AuditSet, IdStatements, Row
 from mmclip_jax.errors import LeakageError, UserError
 from mmclip_jax.train import run as train_lib
 
@@ -60,9 +60,9 @@ def ids(draw: st.DrawFn, count: int) -> list[str]:
     return stems
 
 
-def found(train: list[Row], test: list[Row], told: Told = audit.NOTHING_TOLD) -> dict[str, set[int]]:
+def found(train: list[Row], test: list[Row], stated_ids: IdStatements = audit.NOTHING_STATED) -> dict[str, set[int]]:
     sets = [AuditSet("a", train, place="a"), AuditSet("b", test, place="b")]
-    return {each.kind: {b for _, b in each.pairs} for each in audit.audit([sets[0]], [sets[1]], told)}
+    return {each.kind: {b for _, b in each.pairs} for each in audit.audit([sets[0]], [sets[1]], stated_ids)}
 
 
 @settings(deadline=None, max_examples=300)
@@ -92,9 +92,9 @@ def test_ids_that_are_written_in_another_way(
     assert not said.keys() - {kind, f"{kind}?"}
     for direction in (sources, sources[::-1]):
         pair = ",".join(direction)
-        assert found(train, test, Told.read(same=[pair])).get(kind, set()) == set(range(planted))
+        assert found(train, test, IdStatements.read(same=[pair])).get(kind, set()) == set(range(planted))
         if sources[0] != sources[1]:
-            assert found(train, test, Told.read(other=[pair])) == {}
+            assert found(train, test, IdStatements.read(other=[pair])) == {}
 
 
 @settings(deadline=None, max_examples=100)
@@ -138,8 +138,8 @@ def test_two_tables_of_one_hospital_under_two_names(tmp_path: pathlib.Path) -> N
     assert (accepted["status"], accepted["allowed"]) == ("to be looked at", "a drill")
     assert "nobody has said whether they mean the same" in audit.text(accepted)
     with pytest.raises(LeakageError, match="test images are known from training"):
-        audit.check([train], [test], "test", "", Told.read(same=["theirs,ours"]))
-    other = audit.check([train], [test], "test", "", Told.read(other=["ours,theirs"]))
+        audit.check([train], [test], "test", "", IdStatements.read(same=["theirs,ours"]))
+    other = audit.check([train], [test], "test", "", IdStatements.read(other=["ours,theirs"]))
     assert other["status"] == "clean"
     assert other["told"] == {"same": [], "other": [["ours", "theirs"]]}
     assert "told that ids are not the same: ours and theirs" in audit.text(other)
@@ -150,10 +150,10 @@ def test_ids_of_one_source_that_differ_in_spelling_alone(tmp_path: pathlib.Path)
     test = build(tmp_path, "b", [make(n + 50, "test", id=f"b{n}", patient=f"{n}") for n in range(7, 12)])
     with pytest.raises(LeakageError, match="--same-ids mine,mine or --other-ids mine,mine"):
         audit.check([train], [test], "test")
-    assert audit.check([train], [test], "test", "", Told.read(other=["mine,mine"]))["status"] == "clean"
+    assert audit.check([train], [test], "test", "", IdStatements.read(other=["mine,mine"]))["status"] == "clean"
     same = build(tmp_path, "c", [make(n + 50, "test", patient="01") for n in range(3)])
     with pytest.raises(LeakageError, match="known from training"):  # the very same id of the very same source
-        audit.check([train], [same], "test", "", Told.read(other=["mine,mine"]))
+        audit.check([train], [same], "test", "", IdStatements.read(other=["mine,mine"]))
 
 
 def test_files_of_one_data_set_in_folders_of_their_own_are_others() -> None:
@@ -180,7 +180,7 @@ def test_patients_that_nobody_knows_are_not_called_compared() -> None:
 )  # fmt: skip
 def test_what_is_told_must_be_clear(same: list[str], other: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Told.read(same, other)
+        IdStatements.read(same, other)
 
 
 def test_the_command_asks_and_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

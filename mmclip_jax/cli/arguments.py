@@ -12,7 +12,14 @@ from typing import Any
 from mmclip_jax import ranges
 from mmclip_jax.errors import UserError
 
+if typing.TYPE_CHECKING:
+    from etils import epath
+
+    from mmclip_jax.data.leakage.numbering import IdStatements
+
 Command = Callable[[argparse.Namespace], None]
+Commands: typing.TypeAlias = "argparse._SubParsersAction[Parser]"
+_PathT = typing.TypeVar("_PathT", bound="Path | epath.Path")
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
@@ -79,7 +86,7 @@ def folder_of(text: str) -> Path:
     return path
 
 
-def place_of(text: str) -> Any:
+def place_of(text: str) -> "epath.Path":
     """A path on disk or in a bucket."""
     from mmclip_jax import files
 
@@ -94,12 +101,12 @@ def existing(text: str) -> Path:
     return _that_exists(path_of(text))
 
 
-def existing_place(text: str) -> Any:
+def existing_place(text: str) -> "epath.Path":
     """A path on disk or in a bucket to what is there."""
     return _that_exists(place_of(text))
 
 
-def _that_exists(path: Any) -> Any:
+def _that_exists(path: _PathT) -> _PathT:
     if not path.exists():
         raise argparse.ArgumentTypeError(f"{path} does not exist")
     return path
@@ -133,7 +140,7 @@ class Numbers:
     def __init__(self, allowed: ranges.Number, example: str):
         self._allowed, self._example = allowed, example
 
-    def __call__(self, text: str) -> tuple[Any, ...]:
+    def __call__(self, text: str) -> tuple[int | float, ...]:
         """The numbers, if all are in the range."""
         one = Number(self._allowed)
         try:
@@ -155,14 +162,14 @@ SEEDS = Numbers(ranges.SEED, "0,1,2")
 """The argparse type of seeds."""
 
 
-def add_command(commands: Any, name: str, help: str, run: Command | None = None) -> Parser:
+def add_command(commands: Commands, name: str, help: str, run: Command | None = None) -> Parser:
     """Adds a command that `run` does; `help` begins with a small letter."""
     parser: Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(run=run)
     return parser
 
 
-def add_commands(parser: Parser) -> Any:
+def add_commands(parser: Parser) -> Commands:
     """Has the parser take one of several commands."""
     return parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -185,14 +192,6 @@ def add_run(parser: Parser, required: bool = True) -> None:
     parser.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
 
 
-def add_processes(parser: Parser) -> None:
-    """Adds the arguments of runs of several processes."""
-    parser.add_argument("--pod", action="store_true", help="one of the processes of a TPU pod or of a cluster")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a run of several processes")
-    parser.add_argument("--processes", type=whole(1), metavar="N", help="how many processes the run has")
-    parser.add_argument("--process", type=whole(), metavar="I", help="which of them this one is, from 0")
-
-
 def add_build(parser: Parser) -> None:
     """Adds where a data set goes."""
     parser.add_argument("--data-dir", required=True, type=folder_of, help="where the data set's directory goes")
@@ -209,11 +208,18 @@ def add_beam(parser: Parser) -> None:
     )
 
 
-def add_told(parser: argparse.ArgumentParser) -> None:
+def add_id_statements(parser: Parser) -> None:
     """Adds what a user tells of ids of sources."""
     for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
         help = f"ids of these two sources are {what}; may be given several times"
         parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
+
+
+def id_statements_of(args: argparse.Namespace) -> "IdStatements":
+    """What --same-ids and --other-ids say."""
+    from mmclip_jax.data.leakage.numbering import IdStatements
+
+    return IdStatements.read(args.same_ids, args.other_ids)
 
 
 def add_options(parser: Parser, options: type) -> None:

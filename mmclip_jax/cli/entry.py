@@ -1,0 +1,172 @@
+"""The `mmclip` command: reads arguments, calls the function that does the work, prints what it returns.
+
+What a user got wrong (UserError, a mistyped option, a missing file, a wrong config key) is one line on stderr and exit
+status 2; training that cannot go on is one line and 1; a run that SIGTERM stopped is 75, an interrupt 130. Everything
+else is a fault of this software: one line and 1, with the traceback in a file (`--debug`, or MMCLIP_TRACEBACK=1, shows
+it). Whatever takes long to import is imported by the command that needs it.
+"""
+
+import argparse
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import mmclip_jax
+from mmclip_jax import ends
+from mmclip_jax.cli import ablate, compare, data, demo, evaluate, finetune, plan, predict, tokenizer, train
+from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
+from mmclip_jax.errors import (
+    EXIT_PREEMPTED,
+    DoesNotFitError,
+    LeakageError,
+    LostProcessError,
+    PreemptedError,
+    TrainingError,
+    UserError,
+    nearest,
+)
+
+# In the order in which --help lists them.
+_COMMANDS = (data, tokenizer, train, plan, finetune, evaluate, compare, predict, ablate, demo)
+_FULL_OR_FORBIDDEN = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
+)
+_OVERRIDE = re.compile(r"--?(no)?config\.")
+_NUMBER = re.compile(r"-\.?\d")
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="mmclip", description="Chest X-ray language-image pre-training with masked modelling.")
+    parser.add_argument("--version", action="version", version=f"mmclip-jax {mmclip_jax.__version__}")
+    top = add_commands(parser)
+
+    for command in _COMMANDS:
+        command.add(top)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; `run` is the command's function, `overrides` its --config.key=value arguments.
+
+    Raises:
+      UsageError: it cannot be understood.
+    """
+    parser = make_parser()
+    chosen, depth = parser, 0
+    while commands := chosen.commands():
+        word = argv[depth] if depth < len(argv) else None
+        if word in ("-h", "--help", "--version"):
+            break
+        if word is None:
+            raise UsageError(f"{chosen.prog}: which command? {', '.join(commands)} (see {chosen.prog} --help)")
+        if word not in commands:
+            raise UsageError(f"{chosen.prog}: there is no command {word!r}{nearest(word, commands)}")
+        chosen, depth = commands[word], depth + 1
+    if chosen.more is not None:
+        chosen.more(chosen)
+    rest, overrides = _split_overrides(argv) if chosen.takes_overrides else (list(argv), [])
+    known = chosen.options()
+    for word in rest[depth:]:
+        if word == "--":
+            break
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in known and not _NUMBER.match(word) and name != "-":
+            raise UsageError(f"{chosen.prog}: there is no option {name}{nearest(name, known)}")
+    args = parser.parse_args(rest)
+    args.overrides = overrides
+    return args
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates "--config.key=value" and "--config.key value" (made one word) from the other arguments."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not _OVERRIDE.match(word):
+            rest.append(word)
+        elif "=" not in word and words and (not words[0].startswith("-") or _NUMBER.match(words[0])):
+            overrides.append(f"{word}={words.pop(0)}")
+        else:
+            overrides.append(word)
+    return rest, overrides
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ[ends.TRACEBACK_VARIABLE] = "1"
+    try:
+        with ends.interrupts_end_it():
+            return _main(words)
+    except KeyboardInterrupt:  # between the command's end and this one's
+        print("mmclip: interrupted", file=sys.stderr)
+        return ends.STATUS_INTERRUPTED
+
+
+def _main(words: Sequence[str]) -> int:
+    args: argparse.Namespace | None = None
+    try:
+        args = _parse(words)
+    except UsageError as error:
+        print(_one_line(error), file=sys.stderr)
+        return 2
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    try:
+        _set_up()
+        args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except (TrainingError, LeakageError, DoesNotFitError) as error:
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except PreemptedError as error:
+        print(f"mmclip: {_one_line(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, LostProcessError):
+            os._exit(EXIT_PREEMPTED)  # JAX would wait for the lost process at exit, and abort in the end
+        return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        print("mmclip: interrupted", file=sys.stderr)
+        ends.end_if_interrupted()
+        return ends.STATUS_INTERRUPTED
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno in _FULL_OR_FORBIDDEN:
+            print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        else:
+            print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _set_up() -> None:
+    """Marks absl's flags as parsed, which Grain's worker processes ask for; makes room for open files."""
+    if problem := ends.problem_of_open_files():
+        raise UserError(problem)
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
