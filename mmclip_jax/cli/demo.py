@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import mmclip_jax
-from mmclip_jax import ranges
+from mmclip_jax import memory, ranges
 from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, folder_of
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.errors import UserError
@@ -23,6 +23,7 @@ def _demo(args: argparse.Namespace) -> None:
     from mmclip_jax.evaluate import run as evaluation
     from mmclip_jax.train import run as training
 
+    memory.keep_freed_memory()
     writers.configure_logging()
     training.train(config, str(args.workdir))
     print(evaluation.run(args.workdir, None, data, split="test", show_text=True))

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmclip_jax import memory
 from mmclip_jax.cli.arguments import (
     Commands,
     add_command,
@@ -24,6 +25,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("evaluate needs --workdir RUN, or --referee SPEC with --checkpoint for another program's model")
     if args.checkpoint or args.vocabulary:
         raise UserError("--checkpoint and --vocabulary belong to --referee; a run of ours is named with --workdir")
+    memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax.evaluate import run as evaluation
 
@@ -58,6 +60,7 @@ def _referee(args: argparse.Namespace) -> None:
     needed = {"--checkpoint": args.checkpoint, "--data": args.data, "--out": args.out}
     if missing := [option for option, value in needed.items() if not value]:
         raise UserError(f"--referee needs {missing[0]}, too")
+    memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax.external import run as external
 

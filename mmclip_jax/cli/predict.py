@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from mmclip_jax import memory
 from mmclip_jax.cli.arguments import Commands, add_command, add_run, existing, words_of
 
 
@@ -13,6 +14,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     for finding in args.findings or ():
         prompts.zero_shot_prompts(finding)  # refuses unknown findings before the model is loaded
+    memory.keep_freed_memory()
     model = model_lib.load(args.workdir, args.step)
     scores = model.zero_shot(args.images, args.findings or _known_findings(model.manifest))
     rows: list[tuple[str, dict[str, float]]] = [

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmclip_jax import memory
 from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, place_of, whole
 from mmclip_jax.cli.distributed import add_processes, start_processes
 from mmclip_jax.settings import read_config
@@ -14,6 +15,7 @@ def _train(args: argparse.Namespace) -> None:
     for name in ("allow_leakage", "same_ids", "other_ids"):
         if given := getattr(args, name):
             config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
+    memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax import writers
     from mmclip_jax.train import run as training

@@ -46,8 +46,10 @@ if __name__ == "__main__":  # worker processes import this file too
 
         sharding.join_processes(options["address"], 2, options["process"])
     jax.config.update("jax_default_matmul_precision", "highest")
-    from mmclip_jax import errors, step, train
+    from mmclip_jax import errors
     from mmclip_jax.data import pipeline, records
+    from mmclip_jax.train import run as train
+    from mmclip_jax.train import step
 
     spec = importlib.util.spec_from_file_location("demo", "configs/demo.py")
     module = importlib.util.module_from_spec(spec)
