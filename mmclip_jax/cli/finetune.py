@@ -70,7 +70,7 @@ def _add_settings(parser: Parser) -> None:
         type=Numbers(ranges.positive(1), "0.01,0.1,1"), default=default["fractions"])  # fmt: skip
     add("seeds", "one run a fraction and seed", type=SEEDS, metavar="0,1,2",
         default=default["seeds"])  # fmt: skip
-    add("findings", "kinds, or classes; default: all of the labels", type=lambda text: tuple(words_of(text)),
+    add("findings", "findings, or classes; default: all of the labels", type=lambda text: tuple(words_of(text)),
         metavar="A,B,…", default=())  # fmt: skip
     add("uncertain", "uncertain labels in training", default=default["uncertain"], choices=UNCERTAIN_POLICIES)
     number("batch", "rows a step")

@@ -65,7 +65,7 @@ def draw_text(example: Example, rng: np.random.Generator, data: Any) -> DrawnTex
       data: has the attributes bridge, max_negated, sentence_subset, share_no_finding (`config.data`).
 
     Raises:
-      UserError: a label is no kind of the vocabulary.
+      UserError: a label is no finding of the vocabulary.
     """
     if example.part == "unpaired":
         return _from_labels(example, rng, data.max_negated)
@@ -238,8 +238,8 @@ def _known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for kind in example.labels:
         if kind not in _KIND_NUMBER:
             raise UserError(
-                f"a record of {example.source}: label {kind!r} is no kind of the vocabulary; "
-                "build the data set again, or add the kind to the vocabulary"
+                f"a record of {example.source}: label {kind!r} is no finding of the vocabulary; "
+                "build the data set again, or add the finding to the vocabulary"
             )
     present = {kind for kind, state in example.labels.items() if state == LabelState.PRESENT}
     absent = {kind for kind, state in example.labels.items() if state == LabelState.ABSENT}

@@ -288,9 +288,7 @@ def _kinds(where: str, field: str, value: Any) -> tuple[str, ...]:
     kinds = [prompts.kind_of(name) for name in names]
     for name, kind in zip(names, kinds, strict=True):
         if kind is None:
-            raise UserError(
-                f"{where}: {name!r} of {field} is no kind of the vocabulary (data/resources/vocabulary.yaml)"
-            )
+            raise UserError(f"{where}: {name!r} of {field} is no finding of mmclip_jax/text/resources/vocabulary.yaml")
     if len(set(kinds)) < len(kinds):
-        raise UserError(f"{where}: {field} names a kind twice")
+        raise UserError(f"{where}: {field} names a finding twice")
     return tuple(kind for kind in kinds if kind is not None)

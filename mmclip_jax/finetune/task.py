@@ -85,7 +85,7 @@ class Settings:
         ranges.check({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, RANGES)
         if strange := [kind for kind in self.findings if kind not in prompts.KINDS]:
             raise UserError(
-                f"finding {strange[0]!r} is no kind of the vocabulary (mmclip_jax/text/resources/vocabulary.yaml)"
+                f"finding {strange[0]!r} is no finding of the vocabulary (mmclip_jax/text/resources/vocabulary.yaml)"
             )
 
 
@@ -204,7 +204,9 @@ def _findings_of(examples: Sequence[Example], task: str) -> tuple[str, ...]:
         for kind, state in example.labels.items():
             seen.setdefault(kind, set()).add(LabelState(state))
     if strange := sorted(seen.keys() - set(prompts.KINDS)):
-        raise UserError(f"label {strange[0]!r} is no kind of the vocabulary; build the data set again, or add the kind")
+        raise UserError(
+            f"label {strange[0]!r} is no finding of the vocabulary; build the data set again, or add the finding"
+        )
     needed = {LabelState.PRESENT} if task == "multi-class" else {LabelState.PRESENT, LabelState.ABSENT}
     return tuple(kind for kind in prompts.KINDS if needed <= seen.get(kind, set()))
 

@@ -81,7 +81,7 @@ def open_checkpoint(
     }
     if strange := sorted(seen - set(prompts.KINDS)):
         raise UserError(
-            f"{saved.directory} was trained with another vocabulary of disease kinds: {', '.join(strange[:5])} are not "
+            f"{saved.directory} was trained with another vocabulary of findings: {', '.join(strange[:5])} are not "
             "in the one in use; set MMCLIP_RESOURCES to the run's resources"
         )
     return saved, tokenizer

@@ -110,13 +110,13 @@ def zero_shot_prompts(finding: str, resources: Resources | None = None) -> tuple
         resources: the words to use; None for `resources.default()`.
 
     Raises:
-        UserError: no kind of the vocabulary is called so.
+        UserError: no finding of the vocabulary is called so.
     """
     words = resources or default()
     name = words.names.get(_resources.squeeze(finding)) if finding.strip() else None
     if name is None:
         near = difflib.get_close_matches(finding.lower(), [kind.display for kind in words.kinds.values()], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known kinds: {', '.join(words.kinds)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known findings: {', '.join(words.kinds)}"
         raise UserError(f"unknown finding {finding!r}; {hint}")
     grammar = words.prompts["zero_shot"]
     if name == NO_FINDING:
@@ -144,7 +144,7 @@ def training_prompt(
         resources: the words to use; None for `resources.default()`.
 
     Raises:
-        UserError: nothing to state, an unknown kind, or kinds that contradict each other.
+        UserError: nothing to state, an unknown finding, or kinds that contradict each other.
     """
     words = resources or default()
     grammar = words.prompts
@@ -194,7 +194,7 @@ def meaning(present: Sequence[str], absent: Sequence[str], resources: Resources 
 
 def _kind(name: str, words: Resources) -> _resources.Kind:
     if name not in words.kinds:
-        raise UserError(f"unknown kind {name!r}; known kinds: {', '.join(words.kinds)}")
+        raise UserError(f"unknown finding {name!r}; known findings: {', '.join(words.kinds)}")
     return words.kinds[name]
 
 
@@ -202,7 +202,7 @@ def _checked(present: Sequence[str], absent: Sequence[str], words: Resources) ->
     positives, negatives = sorted(set(present)), sorted(set(absent))
     kinds = {name: _kind(name, words) for name in (*positives, *negatives)}
     if not kinds:
-        raise UserError("a prompt needs at least one kind that is present or absent")
+        raise UserError("a prompt needs at least one finding that is present or absent")
     if both := set(positives) & set(negatives):
         raise UserError(f"{sorted(both)[0]} cannot be both present and absent")
     if diseases := _diseases_beside(positives, words):

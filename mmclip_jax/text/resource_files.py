@@ -48,7 +48,9 @@ def read_unmapped(
             unmapped.add(squeeze(label))
     for label, open_kinds in left_open.items():
         if unknown := open_kinds - set(kinds) - {EVERYTHING}:
-            raise UserError(f"{file}: {label!r} leaves {sorted(unknown)[0]} open, which is no kind of the vocabulary")
+            raise UserError(
+                f"{file}: {label!r} leaves {sorted(unknown)[0]} open, which is no finding of the vocabulary"
+            )
     every = frozenset(kinds)
     left_open.update({label: every for label, open_kinds in left_open.items() if EVERYTHING in open_kinds})
     return frozenset(unmapped)
@@ -59,9 +61,9 @@ def read_narrow(file: Path, kinds: Mapping[str, Kind], names: Mapping[str, str])
     narrow = {squeeze(form) for kind in kinds.values() for name in kind.narrow for form in (name, plural(name))}
     for kind in kinds.values():
         if stray := [name for name in kind.narrow if names.get(squeeze(name)) != kind.name]:
-            raise UserError(f"{file}: {stray[0]!r} of narrow is no term or label of kind {kind.name}")
+            raise UserError(f"{file}: {stray[0]!r} of narrow is no term or label of finding {kind.name}")
         if squeeze(kind.name) in narrow or squeeze(kind.display) in narrow:
-            raise UserError(f"{file}: kind {kind.name} is called by a name that narrow says is a part of it")
+            raise UserError(f"{file}: finding {kind.name} is called by a name that narrow says is a part of it")
     return frozenset(narrow)
 
 
@@ -93,13 +95,13 @@ def read_kinds(file: Path, left_open: dict[str, frozenset[str]]) -> dict[str, Ki
     kinds: dict[str, Kind] = {}
     for name, entry in read_mapping(file).items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise UserError(f"{file}: kind {name!r} must be lower case words joined by underscores")
+            raise UserError(f"{file}: finding {name!r} must be lower case words joined by underscores")
         if not isinstance(entry, dict) or not isinstance(entry.get("display"), str):
-            raise UserError(f"{file}: kind {name} needs a display name")
+            raise UserError(f"{file}: finding {name} needs a display name")
         if unknown := set(entry) - _KIND_FIELDS:
-            raise UserError(f"{file}: kind {name} has unknown fields {sorted(map(str, unknown))}")
+            raise UserError(f"{file}: finding {name} has unknown fields {sorted(map(str, unknown))}")
         if entry.get("category", "observation") not in ("observation", "device"):
-            raise UserError(f"{file}: the category of kind {name} must be observation or device")
+            raise UserError(f"{file}: the category of finding {name} must be observation or device")
         lists = {
             field: _strings(file, f"{field} of {name}", entry.get(field, []))
             for field in ("is_a", "beside", "phrases", "terms", "narrow")
@@ -116,14 +118,18 @@ def read_kinds(file: Path, left_open: dict[str, frozenset[str]]) -> dict[str, Ki
         if name != NO_FINDING:
             own = {normalise(term) for term in kind.terms}
             if missing := [phrase for phrase in (kind.display, *kind.phrases) if normalise(phrase) not in own]:
-                raise UserError(f"{file}: {missing[0]!r} must be among the terms of kind {name}, which prompts call so")
+                raise UserError(
+                    f"{file}: {missing[0]!r} must be among the terms of finding {name}, which prompts call so"
+                )
         kinds[name] = kind
     if NO_FINDING not in kinds:
-        raise UserError(f"{file}: the kind {NO_FINDING} is missing")
+        raise UserError(f"{file}: the finding {NO_FINDING} is missing")
     for kind in kinds.values():
         for field, named in (("is_a", kind.is_a), ("beside", kind.beside)):
             if unknown := set(named) - set(kinds):
-                raise UserError(f"{file}: kind {kind.name} {field} {sorted(unknown)[0]}, which is no kind of this file")
+                raise UserError(
+                    f"{file}: finding {kind.name} {field} {sorted(unknown)[0]}, which is no finding of this file"
+                )
     for name in kinds:
         if name in ancestors(kinds, name):
             raise UserError(f"{file}: is_a leads from {name} back to itself")
@@ -168,7 +174,7 @@ def read_lexicon(
         for kind in kinds.values():
             add(kind.terms, Term(kind.category, kind.name), vocabulary)
     elif not isinstance(own, dict) or (unknown := set(own) - set(kinds)):
-        raise UserError(f"{file}: kinds must give words for kinds of the vocabulary; {own and unknown} are none")
+        raise UserError(f"{file}: kinds must give words for findings of the vocabulary; {own and unknown} are none")
     else:
         for name, words in own.items():
             add(_expanded(file, name, words), Term(kinds[name].category, name), file)
@@ -183,7 +189,7 @@ def read_lexicon(
         if not isinstance(rule, dict) or set(rule) != {"kind", "observation", "anatomy"}:
             raise UserError(f"{file}: a rule of compose needs kind, observation and anatomy")
         if rule["kind"] not in kinds:
-            raise UserError(f"{file}: compose names {rule['kind']}, which is no kind of the vocabulary")
+            raise UserError(f"{file}: compose names {rule['kind']}, which is no finding of the vocabulary")
         for observation in _expanded(file, "observation of compose", rule["observation"]):
             for anatomy in _expanded(file, "anatomy of compose", rule["anatomy"]):
                 for word in (observation, anatomy):

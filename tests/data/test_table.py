@@ -128,7 +128,7 @@ def test_columns_can_be_named_and_turned_off(bench: Workbench) -> None:
             {},
             "'Effusion' and 'Pleural Effusion' both mean pleural_effusion",
         ),
-        ([row(1, Sniffles=1)], {"label_columns": "Sniffles"}, "'Sniffles' is not the name of a known kind"),
+        ([row(1, Sniffles=1)], {"label_columns": "Sniffles"}, "'Sniffles' is not the name of a known finding"),
         ([row(1)], {"label_map": "Edema=sniffles"}, "'sniffles' is not one of .*edema"),
         ([], {}, "has no rows"),
     ],

@@ -94,7 +94,7 @@ def test_single_prompts_have_one_wording_each() -> None:
         ("mine: {title: x}", "needs findings"),
         ("mine: {findings: []}", "findings is empty"),
         ("mine: {findings: [nodule, xyz]}", "'xyz' of findings is no kind"),
-        ("mine: {findings: [nodule, lung nodule]}", "names a kind twice"),
+        ("mine: {findings: [nodule, lung nodule]}", "names a finding twice"),
         ("mine: {findings: labelled, uncertain: maybe}", "uncertain is one of ignore, present, absent, not 'maybe'"),
         ("mine: {findings: labelled, finding: x}", "unknown field 'finding'"),
         ("mine: {findings: labelled, score: dot}", "score is one of softmax, cosine"),

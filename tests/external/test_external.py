@@ -91,7 +91,7 @@ GOOD: dict[str, Any] = {
         ({"prompts": {"templates": {"present": ["{present}"]}}}, "templates needs the two lists present and absent"),
         ({"trained_on": "MIMIC"}, "trained_on has text, sources and labels"),
         ({"trained_on": {"sources": "mimic_cxr"}}, "sources of trained_on is no list"),
-        ({"trained_on": {"labels": {"x": ["plague"]}}}, "'plague' of trained_on is no kind of the vocabulary"),
+        ({"trained_on": {"labels": {"x": ["plague"]}}}, "'plague' of trained_on is no finding of the vocabulary"),
     ],
 )
 def test_mistakes_in_a_spec(tmp_path: pathlib.Path, change: dict[str, Any], message: str) -> None:

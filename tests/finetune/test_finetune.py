@@ -575,7 +575,7 @@ def _set(key: str, value: Any) -> Any:
     [
         ("config.model.image_size", 128, "image_size=128"),
         ("config.model.text.vocab_size", 4096, "text encoder for 4096"),
-        ("manifest.exposure.label_kinds.phantom-b", ["plague"], "another vocabulary of disease kinds: plague"),
+        ("manifest.exposure.label_kinds.phantom-b", ["plague"], "another vocabulary of findings: plague"),
     ],
 )
 def test_a_checkpoint_of_another_size_or_vocabulary_is_refused(

@@ -166,8 +166,8 @@ def test_an_abnormal_chest_without_a_name() -> None:
         ([], [], "at least one"),
         (["edema"], ["edema"], "edema cannot be both"),
         (["no_finding", "edema"], [], "no_finding and edema"),
-        (["zebra"], [], "unknown kind 'zebra'"),
-        ([], ["Edema"], "unknown kind 'Edema'"),
+        (["zebra"], [], "unknown finding 'zebra'"),
+        ([], ["Edema"], "unknown finding 'Edema'"),
     ],
 )
 def test_what_cannot_be_stated(present: list[str], absent: list[str], message: str) -> None:

@@ -197,7 +197,7 @@ class Kinds:
         kind = self(label)
         if not kind:
             raise UserError(
-                f"{label!r} is not the name of a known kind; say what it means with --label-map {label}=KIND"
+                f"{label!r} is not the name of a known finding; say what it means with --label-map {label}=KIND"
             )
         return kind
 

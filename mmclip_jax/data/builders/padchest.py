@@ -89,7 +89,7 @@ class PadChest(Collection):
                 problem = "not labelled by physicians, of a patient in the test split"
             present = set() if problem else self.kinds_of(labels, file.name, number, image)
             if not problem and not present:
-                problem = "no label is a kind of the vocabulary"
+                problem = "no label is a finding of the vocabulary"
             if problem:
                 yield Reject(file.name, number, image, problem, ON_PURPOSE)
                 continue

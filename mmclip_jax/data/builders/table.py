@@ -424,7 +424,7 @@ class TableBuilder(Collection):
                 continue
             present = [kind for kind, state in labels.items() if state == LabelState.PRESENT and kind != "no_finding"]
             if len(present) != 1:
-                raise BadRow("a box without a label, and the row's labels do not tell which kind it shows")
+                raise BadRow("a box without a label, and the row's labels do not tell which finding it shows")
             yield present[0], box
 
 

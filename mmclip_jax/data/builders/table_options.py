@@ -60,7 +60,7 @@ class TableOptions:
         "like a kind; - uses none",
     )
     box_columns: tuple[str, ...] = option((), "one column of box lists, or four: x, y, width, height")
-    box_kind_column: str = option("", "column of the kind that a row's box shows")
+    box_kind_column: str = option("", "column of the finding that a row's box shows")
 
     label_separator: str = option("auto", 'what joins labels: "|", ";", ","; auto: the first of these in use')
     label_universe: tuple[str, ...] = option((), "labels the annotators looked for; default: all seen in the column")
@@ -135,7 +135,7 @@ class TableOptions:
             raise UserError(f"value range {self.value_range!r} is not auto, full or a maximum such as 4095")
         for item in self.label_map:
             if "=" not in item:
-                raise UserError(f"label map {item!r}: write LABEL=kind")
+                raise UserError(f"label map {item!r}: write LABEL=finding")
         for item in self.sex_map:
             if item.rpartition("=")[2] not in ("M", "F", "") or "=" not in item:
                 raise UserError(f"sex map {item!r}: write WORD=M, WORD=F, or WORD= for unknown")

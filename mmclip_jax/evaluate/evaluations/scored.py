@@ -103,7 +103,7 @@ def findings_of(split: Split) -> list[str]:
     """The kinds with both classes among the labels of at least one source, in the vocabulary's order.
 
     Raises:
-      UserError: a label that is no kind of the vocabulary.
+      UserError: a label that is no finding of the vocabulary.
     """
     return _labelled(split, lambda states: {LabelState.PRESENT, LabelState.ABSENT} <= states)
 
@@ -122,5 +122,7 @@ def _labelled(split: Split, wanted: Callable[[set[LabelState]], bool]) -> list[s
             seen.setdefault((example.source, kind), set()).add(LabelState(state))
     found = {kind for (_, kind), states in seen.items() if wanted(states)}
     if strange := sorted(found - set(prompts.KINDS)):
-        raise UserError(f"label {strange[0]!r} is no kind of the vocabulary; build the data set again, or add the kind")
+        raise UserError(
+            f"label {strange[0]!r} is no finding of the vocabulary; build the data set again, or add the finding"
+        )
     return [kind for kind in prompts.KINDS if kind in found]
