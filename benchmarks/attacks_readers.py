@@ -165,7 +165,9 @@ def phrases(attacker: Attacker) -> Outcomes:
 @kind("files beside checkpoints of others", "refused in one line that names the file, or read")
 def beside(attacker: Attacker) -> Outcomes:
     """Configurations, preprocessing and vocabularies in the layouts of Hugging Face, open_clip and OpenAI."""
-    from mmclip_jax.external import layouts, preprocess, subwords, weights
+    from mmclip_jax import fields
+    from mmclip_jax.external import layouts, preprocess
+    from mmclip_jax.text import subwords
 
     hugging = {"do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True,
                "crop_size": {"height": 224, "width": 224}, "do_normalize": True, "do_rescale": True,
@@ -181,10 +183,10 @@ def beside(attacker: Attacker) -> Outcomes:
     }
 
     def hugging_rules(file: pathlib.Path) -> Any:
-        return preprocess.of_huggingface(str(file), weights.read_json(file))
+        return preprocess.of_huggingface(str(file), fields.read_json(file))
 
     def clip_rules(file: pathlib.Path) -> Any:
-        told = weights.read_json(file).get("preprocess_cfg", {})
+        told = fields.read_json(file).get("preprocess_cfg", {})
         return preprocess.of_open_clip(str(file), told if isinstance(told, dict) else {}, 224)
 
     yield from _attack_file(attacker, "preprocessor_config.json", hugging, _json, hugging_rules, 60)
@@ -198,14 +200,14 @@ def beside(attacker: Attacker) -> Outcomes:
     ):
         file = attacker.folder / "bpe_simple_vocab_16e6.txt.gz"
         file.write_bytes(content)
-        yield f"merges {content[:9]!r}", clear(functools.partial(subwords.load, file, 4))
+        yield f"merges {content[:9]!r}", clear(functools.partial(subwords.load, file))
     yield from _folders_of_others(attacker, layouts)
 
 
 def _vocabulary(subwords: Any, file: pathlib.Path) -> Any:
     if file.name == "vocab.json":
         (file.parent / "merges.txt").write_text("#version\na b</w>\n", encoding="utf-8")
-    return subwords.load(file, 4)
+    return subwords.check_rows(subwords.load(file), 4, str(file))
 
 
 def _folders_of_others(attacker: Attacker, layouts: Any) -> Outcomes:

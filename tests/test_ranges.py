@@ -18,7 +18,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.finetune import task as task_lib
 from mmclip_jax.models import masking, mmclip
 from mmclip_jax.plan import plan
-from mmclip_jax.text.tokenizer import ENTITY_LABELS
+from mmclip_jax.text.tokens import ENTITY_LABELS
 from mmclip_jax.train import run as training
 from mmclip_jax.train import step
 

@@ -150,7 +150,7 @@ class RowMaker:
     """Turns examples into rows of NumPy arrays; what the configuration says is read once, here.
 
     Fields of a row, with S = model.image_size, L = model.text.length, K = len(prompts.KINDS):
-      image uint8 [S, S, 1]; tokens int32 [L]; entity int32 [L] (0, or the number of the token's entity from 1);
+      image uint8 [S, S, 1]; tokens int32 [L]; entity int32 [L] (0, or the number of the token's entity from 1, or -1);
       affirmed bool [L] (tokens of observations and devices that are not negated); text_id int32 [2] (study, meaning);
       stated int8 [K] (+1, −1, 0); source int32 [] (index into `source_names`, −1: not among them); record int32 [].
     """

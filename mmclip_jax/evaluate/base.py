@@ -82,7 +82,7 @@ class Model(Encoder, Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """A `data.tokenizer.Tokenizer`."""
+        """A `text.tokens.Tokenizer`."""
 
     @property
     def step(self) -> int:

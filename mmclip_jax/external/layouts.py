@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.external.fields import field, fits
 from mmclip_jax.external.towers import ACTIVATIONS, Params, Tower
-from mmclip_jax.external.weights import Weights, find_weights, read_json, read_weights
+from mmclip_jax.external.weights import Weights, find_weights, read_weights
+from mmclip_jax.fields import field, fits, read_json
 
 LAYOUTS = ("openai", "open_clip", "huggingface")
 OPEN_CLIP_CONFIG = "open_clip_config.json"

@@ -22,8 +22,8 @@ from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.base import Split
 from mmclip_jax.external import encoders as encoders_lib
 from mmclip_jax.external import layouts, preprocess
-from mmclip_jax.external.fields import field, fits
-from mmclip_jax.external.weights import find_weights, read_json, sha256
+from mmclip_jax.external.weights import find_weights, sha256
+from mmclip_jax.fields import field, fits, read_json
 from mmclip_jax.text import prompts, vocabulary
 
 PACKAGED = pathlib.Path(__file__).parent / "families.yaml"

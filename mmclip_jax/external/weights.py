@@ -5,7 +5,6 @@ TorchScript archives, which hold code, are refused.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import pickle
@@ -84,23 +83,6 @@ def sha256(file: pathlib.Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-      UserError: there is none, or it holds something else.
-    """
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; this layout needs the file beside the weights") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({' '.join(str(error).split())[:100]})") from error
-    if not isinstance(read, dict):
-        raise UserError(f"{file}: holds a {type(read).__name__} and no object")
-    return read
 
 
 class Weights:
