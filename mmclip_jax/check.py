@@ -6,9 +6,21 @@ from mmclip_jax import ranges
 from mmclip_jax.config import flat
 from mmclip_jax.errors import UserError
 from mmclip_jax.models import masking
+from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
+_VARIANT: dict[str, Range] = {
+    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu")),
+    "epsilon": positive(),
+    "key_bias": BOOLEAN,
+}
+_HEAD: dict[str, Range] = {
+    "hidden": count(),
+    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu", "tanh")),
+    "hidden_bias": BOOLEAN,
+    "bias": BOOLEAN,
+}
 
 # Every setting has its entry (tests/test_configs.py); what two settings must be to each other is in `check_values`.
 RANGES: dict[str, Range] = {
@@ -17,7 +29,7 @@ RANGES: dict[str, Range] = {
     "model.patch_size": count(1),
     "model.embed_dim": count(1),
     "model.pool": Choice(("mean", "max", "cls", "map")),
-    "model.text_pool": Choice(("mean", "max")),
+    "model.text_pool": Choice(("mean", "max", "first", "last")),
     "model.stem": Choice(("patch", "conv")),
     "model.dtype": Choice(("float32", "bfloat16", "float16")),
     "model.remat": BOOLEAN,
@@ -27,6 +39,16 @@ RANGES: dict[str, Range] = {
         for tower in ("image", "text", "image_decoder", "text_decoder")
         for name, allowed in _TRANSFORMER.items()
     },
+    "model.image.encoder": Choice(("vit",)),
+    "model.text.encoder": Choice(("transformer", "bert", "clip")),
+    **{f"model.{part}.{name}": allowed for part in ("image", "text") for name, allowed in _VARIANT.items()},
+    "model.image.norm": Choice(("pre", "post")),
+    "model.image.first_norm": BOOLEAN,
+    "model.image.final_norm": BOOLEAN,
+    "model.image.layer_scale": BOOLEAN,
+    "model.image.class_token": BOOLEAN,
+    "model.image.registers": count(),
+    **{f"model.{part}_head.{name}": allowed for part in ("image", "text") for name, allowed in _HEAD.items()},
     "model.text.length": count(1),
     "model.text.vocab_size": count(),
     "objective.contrastive.loss": Choice(("softmax", "sigmoid")),
@@ -157,6 +179,7 @@ def check_values(config: ConfigDict) -> None:
     ):
         if not low <= value <= high:
             raise UserError(f"{name}={value} is not in {low} to {high}")
-    count = masking.masked_count((config.model.image_size // config.model.patch_size) ** 2, objective.attmim.mask_ratio)
+    patches = patch_count(config.model.image_size, config.model.patch_size)
+    count = masking.masked_count(patches, objective.attmim.mask_ratio)
     if objective.attmim.weight and not count:
         raise UserError(f"objective.attmim.mask_ratio={objective.attmim.mask_ratio} masks no patch")

@@ -10,6 +10,25 @@ def transformer(width: int, depth: int, heads: int, mlp_dim: int | None = None, 
     return ConfigDict({"width": width, "depth": depth, "heads": heads, "mlp_dim": mlp_dim or 4 * width, **more})
 
 
+def _variant() -> dict[str, Any]:
+    """What one transformer differs in from another, with ours: see models/transformer.py."""
+    return {
+        "activation": "gelu_tanh",  # gelu_tanh | gelu | quick_gelu
+        "epsilon": 1e-6,  # of the layer norms
+        "key_bias": False,
+    }
+
+
+def _head() -> dict[str, Any]:
+    """The map from a pooled feature to the embedding: one linear map, or two."""
+    return {
+        "hidden": 0,  # width between the two; 0: one map
+        "activation": "gelu",  # gelu | gelu_tanh | quick_gelu | tanh
+        "hidden_bias": True,
+        "bias": False,
+    }
+
+
 def default_config() -> ConfigDict:
     """The paper-scale recipe: ViT-B/16 at 224 px and a 12-layer text tower. docs/method.md says where it comes from."""
     config = ConfigDict()
@@ -21,15 +40,32 @@ def default_config() -> ConfigDict:
             "patch_size": 16,
             "embed_dim": 512,
             "pool": "mean",  # mean | max | cls | map
-            "text_pool": "mean",  # mean | max
+            "text_pool": "mean",  # mean | max | first | last
             "stem": "patch",  # patch | conv (convolutions in place of one linear map: for small data)
             "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
             "remat": True,
             "unroll": False,
-            "image": transformer(768, 12, 12),
-            "text": transformer(768, 12, 12, length=128, vocab_size=0),  # vocab_size 0: the tokenizer's
+            "image": {
+                "encoder": "vit",
+                **transformer(768, 12, 12),
+                **_variant(),
+                # What vision transformers of other programs have, and ours has not.
+                "norm": "pre",  # pre | post
+                "first_norm": False,
+                "final_norm": True,
+                "layer_scale": False,
+                "class_token": False,  # pool "cls" has one anyway
+                "registers": 0,
+            },
+            "text": {
+                "encoder": "transformer",  # transformer | bert | clip
+                **transformer(768, 12, 12, length=128, vocab_size=0),  # vocab_size 0: the tokenizer's
+                **_variant(),
+            },
             "image_decoder": transformer(512, 4, 8),
             "text_decoder": transformer(512, 4, 8),
+            "image_head": _head(),
+            "text_head": _head(),
         }
     )
     config.objective = ConfigDict(

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mmclip_jax import check, sharding
 from mmclip_jax import config as config_lib
 from mmclip_jax.errors import UserError
-from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.text.prompts import KINDS
 from mmclip_jax.train import optim, step
 
@@ -103,7 +103,7 @@ def test_it_loads_with_known_settings_and_passes_its_own_check(name: str, argume
 def test_its_number_of_parameters_is_pinned(name: str, argument: str) -> None:
     config = sized(name, argument)
     model = build_model(config.model)
-    shapes = jax.eval_shape(lambda: step.init_params(model, config.model, 0))
+    shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
     assert size == by_formula(config.model)

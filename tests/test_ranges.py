@@ -16,7 +16,7 @@ from mmclip_jax import ablate, arguments, check, cli, objectives, ranges
 from mmclip_jax import config as config_lib
 from mmclip_jax.errors import UserError
 from mmclip_jax.finetune import task as task_lib
-from mmclip_jax.models import masking, mmclip
+from mmclip_jax.models import encoders, masking, mmclip, transformer
 from mmclip_jax.plan import plan
 from mmclip_jax.text.tokens import ENTITY_LABELS
 from mmclip_jax.train import run as training
@@ -99,6 +99,13 @@ def test_choices_are_those_of_the_code() -> None:
     for name, values in (
         ("model.pool", mmclip.POOLS),
         ("model.text_pool", mmclip.TEXT_POOLS),
+        ("model.stem", encoders.STEMS),
+        ("model.image.encoder", encoders.IMAGE_ENCODERS),
+        ("model.text.encoder", encoders.TEXT_ENCODERS),
+        ("model.image.norm", transformer.NORMS),
+        ("model.image.activation", transformer.MLP_ACTIVATIONS),
+        ("model.text.activation", transformer.MLP_ACTIVATIONS),
+        ("model.image_head.activation", transformer.ACTIVATIONS),
         ("objective.attmim.strategy", masking.STRATEGIES),
         ("objective.attmim.response", mmclip.RESPONSES),
         ("objective.attmim.mask_at", step.MASK_AT),

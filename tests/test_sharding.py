@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
-from mmclip_jax.models.text import TextEncoder
+from mmclip_jax.models.encoders.text import TextTransformer
 from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
@@ -261,7 +261,7 @@ def test_the_step_talks_about_embeddings_and_parameters_only(name: str, accumula
 @pytest.mark.parametrize("rows", [16, 64])
 def test_words_are_looked_up_where_their_row_lies(name: str, rows: int) -> None:
     """A table that is cut along fsdp invites XLA to send the rows' tokens and features around instead."""
-    module = TextEncoder(vocab_size=211, length=13, width=20, depth=1, heads=5, mlp_dim=36)
+    module = TextTransformer(vocab_size=211, length=13, width=20, depth=1, heads=5, mlp_dim=36)
     mesh = mesh_of(name)
     tokens = np.ones((rows, 13), np.int32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), tokens, tokens > 0))

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.config import default_config, transformer
-from mmclip_jax.models import masking
-from mmclip_jax.models.mmclip import MMCLIP, build_model
+from mmclip_jax.models import inputs, masking
+from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
 from mmclip_jax.train import step
 
 VOCAB, MASK_ID, KINDS = 53, 2, 5
@@ -103,7 +103,7 @@ def batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np.ndarray]]
 
 def random_params(model: MMCLIP, config: ConfigDict, seed: int = 0) -> Any:
     """Parameters of the shapes that init_params gives, drawn by NumPy: nothing is compiled, no bias is zero."""
-    shapes = jax.eval_shape(lambda: step.init_params(model, config.model, 0))
+    shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -160,7 +160,7 @@ def responses_and_masks(model: MMCLIP, config: ConfigDict, params: Any, number: 
             return model.apply({"params": params}, *arguments, method=method)
 
         keys = step.row_key_data(config.seed, number, name, len(valid))
-        patches, _ = apply("encode_image", step.standardize(step.pixels(part["image"])))
+        patches, _ = apply("encode_image", inputs.standardize(inputs.pixels(part["image"])))
         weights = masking.token_weights(part["affirmed"], valid)
         response = apply("response", patches, apply("encode_text", part["tokens"]), weights, "similarity", 0.1)
         masked, _ = step.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))

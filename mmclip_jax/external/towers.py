@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmclip_jax.models.vit import patchify
+from mmclip_jax.models.inputs import patchify
 
 Params = dict[str, Any]
 

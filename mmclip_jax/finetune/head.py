@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
+from mmclip_jax.models import inputs
 from mmclip_jax.models.mmclip import MMCLIP
 from mmclip_jax.train import optim
 from mmclip_jax.train import step as step_lib
@@ -31,8 +32,8 @@ def pool(model: MMCLIP, encoder: Any, images: jax.Array) -> jax.Array:
     # Two scalars belong to the model itself and not to a part of it, so that it asks for them.
     variables = {name: encoder[name] for name in encoder if name != "head"}
     variables |= {"log_logit_scale": jnp.zeros(()), "logit_bias": jnp.zeros(())}
-    unit = step_lib.pixels(images)
-    return model.apply({"params": variables}, step_lib.standardize(unit), method="pool_image")[1].astype(jnp.float32)
+    unit = inputs.pixels(images)
+    return model.apply({"params": variables}, inputs.standardize(unit), method="pool_image")[1].astype(jnp.float32)
 
 
 def loss_of(task: str, model: MMCLIP, params: Any, step: jax.Array, batch: step_lib.Batch) -> tuple[jax.Array, Any]:

@@ -39,7 +39,7 @@ from mmclip_jax.finetune import head as head_lib
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune.task import DEFAULTS, Settings, Task
 from mmclip_jax.inference.model import open_checkpoint
-from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.train import optim
 from mmclip_jax.train import run as training
 from mmclip_jax.train import step as step_lib
@@ -295,7 +295,7 @@ class Transfer:
         self._saved, self._tokenizer_model, self._task, self._mesh = saved, tokenizer_model, task, mesh
         self._settings, self._workdir, self._progress = settings, workdir, progress
         self._model = build_model(saved.config.model)
-        shapes = jax.eval_shape(lambda: step_lib.init_params(self._model, saved.config.model, 0))
+        shapes = jax.eval_shape(lambda: init_params(self._model, saved.config.model, 0))
         params = saved.restore_params(abstract_like(shapes, sharding.tree_shardings(shapes, mesh)))
         self._encoder = {name: part for name, part in params.items() if name == "image_encoder" or "pool" in name}
         self._features: dict[str, np.ndarray] = {}

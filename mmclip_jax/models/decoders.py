@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmclip_jax.models.transformer import Dtype, Transformer, sincos_codes
-from mmclip_jax.models.vit import sincos_positions
+from mmclip_jax.models.transformer import OURS, Dtype, Transformer, sincos_codes, sincos_positions
 
 
 class ImageDecoder(nn.Module):
@@ -57,7 +56,7 @@ class ImageDecoder(nn.Module):
         x = x + position.astype(x.dtype)[None]
         context = nn.Dense(self.width, dtype=self.dtype, name="context")(tokens)
         x, _ = Transformer(
-            self.depth, self.heads, self.mlp_dim, self.dtype, self.remat, self.unroll, name="transformer"
+            self.depth, self.heads, self.mlp_dim, OURS, self.dtype, self.remat, self.unroll, name="transformer"
         )(x, None, context, valid)
         x = jnp.take_along_axis(x, masked[:, :, None], axis=1)
         return nn.Dense(self.patch_pixels, dtype=jnp.float32, name="pixels")(x.astype(jnp.float32))
@@ -87,7 +86,7 @@ class TextDecoder(nn.Module):
         x = x + position.astype(x.dtype)[None]
         context = nn.Dense(self.width, dtype=self.dtype, name="context")(patches)
         x, _ = Transformer(
-            self.depth, self.heads, self.mlp_dim, self.dtype, self.remat, self.unroll, name="transformer"
+            self.depth, self.heads, self.mlp_dim, OURS, self.dtype, self.remat, self.unroll, name="transformer"
         )(x, valid, context, None)
         x = jnp.take_along_axis(x, slots[:, :, None], axis=1).astype(jnp.float32)
         return nn.Dense(self.output_width, dtype=jnp.float32, name="output")(x)

@@ -1,6 +1,8 @@
 """The MMCLIP model: two encoders, two projections, two decoders; every method is a pure function of the parameters."""
 
+import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,59 +11,75 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import masking
+from mmclip_jax.models import encoders, masking
 from mmclip_jax.models.decoders import ImageDecoder, TextDecoder
-from mmclip_jax.models.text import TextEncoder
-from mmclip_jax.models.transformer import Attention
-from mmclip_jax.models.vit import ImageEncoder
+from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
+from mmclip_jax.models.transformer import ACTIVATIONS, Attention
 
 INITIAL_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = 100.0
 POOLS = ("mean", "max", "cls", "map")
-TEXT_POOLS = ("mean", "max")
+TEXT_POOLS = ("mean", "max", "first", "last")
 DTYPES = ("float32", "bfloat16")
-STEMS = ("patch", "conv")
 RESPONSES = ("similarity", "cross_attention")
 PAD_ID = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """How a pooled feature becomes an embedding: by one linear map (ours), or two with an activation between them.
+
+    Attributes:
+      hidden: width between the two; 0 for one map.
+      activation: between them, of `ACTIVATIONS`.
+      hidden_bias: whether the first of two has a bias.
+      bias: whether the last one has.
+    """
+
+    hidden: int = 0
+    activation: str = "gelu"
+    hidden_bias: bool = True
+    bias: bool = False
 
 
 class MMCLIP(nn.Module):
     """Built from the `model` part of a config. Shapes: B rows, N patches, L tokens, D widths, E embedding."""
 
-    patch_size: int
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder
+    decode_patches: ImageDecoder
+    decode_tokens: TextDecoder
     embed_dim: int
     pool: str
     text_pool: str
-    stem: str
-    image: dict
-    text: dict
-    image_decoder: dict
-    text_decoder: dict
+    pool_heads: int
+    image_head: Head
+    text_head: Head
     dtype: jnp.dtype
-    remat: bool
-    unroll: bool
 
     def setup(self) -> None:
-        compute = {"dtype": self.dtype, "remat": self.remat, "unroll": self.unroll}
-        self.image_encoder = ImageEncoder(
-            patch_size=self.patch_size, stem=self.stem, class_token=self.pool == "cls", **self.image, **compute
-        )
-        self.text_encoder = TextEncoder(**self.text, **compute)
-        self.decode_patches = ImageDecoder(patch_pixels=self.patch_size**2, **self.image_decoder, **compute)
-        self.decode_tokens = TextDecoder(output_width=self.text["width"], **self.text_decoder, **compute)
+        def dense(features: int, bias: bool = False) -> nn.Dense:
+            return nn.Dense(features, use_bias=bias, dtype=jnp.float32, precision="highest")
 
-        def projection() -> nn.Dense:
-            return nn.Dense(self.embed_dim, use_bias=False, dtype=jnp.float32, precision="highest")
-
-        self.image_projection, self.text_projection = projection(), projection()
-        self.response_query, self.response_key = projection(), projection()
+        if self.image_head.hidden:
+            self.image_hidden = dense(self.image_head.hidden, self.image_head.hidden_bias)
+        if self.text_head.hidden:
+            self.text_hidden = dense(self.text_head.hidden, self.text_head.hidden_bias)
+        self.image_projection = dense(self.embed_dim, self.image_head.bias)
+        self.text_projection = dense(self.embed_dim, self.text_head.bias)
+        self.response_query, self.response_key = dense(self.embed_dim), dense(self.embed_dim)
         self.log_logit_scale = self.param(
             "log_logit_scale", nn.initializers.constant(math.log(1.0 / INITIAL_TEMPERATURE)), ()
         )
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
         if self.pool == "map":
-            self.pool_query = self.param("pool_query", nn.initializers.normal(0.02), (1, 1, self.image["width"]))
-            self.pool_attention = Attention(self.image["heads"], self.dtype)
+            self.pool_query = self.param("pool_query", nn.initializers.normal(0.02), (1, 1, self.image_encoder.width))
+            self.pool_attention = Attention(self.pool_heads, self.dtype)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of a patch."""
+        return self.image_encoder.patch_size
 
     def __call__(self, images: jax.Array, tokens: jax.Array) -> None:
         """Touches every parameter, for initialisation: images [B,S,S,1], tokens int [B,L]."""
@@ -80,7 +98,7 @@ class MMCLIP(nn.Module):
         visible: int [B,M], the only patches to encode; V is then [B,M,D].
         """
         patches, pooled = self.pool_image(images, visible)
-        return patches, self._embed(self.image_projection, pooled)
+        return patches, self._embed("image", pooled)
 
     def pool_image(self, images: jax.Array, visible: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """IE before its projection: images float [B,S,S,1] -> (V [B,N,D], pooled [B,D] for a classifier)."""
@@ -97,38 +115,57 @@ class MMCLIP(nn.Module):
             pooled = self.pool_attention(query, patches)[0][:, 0]
         return patches, pooled
 
-    def encode_text(self, tokens: jax.Array) -> jax.Array:
-        """TE: tokens int [B,L], padded with 0 -> T [B,L,D]."""
-        return self.text_encoder(tokens, tokens != PAD_ID)[0]
+    def encode_text(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        """TE: tokens int [B,L] -> T [B,L,D]; valid: bool [B,L], by default all that are not 0."""
+        return self.text_encoder(tokens, tokens != PAD_ID if valid is None else valid)[0]
 
     def embed_text(self, features: jax.Array, valid: jax.Array) -> jax.Array:
-        """u [B,E] float32, L2-normalised, from T [B,L,D] and valid bool [B,L]: a mean or maximum over valid tokens."""
-        features, valid = features.astype(jnp.float32), valid[:, :, None]
-        if self.text_pool == "mean":
-            pooled = jnp.where(valid, features, 0.0).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
-        else:
-            pooled = _maximum(features, valid)
-        return self._embed(self.text_projection, pooled)
+        """u [B,E] float32, L2-normalised, from T [B,L,D] and valid bool [B,L].
 
-    @staticmethod
-    def _embed(projection: nn.Dense, pooled: jax.Array) -> jax.Array:
+        Pooled are the valid tokens: their mean or maximum, the first (BERT's class token) or the last (the end of
+        CLIP's texts).
+        """
+        features = features.astype(jnp.float32)
+        if self.text_pool == "mean":
+            total = jnp.where(valid[:, :, None], features, 0.0).sum(axis=1)
+            pooled = total / jnp.maximum(valid[:, :, None].sum(axis=1), 1)
+        elif self.text_pool == "max":
+            pooled = _maximum(features, valid[:, :, None])
+        elif self.text_pool == "first":
+            pooled = features[:, 0]
+        else:
+            last = jnp.where(valid, jnp.arange(valid.shape[1])[None], 0).max(axis=1)
+            pooled = jnp.take_along_axis(features, last[:, None, None], axis=1)[:, 0]
+        return self._embed("text", pooled)
+
+    def _embed(self, part: str, pooled: jax.Array) -> jax.Array:
         # Rows stay where they are on both sides: under fsdp XLA would rather move these small arrays than the kernel.
-        return masking.normalize(sharding.shard_rows(projection(sharding.shard_rows(pooled))))
+        return masking.normalize(sharding.shard_rows(self._project(part, sharding.shard_rows(pooled))))
+
+    def _project(self, part: str, x: jax.Array) -> jax.Array:
+        """x [...,D] of "image" or "text" -> [...,E] float32, not normalised."""
+        if part == "image":
+            head, projection = self.image_head, self.image_projection
+        else:
+            head, projection = self.text_head, self.text_projection
+        if head.hidden:
+            x = ACTIVATIONS[head.activation]((self.image_hidden if part == "image" else self.text_hidden)(x))
+        return projection(x)
 
     def project_patches(self, patches: jax.Array) -> jax.Array:
         """v_n [B,N,E] float32, L2-normalised; shares W_v with the image embedding."""
-        return masking.normalize(self.image_projection(patches))
+        return masking.normalize(self._project("image", patches))
 
     def project_tokens(self, features: jax.Array) -> jax.Array:
         """u_l [B,L,E] float32, L2-normalised; shares W_t with the text embedding."""
-        return masking.normalize(self.text_projection(features))
+        return masking.normalize(self._project("text", features))
 
     def response(
         self, patches: jax.Array, features: jax.Array, weights: jax.Array, kind: str, temperature: float
     ) -> jax.Array:
         """r [B,N] float32 of V [B,N,D] to T [B,L,D] with token weights [B,L]; kind: "similarity"|"cross_attention"."""
         if kind == "similarity":
-            queries, keys = self.image_projection(patches), self.text_projection(features)
+            queries, keys = self._project("image", patches), self._project("text", features)
         else:
             queries, keys = self.response_query(patches), self.response_key(features)
         return masking.text_response(queries, keys, weights, temperature)
@@ -183,35 +220,37 @@ def build_model(config: ConfigDict) -> MMCLIP:
     Raises:
       UserError: sizes that do not fit together.
     """
-    if config.pool not in POOLS:
-        raise UserError(f"model.pool={config.pool!r} is not one of {', '.join(POOLS)}")
-    if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype!r} is not one of {', '.join(DTYPES)}")
-    if config.text_pool not in TEXT_POOLS:
-        raise UserError(f"model.text_pool={config.text_pool!r} is not one of {', '.join(TEXT_POOLS)}")
-    if config.stem not in STEMS:
-        raise UserError(f"model.stem={config.stem!r} is not one of {', '.join(STEMS)}")
-    if config.stem == "conv" and config.patch_size & (config.patch_size - 1):
-        raise UserError(f"model.stem='conv' halves the image: patch_size={config.patch_size} must be a power of 2")
+    for name, allowed in (("pool", POOLS), ("dtype", DTYPES), ("text_pool", TEXT_POOLS)):
+        if config[name] not in allowed:
+            raise UserError(f"model.{name}={config[name]!r} is not one of {', '.join(allowed)}")
     if config.image_size % config.patch_size:
         raise UserError(f"model.image_size={config.image_size} is no multiple of patch_size={config.patch_size}")
-    for name in ("image", "text", "image_decoder", "text_decoder"):
-        part = config[name]
-        if part.width % part.heads:
-            raise UserError(f"model.{name}.width={part.width} is no multiple of heads={part.heads}")
-        if name.startswith("image") and part.width % 4:
-            raise UserError(f"model.{name}.width={part.width} is no multiple of 4")
+    for name in ("image_decoder", "text_decoder"):
+        if config[name].width % config[name].heads:
+            raise UserError(f"model.{name}.width={config[name].width} is no multiple of heads={config[name].heads}")
+    if config.image_decoder.width % 4:
+        raise UserError(f"model.image_decoder.width={config.image_decoder.width} is no multiple of 4")
+    image, text = encoders.image_encoder(config), encoders.text_encoder(config)
+    if config.pool == "cls" and not image.has_class_token:
+        raise UserError(f"model.pool='cls' needs a class token, which {config.image.encoder} has not; take mean")
+    compute = {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "unroll": config.unroll, "parent": None}
     return MMCLIP(
-        patch_size=config.patch_size,
+        image_encoder=image,
+        text_encoder=text,
+        decode_patches=ImageDecoder(patch_pixels=config.patch_size**2, **config.image_decoder, **compute),
+        decode_tokens=TextDecoder(output_width=text.width, **config.text_decoder, **compute),
         embed_dim=config.embed_dim,
         pool=config.pool,
         text_pool=config.text_pool,
-        stem=config.stem,
-        image=dict(config.image),
-        text=dict(config.text),
-        image_decoder=dict(config.image_decoder),
-        text_decoder=dict(config.text_decoder),
+        pool_heads=config.image.heads,
+        image_head=Head(**config.get("image_head", {})),
+        text_head=Head(**config.get("text_head", {})),
         dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        unroll=config.unroll,
     )
+
+
+def init_params(model: MMCLIP, config: ConfigDict, seed: int) -> Any:
+    """Initial parameters, float32, from the seed alone; config: the `model` part."""
+    images = jnp.zeros((1, config.image_size, config.image_size, 1))
+    tokens = jnp.ones((1, config.text.length), jnp.int32)
+    return model.init(jax.random.key(seed), images, tokens)["params"]

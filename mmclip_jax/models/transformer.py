@@ -1,9 +1,12 @@
-"""Pre-norm transformer layers shared by the encoders and decoders.
+"""One transformer for all encoders and decoders: ours, timm's and Hugging Face's ViT, CLIP's, BERT are settings of it.
 
-Computation runs in `dtype`, parameters are float32; attention logits, softmax and layer norm are float32. Attention has
-no key bias: softmax cancels it, so its true gradient is zero and Adam would turn rounding noise into updates.
+Computation runs in `dtype`, parameters are float32; attention logits, softmax and layer norm are float32. Ours has no
+key bias: softmax cancels it, so its true gradient is zero and Adam would turn rounding noise into updates.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,13 +18,50 @@ from mmclip_jax import sharding
 
 Dtype = Any
 _INIT = nn.initializers.xavier_uniform()
-# The last layer of each residual branch: a block starts as the identity.
+# The last layer of each residual branch: a pre-norm block starts as the identity.
 _ZERO = nn.initializers.zeros
 
+NORMS = ("pre", "post")
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": nn.gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "tanh": jnp.tanh,
+}
+MLP_ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu")
 
-def layer_norm(x: jax.Array, name: str | None = None) -> jax.Array:
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """In what one family's transformer differs from another's; the defaults are ours.
+
+    Attributes:
+      norm: "pre": layer norms precede attention and MLP; "post": they follow the residual sums (BERT).
+      first_norm: a layer norm before the first layer, which the encoder applies (CLIP's images, BERT).
+      final_norm: a layer norm after the last layer.
+      causal: a token sees itself and those before it (CLIP's texts).
+      key_bias: keys have a bias.
+      activation: of the MLP, one of `MLP_ACTIVATIONS`.
+      epsilon: of every layer norm.
+      layer_scale: a learnt factor for each channel of each branch, `scale_self` and `scale_mlp` (DINOv2).
+    """
+
+    norm: str = "pre"
+    first_norm: bool = False
+    final_norm: bool = True
+    causal: bool = False
+    key_bias: bool = False
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-6
+    layer_scale: bool = False
+
+
+OURS = Variant()
+
+
+def layer_norm(x: jax.Array, name: str | None = None, epsilon: float = OURS.epsilon) -> jax.Array:
     """Layer norm over the last axis, computed in float32, returned in the dtype of `x`."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
 def sincos_codes(positions: np.ndarray, width: int) -> np.ndarray:
@@ -36,6 +76,18 @@ def sincos_codes(positions: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
+def sincos_positions(side: int, width: int) -> np.ndarray:
+    """2-D sine-cosine codes [side*side, width], half of the width for each image axis (as in MAE).
+
+    Raises:
+      ValueError: width is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a 2-D position code needs a width that is a multiple of 4, not {width}")
+    y, x = np.divmod(np.arange(side * side), side)
+    return np.concatenate([sincos_codes(axis, width // 2) for axis in (y, x)], axis=-1)
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries x [B,Q,D] over context y [B,C,·].
 
@@ -46,6 +98,8 @@ class Attention(nn.Module):
     heads: int
     dtype: Dtype = jnp.float32
     out_init: Any = _INIT
+    key_bias: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -61,24 +115,29 @@ class Attention(nn.Module):
             return z.reshape(*z.shape[:-1], self.heads, width // self.heads)
 
         q_BxQxHxD = split(dense("query", True)(x)) * (width // self.heads) ** -0.5
-        k_BxCxHxD = split(dense("key", False)(y))
+        k_BxCxHxD = split(dense("key", self.key_bias)(y))
         v_BxCxHxD = split(dense("value", True)(y))
         logits = jnp.einsum("bqhd,bchd->bhqc", q_BxQxHxD, k_BxCxHxD, preferred_element_type=jnp.float32)
+        hidden = jnp.finfo(jnp.float32).min
         if valid is not None:
-            logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+            logits = jnp.where(valid[:, None, None, :], logits, hidden)
+        if self.causal:
+            seen = jnp.arange(y.shape[1])[None] <= jnp.arange(x.shape[1])[:, None]
+            logits = jnp.where(seen[None, None], logits, hidden)
         weights_BxHxQxC = jax.nn.softmax(logits, axis=-1)
         attended = jnp.einsum("bhqc,bchd->bqhd", weights_BxHxQxC.astype(self.dtype), v_BxCxHxD)
         return dense("out", True, self.out_init)(attended.reshape(x.shape)), weights_BxHxQxC
 
 
 class Block(nn.Module):
-    """Self-attention, optional cross-attention to a context, MLP; each pre-norm with a residual.
+    """Self-attention, optional cross-attention to a context, MLP; each with a residual and a layer norm.
 
     Returns (x [B,N,D], attention weights to the context if there is one, else to itself; None unless asked for).
     """
 
     heads: int
     mlp_dim: int
+    variant: Variant = OURS
     dtype: Dtype = jnp.float32
     return_attention: bool = False
 
@@ -86,22 +145,46 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, valid: jax.Array | None, context: jax.Array | None, context_valid: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        width = x.shape[-1]
-        y = layer_norm(x, "norm_self")
-        y, weights = Attention(self.heads, self.dtype, _ZERO, name="self_attention")(y, y, valid)
-        x = sharding.shard_rows(x + y)
-        if context is not None:
-            y = layer_norm(x, "norm_cross")
-            y, weights = Attention(self.heads, self.dtype, _ZERO, name="cross_attention")(y, context, context_valid)
-            x = sharding.shard_rows(x + y)
-        y = layer_norm(x, "norm_mlp")
-        y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=_INIT, name="mlp_in")(y)
-        y = nn.Dense(width, dtype=self.dtype, kernel_init=_ZERO, name="mlp_out")(nn.gelu(y))
-        return sharding.shard_rows(x + y), weights if self.return_attention else None
+        width, variant, weights = x.shape[-1], self.variant, None
+
+        def scaled(name: str, y: jax.Array) -> jax.Array:
+            if not variant.layer_scale:
+                return y
+            return y * self.param(name, nn.initializers.ones, (width,)).astype(y.dtype)[None, None]
+
+        def attend(y: jax.Array) -> jax.Array:
+            nonlocal weights
+            attention = Attention(
+                self.heads, self.dtype, _ZERO, variant.key_bias, variant.causal, name="self_attention"
+            )
+            y, weights = attention(y, y, valid)
+            return scaled("scale_self", y)
+
+        def attend_context(y: jax.Array) -> jax.Array:
+            nonlocal weights
+            attention = Attention(self.heads, self.dtype, _ZERO, variant.key_bias, name="cross_attention")
+            y, weights = attention(y, context, context_valid)
+            return y
+
+        def mlp(y: jax.Array) -> jax.Array:
+            y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=_INIT, name="mlp_in")(y)
+            y = ACTIVATIONS[variant.activation](y)
+            y = nn.Dense(width, dtype=self.dtype, kernel_init=_ZERO, name="mlp_out")(y)
+            return scaled("scale_mlp", y)
+
+        branches = [("norm_self", attend), ("norm_cross", attend_context), ("norm_mlp", mlp)]
+        for norm, branch in branches:
+            if norm == "norm_cross" and context is None:
+                continue
+            if variant.norm == "pre":
+                x = sharding.shard_rows(x + branch(layer_norm(x, norm, variant.epsilon)))
+            else:
+                x = sharding.shard_rows(layer_norm(x + branch(x), norm, variant.epsilon))
+        return x, weights if self.return_attention else None
 
 
 class Transformer(nn.Module):
-    """`depth` blocks scanned over their stacked parameters, then a final layer norm.
+    """`depth` blocks scanned over their stacked parameters, then a final layer norm where the variant has one.
 
     remat: recompute a block's activations in the backward pass; unroll: compile the layers one after another instead
     of as a loop (faster on CPU, slower to compile).
@@ -111,6 +194,7 @@ class Transformer(nn.Module):
     depth: int
     heads: int
     mlp_dim: int
+    variant: Variant = OURS
     dtype: Dtype = jnp.float32
     remat: bool = False
     unroll: bool = False
@@ -132,6 +216,6 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.depth,
             unroll=self.depth if self.unroll else 1,
-        )(self.heads, self.mlp_dim, self.dtype, self.return_attention, name="layers")
+        )(self.heads, self.mlp_dim, self.variant, self.dtype, self.return_attention, name="layers")
         x, weights = layers(sharding.shard_rows(x), valid, context, context_valid)
-        return layer_norm(x, "norm"), weights
+        return layer_norm(x, "norm", self.variant.epsilon) if self.variant.final_norm else x, weights

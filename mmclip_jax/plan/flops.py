@@ -16,12 +16,13 @@ pass, except where a gradient stops: the response map that chooses the mask has 
 none towards the pixels.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.models.inputs import patch_count
+from mmclip_jax.models.work import Work, image_encoder, layers, product
 
 COMPONENTS = ("image_encoder", "text_encoder", "contrastive", "attmim", "entmlm", "local", "recompute")
 
@@ -43,100 +44,42 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """FLOPs: forward; backward; again: the forward work that rematerialised layers repeat in the backward pass."""
-
-    forward: float = 0.0
-    backward: float = 0.0
-    again: float = 0.0
-
-    def __add__(self, other: "_Work") -> "_Work":
-        return _Work(self.forward + other.forward, self.backward + other.backward, self.again + other.again)
-
-    def __mul__(self, factor: float) -> "_Work":
-        return _Work(self.forward * factor, self.backward * factor, self.again * factor)
-
-
-_NOTHING = _Work()
-
-
-def _product(m: float, k: float, n: float, gradients: int = 2) -> _Work:
-    """[m,k]·[k,n]; gradients: towards how many of the two factors there is one."""
-    flops = 2.0 * m * k * n
-    return _Work(flops, gradients * flops)
-
-
-def layers(part: Mapping[str, int], positions: int, context: int = 0, remat: bool = False) -> _Work:
-    """The layers of an encoder or decoder for one row.
-
-    Args:
-      part: width, depth, mlp_dim.
-      positions: n.
-      context: c of the cross-attention; 0 if there is none.
-      remat: whether a layer's forward pass is repeated. Its last product is not: no gradient needs the result.
-    """
-    width, mlp = part["width"], part["mlp_dim"]
-    layer = _product(positions, width, 4 * width) + _product(positions, width, positions) * 2
-    if context:
-        layer += _product(positions, width, 2 * width) + _product(context, width, 2 * width)
-        layer += _product(positions, width, context) * 2
-    layer += _product(positions, width, mlp) * 2
-    again = layer.forward - _product(positions, mlp, width).forward if remat else 0.0
-    return _Work(layer.forward, layer.backward, again) * part["depth"]
-
-
-def conv_stem(image_size: int, patch_size: int, width: int) -> _Work:
-    """The convolutions that halve an image down to its patches, for one row; padding counts as pixels."""
-    stages = patch_size.bit_length() - 1
-    work, channels_in = _NOTHING, 1
-    for stage in range(stages):
-        side, channels = image_size >> (stage + 1), width >> (stages - 1 - stage)
-        work += _product(side * side, 9 * channels_in, channels, gradients=2 if stage else 1)
-        channels_in = channels
-    return work + _product((image_size // patch_size) ** 2, width, width)
-
-
-def _rows(config: ConfigDict) -> dict[str, _Work]:
+def _rows(config: ConfigDict) -> dict[str, Work]:
     """The work of the whole batch but for the contrasts between rows: parts that are chunked under accumulation."""
     model, objective = config.model, config.objective
     image, text = model.image, model.text
-    patches = (model.image_size // model.patch_size) ** 2
+    patches = patch_count(model.image_size, model.patch_size)
     pixels = model.patch_size**2
     tokens, embed, width, text_width = text.length, model.embed_dim, image.width, text.width
     paired = config.data.batch_paired
     both = paired + config.data.batch_unpaired
     remat = model.remat
 
-    def encode_image(seen: int) -> _Work:
-        positions = seen + (model.pool == "cls")
-        # All patches are embedded, then those to be seen are taken.
-        if model.stem == "conv":
-            embedded = conv_stem(model.image_size, model.patch_size, width)
-        else:
-            embedded = _product(patches, pixels, width, gradients=1)
-        return embedded + layers(image, positions, remat=remat)
+    def encode_image(seen: int) -> Work:
+        return image_encoder(
+            image, model.image_size, model.patch_size, seen, model.stem, model.pool == "cls", model.remat
+        )
 
-    encoded = encode_image(patches) + _product(1, width, embed)
+    encoded = encode_image(patches) + product(1, width, embed)
     if model.pool == "map":
-        encoded += _product(1, width, 2 * width) + _product(patches, width, 2 * width) + _product(1, width, patches) * 2
+        encoded += product(1, width, 2 * width) + product(patches, width, 2 * width) + product(1, width, patches) * 2
     encoded_text = layers(text, tokens, remat=remat)
-    work = {"image_encoder": encoded * both, "text_encoder": (encoded_text + _product(1, text_width, embed)) * both}
+    work = {"image_encoder": encoded * both, "text_encoder": (encoded_text + product(1, text_width, embed)) * both}
 
     attmim = objective.attmim
     if attmim.weight:
         part, masked = model.image_decoder, round(attmim.mask_ratio * patches)
-        one = _product(tokens, embed, patches, gradients=0) + _product(1, tokens, patches, gradients=0)  # the response
+        one = product(tokens, embed, patches, gradients=0) + product(1, tokens, patches, gradients=0)  # the response
         if attmim.response == "similarity":  # the other one's projections are those of the attended text
-            one += _product(patches, width, embed, gradients=0) + _product(tokens, text_width, embed, gradients=0)
+            one += product(patches, width, embed, gradients=0) + product(tokens, text_width, embed, gradients=0)
         # The attended text A_r.
-        one += _product(patches, width, embed) + _product(tokens, text_width, embed)
-        one += _product(patches, embed, tokens) + _product(patches, tokens, text_width)
+        one += product(patches, width, embed) + product(tokens, text_width, embed)
+        one += product(patches, embed, tokens) + product(patches, tokens, text_width)
         if attmim.mask_at == "input":
             one += encode_image(patches - masked)
-        one += _product(patches, width, part.width) + _product(patches, text_width, part.width)
-        one += _product(tokens, text_width, part.width) + layers(part, patches, tokens, remat=remat)
-        one += _product(masked, part.width, pixels)
+        one += product(patches, width, part.width) + product(patches, text_width, part.width)
+        one += product(tokens, text_width, part.width) + layers(part, patches, tokens, remat=remat)
+        one += product(masked, part.width, pixels)
         work["attmim"] = one * both
 
     entmlm = objective.entmlm
@@ -144,15 +87,15 @@ def _rows(config: ConfigDict) -> dict[str, _Work]:
         part = model.text_decoder
         if not text.vocab_size:
             raise UserError("model.text.vocab_size is 0: set it to the tokenizer's size before counting FLOPs")
-        one = encoded_text + _product(tokens, text_width, part.width) + _product(patches, width, part.width)
+        one = encoded_text + product(tokens, text_width, part.width) + product(patches, width, part.width)
         one += layers(part, tokens, patches, remat=remat)
-        one += _product(entmlm.slots, part.width, text_width) + _product(entmlm.slots, text_width, text.vocab_size)
+        one += product(entmlm.slots, part.width, text_width) + product(entmlm.slots, text_width, text.vocab_size)
         work["entmlm"] = one * paired
 
     if objective.local.weight:
         drawn = objective.local.tokens
-        one = _product(patches, width, embed) + _product(drawn, text_width, embed)
-        work["local"] = (one + _product(patches, embed, drawn * both)) * both
+        one = product(patches, width, embed) + product(drawn, text_width, embed)
+        work["local"] = (one + product(patches, embed, drawn * both)) * both
     return work
 
 
@@ -172,7 +115,7 @@ def train_step_flops(config: ConfigDict) -> dict[str, float]:
     """
     work = _rows(config)
     rows = config.data.batch_paired + config.data.batch_unpaired
-    contrast = _product(rows, config.model.embed_dim, rows) * 2  # image to text, text to image
+    contrast = product(rows, config.model.embed_dim, rows) * 2  # image to text, text to image
     again = sum(part.again for part in work.values())
     if config.optimizer.accumulate > 1:
         again += sum(part.forward for part in work.values())

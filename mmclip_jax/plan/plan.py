@@ -860,10 +860,9 @@ def count_parameters(params: Any) -> int:
 def _abstract_params(config: ConfigDict) -> Any:
     import jax
 
-    from mmclip_jax.models.mmclip import build_model
-    from mmclip_jax.train import step as step_lib
+    from mmclip_jax.models.mmclip import build_model, init_params
 
-    return jax.eval_shape(lambda: step_lib.init_params(build_model(config.model), config.model, 0))
+    return jax.eval_shape(lambda: init_params(build_model(config.model), config.model, 0))
 
 
 def _compiler() -> str:

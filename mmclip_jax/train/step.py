@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import objectives, sharding
 from mmclip_jax.models import masking
-from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID
-from mmclip_jax.models.vit import patchify
+from mmclip_jax.models.inputs import patchify, pixels, standardize
+from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID, init_params
 
 Batch = dict[str, dict[str, jax.Array]]
 PART_NUMBER = {"paired": 0, "unpaired": 1}
@@ -26,7 +26,6 @@ FIELDS = ("image", "tokens", "entity", "affirmed", "text_id", "stated", "source"
 MASK_AT = ("features", "input")
 # Streams of a row's key.
 _PATCHES, _TOKENS, _LOCAL = 0, 1, 2
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 SPIKE_WINDOW = 100  # updates that the mean loss of the guard spans, and that must be made before it judges
 
 
@@ -57,23 +56,6 @@ class TrainState:
     opt_state: Any
     ema: Any
     guard: Guard = dataclasses.field(default_factory=new_guard)
-
-
-def pixels(images: jax.Array) -> jax.Array:
-    """uint8 [B,S,S,1] -> float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255.0
-
-
-def standardize(unit_pixels: jax.Array) -> jax.Array:
-    """Pixels in [0, 1] -> the image encoder's input."""
-    return (unit_pixels - PIXEL_MEAN) / PIXEL_STD
-
-
-def init_params(model: MMCLIP, config: ConfigDict, seed: int) -> Any:
-    """Initial parameters, float32, from the seed alone."""
-    images = jnp.zeros((1, config.image_size, config.image_size, 1))
-    tokens = jnp.ones((1, config.text.length), jnp.int32)
-    return model.init(jax.random.key(seed), images, tokens)["params"]
 
 
 def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:

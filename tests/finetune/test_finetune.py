@@ -30,7 +30,7 @@ from mmclip_jax.finetune import run as finetuning
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune import task as task_lib
 from mmclip_jax.inference import model as model_lib
-from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import step
 from mmclip_jax.train.run import make_manifest
@@ -423,7 +423,7 @@ def test_full_fine_tuning_of_classes(
     saved = find_checkpoint(folder)
     config = saved.config
     model = build_model(config.model)
-    shapes = jax.eval_shape(lambda: step.init_params(model, config.model, 0))
+    shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
     with pytest.raises(UserError, match="does not hold the model of its settings"):
         saved.restore_params(shapes)
 

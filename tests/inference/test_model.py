@@ -14,10 +14,9 @@ from PIL import Image
 import mmclip_jax
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import masking
+from mmclip_jax.models import inputs, masking
 from mmclip_jax.text import entities, prompts
 from mmclip_jax.text.tokenizer import load_tokenizer
-from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
 
@@ -50,7 +49,7 @@ def apply(model: Any, method: str, *arguments: Any) -> Any:
 
 
 def pixels(images: list[Array], size: int = 64) -> jax.Array:
-    return step.standardize(step.pixels(jnp.asarray(np.stack([transforms.fit_image(x, size) for x in images]))))
+    return inputs.standardize(inputs.pixels(jnp.asarray(np.stack([transforms.fit_image(x, size) for x in images]))))
 
 
 def png(image: Image.Image, path: pathlib.Path) -> pathlib.Path:

@@ -9,9 +9,8 @@ import pytest
 import tiny
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import masking
-from mmclip_jax.models.mmclip import MMCLIP, build_model
-from mmclip_jax.train import step
+from mmclip_jax.models import inputs, masking
+from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
 
 pytestmark = pytest.mark.compiles
 
@@ -38,7 +37,7 @@ def plain() -> tuple[Run, Any]:
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Array]:
     rows = tiny.rows(3, 0)
-    return rows | {"images": np.asarray(step.standardize(step.pixels(jnp.asarray(rows["image"]))))}
+    return rows | {"images": np.asarray(inputs.standardize(inputs.pixels(jnp.asarray(rows["image"]))))}
 
 
 def unit(x: Array) -> Array:
@@ -177,7 +176,7 @@ def test_pools_keep_the_patches_and_embed_something_else(pool: str, batch: dict[
 def test_initial_parameters_come_from_the_seed_alone() -> None:
     config = tiny.config(model__dtype="bfloat16")
     model = build_model(config.model)
-    make = jax.jit(lambda seed: step.init_params(model, config.model, seed), compiler_options=tiny.QUICK)
+    make = jax.jit(lambda seed: init_params(model, config.model, seed), compiler_options=tiny.QUICK)
     params, again, other = make(0), make(0), make(1)
     assert tiny.largest_difference(params, again) == 0
     assert np.abs(params["image_projection"]["kernel"] - other["image_projection"]["kernel"]).max() > 1e-3

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tiny
 
-from mmclip_jax.models.text import TextEncoder
+from mmclip_jax.models.encoders.text import TextTransformer
 
 SIZES = {"vocab_size": 31, "length": 11, "width": 10, "depth": 2, "heads": 5, "mlp_dim": 13}
 
 
 def encoder(**options: Any) -> tuple[Callable[..., Any], Any]:
     """The compiled encoder and random parameters."""
-    module = TextEncoder(**SIZES, **options)
+    module = TextTransformer(**SIZES, **options)
     tokens = jnp.ones((1, 11), jnp.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens > 0)
     rng = np.random.default_rng(0)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import tiny
 
-from mmclip_jax.models.vit import ImageEncoder, patchify, sincos_positions, unpatchify
+from mmclip_jax.models.encoders.vit import ViT
+from mmclip_jax.models.inputs import patchify, unpatchify
+from mmclip_jax.models.transformer import sincos_positions
 
 SIZES = {"patch_size": 3, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 11}
 
 
 def encoder(**options: Any) -> tuple[Callable[..., Any], Any, jax.Array]:
     """The compiled encoder of 5x5 patches, random parameters, and images."""
-    module = ImageEncoder(**SIZES, **options)
+    module = ViT(**SIZES, **options)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.random((2, 15, 15, 1)), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -58,7 +60,7 @@ def test_position_codes_are_sines_and_cosines_of_both_axes() -> None:
 
 
 def test_the_position_embedding_starts_at_the_code_and_is_a_parameter() -> None:
-    module = ImageEncoder(**SIZES)
+    module = ViT(**SIZES)
     params = tiny.jit(module.init)(jax.random.key(0), jnp.zeros((1, 15, 15, 1)))["params"]
     np.testing.assert_array_equal(params["position"], sincos_positions(5, 8))
 
@@ -116,7 +118,7 @@ def test_each_patch_knows_its_place() -> None:
 
 
 def test_the_convolutional_stem_keeps_the_order_of_the_patches() -> None:
-    module = ImageEncoder(patch_size=4, width=8, depth=1, heads=2, mlp_dim=11, stem="conv")
+    module = ViT(patch_size=4, width=8, depth=1, heads=2, mlp_dim=11, stem="conv")
     images = np.random.default_rng(0).random((2, 20, 20, 1)).astype(np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     rng = np.random.default_rng(1)

@@ -11,8 +11,8 @@ import tiny
 from ml_collections import ConfigDict
 
 from mmclip_jax import objectives
-from mmclip_jax.models import masking
-from mmclip_jax.models.vit import patchify
+from mmclip_jax.models import inputs, masking
+from mmclip_jax.models.inputs import patchify
 from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
@@ -77,7 +77,7 @@ def test_terms_equal_a_computation_from_the_pieces(params: Any, batch: Any) -> N
             return model.apply({"params": params}, *arguments, method=method)
 
         valid = rows["tokens"] != 0
-        patches, v = apply("encode_image", step.standardize(step.pixels(rows["image"])))
+        patches, v = apply("encode_image", inputs.standardize(inputs.pixels(rows["image"])))
         features = apply("encode_text", rows["tokens"])
         weights = masking.token_weights(rows["affirmed"], valid)
         response = apply("response", patches, features, weights, "similarity", 0.1)
@@ -217,7 +217,7 @@ def test_the_local_loss_takes_affirmed_tokens_only(params: Any, batch: Any) -> N
     affirmed = np.zeros(rows["tokens"].shape, bool)
     affirmed[0, 1:3], affirmed[1, :7] = True, True
     rows |= {"affirmed": jnp.asarray(affirmed), "key": step.row_key_data(0, jnp.int32(1), "paired", len(affirmed))}
-    images = step.standardize(step.pixels(rows["image"]))
+    images = inputs.standardize(inputs.pixels(rows["image"]))
     patches = model.apply({"params": params}, images, method="encode_image")[0]
     features = model.apply({"params": params}, rows["tokens"], method="encode_text")
     out = step.local_rows(model, {"params": params}, patches, features, rows, 3)
@@ -298,8 +298,8 @@ def test_masked_pixels_reach_the_prediction_only_through_whole_image_features(
     spy = Spy(tiny.build_model(config.model))
 
     def run(params: Any, image: jax.Array, rows: Any) -> tuple[jax.Array, jax.Array]:
-        variables, images = {"params": params}, step.pixels(image)
-        patches, _ = spy.apply(variables, step.standardize(images), method="encode_image")
+        variables, images = {"params": params}, inputs.pixels(image)
+        patches, _ = spy.apply(variables, inputs.standardize(images), method="encode_image")
         features = spy.apply(variables, rows["tokens"], method="encode_text")
         out = step.attmim_rows(
             spy, variables, images, patches, features, rows, config.objective, jnp.bool_(True)  # type: ignore[arg-type]
@@ -332,8 +332,8 @@ def test_no_gradient_flows_through_the_response(params: Any, batch: Any, respons
     rows = batch["paired"] | {"key": step.row_key_data(0, jnp.int32(0), "paired", 8)}
 
     def error(params: Any, temperature: jax.Array) -> jax.Array:
-        variables, images = {"params": params}, step.pixels(rows["image"])
-        patches, _ = model.apply(variables, step.standardize(images), method="encode_image")
+        variables, images = {"params": params}, inputs.pixels(rows["image"])
+        patches, _ = model.apply(variables, inputs.standardize(images), method="encode_image")
         features = model.apply(variables, rows["tokens"], method="encode_text")
         objective = config.objective.copy_and_resolve_references()
         with objective.unlocked(), objective.ignore_type():

@@ -1,41 +1,18 @@
-"""The image encoder IE: a vision transformer over non-overlapping patches."""
+"""A vision transformer over non-overlapping patches: ours, timm's, Hugging Face's, MAE's, DINOv2's, CLIP's."""
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmclip_jax.models.transformer import Dtype, Transformer, layer_norm, sincos_codes
+from mmclip_jax.models import work
+from mmclip_jax.models.encoders.base import transformer_layer_numbers
+from mmclip_jax.models.inputs import patchify
+from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
 
-
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """[B,H,W,C] -> [B,N,P*P*C], patches row by row from the top left, pixels row by row within a patch."""
-    batch, height, width, channels = images.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {patch_size}")
-    rows, columns = height // patch_size, width // patch_size
-    x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size * patch_size * channels)
-
-
-def unpatchify(patches: jax.Array, patch_size: int, channels: int = 1) -> jax.Array:
-    """Undoes `patchify` for square images: [B,N,P*P*C] -> [B,S,S,C]."""
-    batch, count, _ = patches.shape
-    side = round(count**0.5)
-    x = patches.reshape(batch, side, side, patch_size, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * patch_size, side * patch_size, channels)
-
-
-def sincos_positions(side: int, width: int) -> np.ndarray:
-    """2-D sine-cosine codes [side*side, width], half of the width for each image axis (as in MAE).
-
-    Raises:
-      ValueError: width is no multiple of 4.
-    """
-    if width % 4:
-        raise ValueError(f"a 2-D position code needs a width that is a multiple of 4, not {width}")
-    y, x = np.divmod(np.arange(side * side), side)
-    return np.concatenate([sincos_codes(axis, width // 2) for axis in (y, x)], axis=-1)
+STEMS = ("patch", "conv")
 
 
 class ConvStem(nn.Module):
@@ -61,11 +38,13 @@ class ConvStem(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(x)
 
 
-class ImageEncoder(nn.Module):
-    """V = IE(x): images [B,S,S,1] -> (patch features [B,N,D], class token [B,D] or None, attention or None).
+class ViT(nn.Module):
+    """V = IE(x): images [B,S,S,C] -> (patch features [B,N,D], class token [B,D] or None, attention or None).
 
-    stem: "patch", one linear map of each patch's pixels, or "conv" (`ConvStem`). The position embedding is learnt and
-    starts at the sine-cosine code. With `class_token` one more token runs along; it is never one of the N patches.
+    stem: "patch", one linear map of each patch's pixels, or "conv" (`ConvStem`). The position embedding is the patches'
+    alone; it is learnt and starts at the sine-cosine code. With `class_token` one more token runs along, before the
+    patches, and between the two so many `registers` (Darcet et al. 2023), which nobody reads. Attention [depth,B,heads,
+    N',N'] is that of all tokens.
     """
 
     patch_size: int
@@ -75,10 +54,19 @@ class ImageEncoder(nn.Module):
     mlp_dim: int
     stem: str = "patch"
     class_token: bool = False
+    registers: int = 0
+    variant: Variant = OURS
     dtype: Dtype = jnp.float32
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
+    can_drop_tokens: ClassVar[bool] = True
+    gives_attention: ClassVar[bool] = True
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether it gives a class token."""
+        return self.class_token
 
     @nn.compact
     def __call__(
@@ -95,19 +83,34 @@ class ImageEncoder(nn.Module):
         x = x + position.astype(self.dtype)[None]
         if visible is not None:
             x = jnp.take_along_axis(x, visible[:, :, None], axis=1)
-        if self.class_token:
-            token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, self.width))
-            x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width)), x], axis=1)
+        first = [("class_token", 1)] * self.class_token + [("registers", self.registers)] * bool(self.registers)
+        tokens = [self.param(name, nn.initializers.normal(0.02), (1, n, self.width)) for name, n in first]
+        if tokens:
+            ahead = [jnp.broadcast_to(token.astype(x.dtype), (len(x), *token.shape[1:])) for token in tokens]
+            x = jnp.concatenate([*ahead, x], axis=1)
+        if self.variant.first_norm:
+            x = layer_norm(x, "norm_pre", self.variant.epsilon)
         x, attention = Transformer(
             self.depth,
             self.heads,
             self.mlp_dim,
+            self.variant,
             self.dtype,
             self.remat,
             self.unroll,
             self.return_attention,
             name="transformer",
         )(x)
-        if self.class_token:
-            return x[:, 1:], x[:, 0], attention
-        return x, None, attention
+        token = x[:, 0] if self.class_token else None
+        return x[:, sum(n for _, n in first) :] if first else x, token, attention
+
+    def layer_numbers(self, path: str) -> np.ndarray:
+        """As `base.ImageEncoder.layer_numbers`."""
+        return transformer_layer_numbers(path, self.depth)
+
+    def work(self, image_size: int, seen: int, remat: bool = False) -> work.Work:
+        """As `base.ImageEncoder.work`."""
+        part = {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim}
+        return work.image_encoder(
+            part, image_size, self.patch_size, seen + self.registers, self.stem, self.class_token, remat
+        )
