@@ -14,7 +14,7 @@ from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
 from mmclip_jax.external import layouts, towers
 from mmclip_jax.external.preprocess import Preprocess
-from mmclip_jax.external.weights import find_weights, sha256
+from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.inference.inputs import BATCH, as_pixels, batches, check_several, pad, shared
 from mmclip_jax.text import subwords
 from mmclip_jax.text.tokens import Tokenizer

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmclip_jax.errors import UserError
 from mmclip_jax.external.towers import ACTIVATIONS, Params, Tower
-from mmclip_jax.external.weights import Weights, find_weights, read_weights
+from mmclip_jax.models.pretrained.weights import Weights, find_weights, read_weights
 from mmclip_jax.fields import field, fits, read_json
 
 LAYOUTS = ("openai", "open_clip", "huggingface")

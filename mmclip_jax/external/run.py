@@ -22,7 +22,7 @@ from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.base import Split
 from mmclip_jax.external import encoders as encoders_lib
 from mmclip_jax.external import layouts, preprocess
-from mmclip_jax.external.weights import find_weights, sha256
+from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.fields import field, fits, read_json
 from mmclip_jax.text import prompts, vocabulary
 

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.fields import field, read_json
+from mmclip_jax.fields import INSTALL, field, read_json
 from mmclip_jax.text.tokens import MASK, PAD_ID, Tokenizer
 
-INSTALL = 'install the extra: pip install "mmclip-jax[interop]"'
 OPENAI_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 NAMES = ("tokenizer.json", "vocab.json", OPENAI_MERGES, "vocab.txt")
 START, END = "<|startoftext|>", "<|endoftext|>"
