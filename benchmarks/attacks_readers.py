@@ -166,7 +166,8 @@ def phrases(attacker: Attacker) -> Outcomes:
 def beside(attacker: Attacker) -> Outcomes:
     """Configurations, preprocessing and vocabularies in the layouts of Hugging Face, open_clip and OpenAI."""
     from mmclip_jax import fields
-    from mmclip_jax.external import layouts, preprocess
+    from mmclip_jax.external import preprocess
+    from mmclip_jax.models.pretrained import dual as layouts
     from mmclip_jax.text import subwords
 
     hugging = {"do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True,
@@ -237,7 +238,7 @@ def _safetensors(header: bytes, data: bytes = b"\0" * 64, length: int | None = N
 @kind("weights of others", "refused in one line; no code of theirs is run")
 def weights(attacker: Attacker) -> Outcomes:
     """Files for PyTorch and safetensors: of other things, cut off, of code, of other types and sizes."""
-    from mmclip_jax.external import weights as module
+    from mmclip_jax.models.pretrained import weights as module
 
     pickled = pickle.dumps({"a": np.zeros(3)})
     files: dict[str, bytes] = {

@@ -71,6 +71,12 @@ RANGES: dict[str, Range] = {
     "objective.local.weight": Number(0),
     "objective.local.tokens": count(1),
     "objective.local.temperature": Number(1e-6),
+    "init.image": TEXT,
+    "init.text": TEXT,
+    "init.model": TEXT,
+    "init.mean": Several(Number()),
+    "init.std": Several(positive()),
+    "init.trained_on": Several(TEXT),
     "data.train": Several(TEXT),
     "data.evaluate": Several(TEXT),
     "data.allow_leakage": TEXT,
@@ -125,6 +131,11 @@ def check_ranges(config: ConfigDict) -> None:
     """
     ranges.check(flat(config), RANGES)
     compiler_options(config.train.compiler_options)
+    init = config.init
+    if init.model and (init.image or init.text):
+        raise UserError("init.model is a whole model: leave init.image and init.text out, or give them in its place")
+    if len(init.mean) not in (0, 1, 3) or len(init.mean) != len(init.std):
+        raise UserError("init.mean and init.std are one number each, or three, or both left out")
     if 0.0 < config.train.spike < 1.0:
         raise UserError(f"train.spike={config.train.spike} is not at least 1, nor 0 for none: every loss would be one")
 

@@ -54,7 +54,7 @@ from mmclip_jax.errors import (
     UserError,
     nearest,
 )
-from mmclip_jax.settings import read_config
+from mmclip_jax.settings import names_given, read_config
 
 if typing.TYPE_CHECKING:
     pass
@@ -190,7 +190,7 @@ def _train(args: argparse.Namespace) -> None:
     from mmclip_jax.train import run as training
 
     writers.configure_logging()
-    training.train(config, str(args.workdir), args.stretch)
+    training.train(config, str(args.workdir), args.stretch, names_given(args.overrides))
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -219,10 +219,10 @@ _TOOLS = {"errors", "fields", "files", "locks", "processes", "ranges", "spreadsh
 _MAY_IMPORT = {
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
-    "models": {"errors", "sharding"},
+    "models": {"errors", "fields", "sharding"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "sharding", "text", "train"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "text", "writers"},
-    "external": {*_TOOLS, "data", "evaluate", "inference", "models", "sharding", "text"},
+    "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
     "finetune": {
         *_TOOLS,
         "checkpoints",

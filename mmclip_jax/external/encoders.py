@@ -1,6 +1,7 @@
 """Other people's dual encoders as models that can be evaluated: one checkpoint, or several averaged."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -8,18 +9,53 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmclip_jax import sharding
+from mmclip_jax.config import default_config
 from mmclip_jax.errors import UserError
-from mmclip_jax.external import layouts, towers
 from mmclip_jax.external.preprocess import Preprocess
-from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.inference.inputs import BATCH, as_pixels, batches, check_several, pad, shared
+from mmclip_jax.models.mmclip import MMCLIP, build_model
+from mmclip_jax.models.pretrained import dual as layouts
+from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.text import subwords
 from mmclip_jax.text.tokens import Tokenizer
 
 _STEP = 16
+
+
+def build(encoder: layouts.DualEncoder, vocab_size: int = 0) -> MMCLIP:
+    """The model that runs a dual encoder: in float32, these are other people's numbers. Its decoders have no weights.
+
+    vocab_size: rows of the token embedding where a tokenizer has more than the checkpoint.
+
+    Raises:
+      UserError: sizes that do not fit together.
+    """
+    config = default_config().model
+    config.update(encoder.settings)
+    config.update({"dtype": "float32", "remat": False})
+    config.text.vocab_size = vocab_size or encoder.vocab_size
+    return build_model(config)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def embed_images(params: layouts.Params, images: jax.Array, *, model: MMCLIP) -> jax.Array:
+    """[B,S,S,C] float32, normalised as the model wants it -> embeddings [B,E], L2-normalised."""
+    with jax.default_matmul_precision("highest"):
+        _, embedding = model.apply({"params": params}, images, method="encode_image")
+    return jnp.asarray(embedding)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def embed_texts(params: layouts.Params, tokens: jax.Array, count: jax.Array, *, model: MMCLIP) -> jax.Array:
+    """Token ids int32 [B,L] with the number of true ones [B] -> embeddings [B,E], L2-normalised."""
+    valid = jnp.arange(tokens.shape[1])[None] < count[:, None]
+    with jax.default_matmul_precision("highest"):
+        features = model.apply({"params": params}, tokens, valid, method="encode_text")
+        return jnp.asarray(model.apply({"params": params}, features, valid, method="embed_text"))
 
 
 class ForeignModel:
@@ -50,8 +86,10 @@ class ForeignModel:
         self._processes = jax.process_count() if all_devices else 1
         self._encoders, self._words, self._preprocess = list(encoders), words, preprocess
         self._params = [jax.device_put(each.params, sharding.replicated(self._mesh)) for each in encoders]
-        for params in self._params:  # the embedding in the order of the tokenizer's ids; padding is looked at by none
-            params["text"] = params["text"] | {"tokens": params["text"]["tokens"][words.rows]}
+        self._models = [build(each, words.vocab_size) for each in encoders]
+        for params in self._params:  # the embedding in the order of the tokenizer's ids
+            words_of = params["text_encoder"]["embed"]["embedding"]
+            params["text_encoder"] = params["text_encoder"] | {"embed": {"embedding": words_of[words.rows]}}
         self._first = self._encoders[0]
         self.manifest: Mapping[str, Any] = {"foreign": True, **(manifest or {})}
         scales = [each.logit_scale for each in encoders]
@@ -77,22 +115,22 @@ class ForeignModel:
         for (batch,) in batches(list(texts)):
             ids, count = self._words.encode_batch(batch, self._first.context)
             ids = ids[:, : -(-int(count.max(initial=1)) // _STEP) * _STEP]  # few lengths: each is compiled
-            rows.append(self._run("text", towers.embed_texts, ids, count))
+            rows.append(self._run(embed_texts, ids, count))
         return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)
 
     def _encode_images(self, images: Sequence[Any]) -> np.ndarray:
         rows = []
         for (batch,) in batches(images):
             fitted = np.stack([self._preprocess(as_pixels(image), self._first.channels) for image in batch])
-            rows.append(self._run("image", towers.embed_images, fitted))
+            rows.append(self._run(embed_images, fitted))
         return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)
 
-    def _run(self, part: str, embed: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
+    def _run(self, embed: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
         """Embeddings [n,E] of a batch by every member."""
         placed = jax.device_put(tuple(map(pad, arrays)), sharding.batch_sharding(self._mesh))
         made = [
-            np.asarray(embed(params[part], *placed, tower=getattr(encoder, part)))
-            for encoder, params in zip(self._encoders, self._params, strict=True)
+            np.asarray(embed(params, *placed, model=model))
+            for model, params in zip(self._models, self._params, strict=True)
         ]
         return np.concatenate(made, axis=1)[: len(arrays[0])] / np.float32(math.sqrt(len(made)))
 

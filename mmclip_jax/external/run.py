@@ -21,9 +21,10 @@ from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.base import Split
 from mmclip_jax.external import encoders as encoders_lib
-from mmclip_jax.external import layouts, preprocess
-from mmclip_jax.models.pretrained.weights import find_weights, sha256
+from mmclip_jax.external import preprocess
 from mmclip_jax.fields import field, fits, read_json
+from mmclip_jax.models.pretrained import dual as layouts
+from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.text import prompts, vocabulary
 
 PACKAGED = pathlib.Path(__file__).parent / "families.yaml"
@@ -137,8 +138,8 @@ def open_model(
                 "sha256": encoder.sha256,
                 "logit_scale": encoder.logit_scale,
                 "encoders": {
-                    part: {"heads": tower.heads, "activation": tower.activation, "origin": dict(encoder.origins[part])}
-                    for part, tower in (("image", encoder.image), ("text", encoder.text))
+                    part: {"heads": told.heads, "activation": told.activation, "origin": dict(encoder.origins[part])}
+                    for part, told in (("image", encoder.image), ("text", encoder.text))
                 },
             }
             for file, encoder in zip(files, encoders, strict=True)

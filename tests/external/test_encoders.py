@@ -23,9 +23,9 @@ from transformers import BertTokenizerFast, CLIPTokenizer
 
 from mmclip_jax.errors import UserError
 from mmclip_jax.external import encoders as encoders_lib
-from mmclip_jax.external import layouts, towers
 from mmclip_jax.external import run as external
 from mmclip_jax.external.preprocess import Preprocess, Step
+from mmclip_jax.models.pretrained import dual as layouts
 from mmclip_jax.text import subwords
 
 pytestmark = pytest.mark.torch
@@ -52,9 +52,10 @@ def inputs(vocab_size: int, start: int, end: int) -> tuple[np.ndarray, np.ndarra
 
 
 def embed(encoder: layouts.DualEncoder, pixels: np.ndarray, ids: np.ndarray, count: np.ndarray) -> list[np.ndarray]:
-    images = towers.embed_images(encoder.params["image"], jnp.asarray(pixels), tower=encoder.image)
+    model = encoders_lib.build(encoder)
+    images = encoders_lib.embed_images(encoder.params, jnp.asarray(pixels), model=model)
     tokens = jnp.asarray(ids, jnp.int32), jnp.asarray(count, jnp.int32)
-    return [np.asarray(images), np.asarray(towers.embed_texts(encoder.params["text"], *tokens, tower=encoder.text))]
+    return [np.asarray(images), np.asarray(encoders_lib.embed_texts(encoder.params, *tokens, model=model))]
 
 
 def assert_equal(encoder: layouts.DualEncoder, model: Any, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -103,10 +104,10 @@ def test_the_same_weights_in_other_layouts(tmp_path: pathlib.Path, layout: str, 
 def test_who_says_heads_and_activations(tmp_path: pathlib.Path) -> None:
     def told(layout: str, **options: Any) -> list[tuple[int, str, str, str]]:
         encoder = layouts.load(tmp_path, layout, **options)
-        towers_of = {"image": encoder.image, "text": encoder.text}
+        both = {"image": encoder.image, "text": encoder.text}
         return [
-            (tower.heads, encoder.origins[part]["heads"], tower.activation, encoder.origins[part]["activation"])
-            for part, tower in towers_of.items()
+            (told.heads, encoder.origins[part]["heads"], told.activation, encoder.origins[part]["activation"])
+            for part, told in both.items()
         ]
 
     model = others.clip()

@@ -65,8 +65,6 @@ def _vit(config: ConfigDict) -> ImageEncoder:
         raise UserError(f"model.stem={config.stem!r} is not one of {', '.join(STEMS)}")
     if config.stem == "conv" and config.patch_size & (config.patch_size - 1):
         raise UserError(f"model.stem='conv' halves the image: patch_size={config.patch_size} must be a power of 2")
-    if config.image.width % 4:
-        raise UserError(f"model.image.width={config.image.width} is no multiple of 4")
     return ViT(
         patch_size=config.patch_size,
         stem=config.stem,

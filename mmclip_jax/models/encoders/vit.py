@@ -38,13 +38,19 @@ class ConvStem(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(x)
 
 
+def _positions(key: jax.Array, side: int, width: int) -> jax.Array:
+    if width % 4:
+        return nn.initializers.normal(0.02)(key, (side * side, width))
+    return jnp.asarray(sincos_positions(side, width))
+
+
 class ViT(nn.Module):
     """V = IE(x): images [B,S,S,C] -> (patch features [B,N,D], class token [B,D] or None, attention or None).
 
     stem: "patch", one linear map of each patch's pixels, or "conv" (`ConvStem`). The position embedding is the patches'
-    alone; it is learnt and starts at the sine-cosine code. With `class_token` one more token runs along, before the
-    patches, and between the two so many `registers` (Darcet et al. 2023), which nobody reads. Attention [depth,B,heads,
-    N',N'] is that of all tokens.
+    alone; it is learnt and starts at the sine-cosine code (at noise, where the width is no multiple of 4). With
+    `class_token` one more token runs along, before the patches, and between the two so many `registers` (Darcet et al.
+    2023), which nobody reads. Attention [depth,B,heads,N',N'] is that of all tokens.
     """
 
     patch_size: int
@@ -79,7 +85,7 @@ class ViT(nn.Module):
         else:
             x = patchify(images, self.patch_size).astype(self.dtype)
             x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch")(x)
-        position = self.param("position", lambda _: jnp.asarray(sincos_positions(side, self.width)))
+        position = self.param("position", _positions, side, self.width)
         x = x + position.astype(self.dtype)[None]
         if visible is not None:
             x = jnp.take_along_axis(x, visible[:, :, None], axis=1)

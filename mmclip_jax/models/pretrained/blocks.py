@@ -71,7 +71,7 @@ def layers(weights: Weights, prefix: str, names: Names, width: int) -> Params:
     """
     for gate in ("mlp.w12.weight", "mlp.weights_in.weight", "mlp.fc1_g.weight"):
         if f"{prefix}0.{gate}" in weights:
-            raise UserError(f"{weights.where}: its MLPs are gated (SwiGLU), which is not supported; take a smaller model")
+            raise UserError(f"{weights.where}: its MLPs are gated (SwiGLU), which is not supported")
     numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
     depth = 1 + max((int(match[1]) for name in weights.names() if (match := numbered.match(name))), default=0)
     blocks = [_block(weights, f"{prefix}{number}.", names, width) for number in range(depth)]
@@ -126,33 +126,84 @@ def norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
     return {"scale": weights.take(f"{name}.weight", width), "bias": weights.take(f"{name}.bias", width)}
 
 
-def patch(weights: Weights, name: str) -> tuple[dict[str, np.ndarray], int, int]:
-    """(dense layer of a patch's pixels, row by row, channels last; patch size; channels) of a convolution [D,C,P,P].
-
-    Raises:
-      UserError: its patches are no squares, or of neither one channel nor three.
-    """
+def patch(weights: Weights, name: str) -> tuple[dict[str, np.ndarray], int]:
+    """(convolution [D,C,P,P] over whole patches as a dense layer of their pixels, row by row, channels last; D)."""
     kernel = weights.take(f"{name}.weight", None, None, None, None)
-    width, channels, height, side = kernel.shape
-    if height != side or channels not in (1, 3):
-        raise UserError(f"{weights.where}: its patches of {channels} x {height} x {side} are no grey or RGB squares")
+    width = kernel.shape[0]
     layer = {"kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, width)}
     if f"{name}.bias" in weights:
         layer["bias"] = weights.take(f"{name}.bias", width)
-    return biased(layer), side, channels
+    return biased(layer), width
 
 
-def heads(where: str, part: str, width: int, stated: int) -> int:
+def grid(encoder: Params, where: str) -> tuple[int, int, int]:
+    """(patches a side, pixels a side of a patch, channels) of an image encoder.
+
+    Raises:
+      UserError: its patches are no square of grey or RGB squares.
+    """
+    pixels, patches = encoder["patch"]["kernel"].shape[0], encoder["position"].shape[0]
+    side = round(patches**0.5)
+    channels = next((c for c in (1, 3) if round((pixels / c) ** 0.5) ** 2 * c == pixels), 0)
+    if side * side != patches or not channels:
+        raise UserError(f"{where}: its {patches} patches of {pixels} values are no square of grey or RGB patches")
+    return side, round((pixels / channels) ** 0.5), channels
+
+
+def places(token: np.ndarray | None, position: np.ndarray, registers: np.ndarray | None = None) -> Params:
+    """The class token [D] and registers [R,D] with their own places, and the places of the patches, of positions [n,D].
+
+    Positions are of the patches alone, or of the class token, or class token and registers too, which come first.
+    """
+    made: Params = {}
+    ahead = [row for row in (None if token is None else token[np.newaxis], registers) if row is not None]
+    tokens = np.concatenate(ahead) if ahead else np.zeros((0, position.shape[1]), np.float32)
+    count = next(
+        (n for n in (len(tokens), 1, 0) if n <= len(tokens) and _is_square(len(position) - n)), min(1, len(tokens))
+    )
+    tokens = tokens + np.pad(position[:count], ((0, len(tokens) - count), (0, 0)))
+    if token is not None:
+        made["class_token"] = tokens[np.newaxis, :1]
+        tokens = tokens[1:]
+    if registers is not None:
+        made["registers"] = tokens[np.newaxis]
+    return made | {"position": position[count:]}
+
+
+def _is_square(number: int) -> bool:
+    return round(max(number, 0) ** 0.5) ** 2 == number
+
+
+def sizes(encoder: Params) -> Params:
+    """The settings of `model.image` or `model.text` that an encoder's parameters tell."""
+    inside = encoder["transformer"]["layers"]
+    depth, width, mlp_dim = inside["mlp_in"]["kernel"].shape
+    return {"width": width, "depth": depth, "mlp_dim": mlp_dim, "key_bias": True}
+
+
+def image_sizes(encoder: Params) -> Params:
+    """`sizes`, and those that image encoders alone have."""
+    return sizes(encoder) | {
+        "norm": "pre",
+        "first_norm": "norm_pre" in encoder,
+        "final_norm": "norm" in encoder["transformer"],
+        "layer_scale": "scale_self" in encoder["transformer"]["layers"],
+        "class_token": "class_token" in encoder,
+        "registers": encoder["registers"].shape[1] if "registers" in encoder else 0,
+    }
+
+
+def heads_of(where: str, part: str, width: int, stated: int, remedy: str = "") -> int:
     """The number of heads: what is stated, or of 0, what published models of this width have.
 
     Raises:
-      UserError: the width is no multiple of it, or nothing says it.
+      UserError: the width is no multiple of it, or nothing says it; remedy: how to say it.
     """
     count = stated or _HEADS.get(width, 0) or (width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 0)
     if not count:
         raise UserError(
-            f"{where}: nothing says how many heads its {part} encoder has, and its width {width} is no multiple of "
-            f"{HEAD_WIDTH}; give --config.model.{part}.heads"
+            f"{where}: the {part} encoder's width {width} is no multiple of {HEAD_WIDTH}, and nothing says how "
+            f"many heads it has; {remedy or f'give --config.model.{part}.heads'}"
         )
     if width % count:
         raise UserError(f"{where}: the {part} encoder's width {width} is no multiple of {count} heads")

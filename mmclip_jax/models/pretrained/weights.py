@@ -185,8 +185,8 @@ def _unpickle(file: pathlib.Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds more than tensors, or is no file of PyTorch's, and is not unpickled; where you trust it, save "
-            "its tensors alone: torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pt')"
+            f"{file} holds more than tensors, or is no file of PyTorch's, and is not unpickled; where you trust "
+            "it, save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pt')"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{file} cannot be read by PyTorch ({str(error).splitlines()[0]})") from error
