@@ -142,9 +142,17 @@ def prepare(config: ConfigDict, workdir: str, given: Collection[str] = ()) -> St
         contradicts them. Nothing is written.
     """
     init = config.init
+    saved = _newest(workdir)
+    if saved is not None:  # before settings of the model are compared, which follow from it
+        before, now = (flat(each.init, "init.") for each in (saved.config, config))
+        if other := [name for name in now if list(now[name]) != list(before[name])]:
+            raise UserError(
+                f"{workdir} holds a run with {other[0]}={before[other[0]]!r}, not {now[other[0]]!r}: give that, or "
+                "another --workdir for a new run"
+            )
     if not (init.image or init.text or init.model):
         return None
-    if (saved := _newest(workdir)) is not None:
+    if saved is not None:
         return _resumed(config, saved, given)
     if init.model:
         start = _own_run(config, given) if _is_run(init.model) else _dual(config, given)

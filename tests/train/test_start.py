@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="torch and transformers have an environment 
 pytest.importorskip("timm", reason="timm is part of make test-interop")
 
 import jax
+import jax.numpy as jnp
 import timm
 import torch
 import transformers
@@ -130,7 +131,7 @@ def test_the_first_features_are_those_of_the_libraries(
     model = build_model(seen["config"].model)
     grey = np.random.default_rng(0).integers(0, 256, (3, 70, 70, 1)).astype(np.uint8)
     for params in (seen["params"], seen["ema"]):
-        patches = model.apply({"params": params}, standardize(pixels(grey)), method="encode_image")[0]
+        patches = model.apply({"params": params}, standardize(pixels(jnp.asarray(grey))), method="encode_image")[0]
         vit = timm.create_model(
             "vit_tiny_patch16_224", img_size=70, patch_size=14, embed_dim=36, depth=3, num_heads=3, mlp_ratio=2
         ).eval()
@@ -198,7 +199,7 @@ def test_a_run_goes_on_and_is_evaluated_with_its_workdir_alone(
         assert model.encode_text(TEXTS).shape == (2, 512)
         capsys.readouterr()
         assert cli.main(command(copy, phantom_dir)) == 2  # a run does not forget what it started from
-        assert "init.image=''" in capsys.readouterr().err
+        assert f"holds a run with init.image='{weights['folder'] / 'vit'}', not ''" in capsys.readouterr().err
     finally:
         moved.rename(weights["folder"])
 
@@ -298,7 +299,7 @@ def test_a_run_that_starts_from_a_dual_encoder(
         (["text=BERT", "!data.tokenizer=OWN"], r"entries and the model's token embedding \d+ rows"),
         (["image=BERT"], "holds no image encoder known here"),
         (["image=NONE"], "there is no such checkpoint"),
-        (["model=VIT"], "neither CLIP's vision transformer nor timm's"),
+        (["model=VIT"], "model_type None is not supported; clip and vision-text-dual-encoder are"),
         (["model=VIT", "image=VIT"], "init.model is a whole model: leave init.image and init.text out"),
         (["image=VIT", "trained_on=('nih:plague',)"], "'plague' of 'nih:plague' is no finding of the vocabulary"),
         (["image=VIT", "mean=(0.5,)"], "init.mean and init.std are one number each, or three"),
