@@ -110,19 +110,22 @@ def change(file: pathlib.Path, how: str, chance: random.Random) -> None:
 def settings(attacker: Attacker) -> Outcomes:
     """Every number below and above its range, not finite, and of another type."""
     from mmclip_jax import ranges
-    from mmclip_jax.check import RANGES
+    from mmclip_jax.check import setting_ranges
     from mmclip_jax.config import default_config, flat
 
-    values = flat(default_config())
-    for name in attacker.some(sorted(RANGES), 25):
-        allowed = RANGES[name]
+    values, table = flat(default_config()), setting_ranges()
+    for name in attacker.some(sorted(table), 25):
+        allowed = table[name]
         bad: list[Any] = [object(), "no such word"] if not isinstance(allowed, ranges.Text) else [3]
         if isinstance(allowed, ranges.Number):
             bad = ["1", math.nan, math.inf, True]
             bad += [allowed.low if allowed.above else allowed.low - 1] if allowed.low > -math.inf else []
             bad += [allowed.high if allowed.below else allowed.high + 1] if allowed.high < math.inf else []
         for value in bad:
-            yield f"{name}={value!r}", refused(functools.partial(ranges.check, values | {name: value}, RANGES), name)
+            yield (
+                f"{name}={value!r}",
+                refused(functools.partial(ranges.check, values | {name: value}, table), name),
+            )
 
 
 @kind("names of folders", "work, or are refused at the start")

@@ -112,9 +112,9 @@ def overrides(attacker: Attacker) -> Outcomes:
 
         def read(name: str = name, value: str = value) -> None:
             from mmclip_jax import ranges
-            from mmclip_jax.check import RANGES
+            from mmclip_jax.check import setting_ranges
 
-            ranges.check(flat(cli.read_config(config, [f"--config.{name}={value}"])), RANGES)
+            ranges.check(flat(cli.read_config(config, [f"--config.{name}={value}"])), setting_ranges())
 
         yield f"{name}={value[:9]}", clear(read)
 

@@ -36,6 +36,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from mmclip_jax import check, sharding  # noqa: E402
 from mmclip_jax.check import compiler_options  # noqa: E402
+from mmclip_jax.data import batch  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
 from mmclip_jax.plan import flops  # noqa: E402
@@ -51,8 +52,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "contrastive + local": ("local",),
     "full": ("attmim", "entmlm", "local"),
 }
-_OBJECTIVES = ("attmim", "entmlm", "local")
-_KINDS = 24  # columns of `stated`: any number will do
 _MASK_ID = 2
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 
@@ -79,35 +78,37 @@ class Row:
 def variant_config(config: ConfigDict, name: str) -> ConfigDict:
     """The settings of a variant: the objectives that it has not are switched off, "full" is the config as it is."""
     out = ConfigDict(config.to_dict())
-    for objective in _OBJECTIVES:
-        part = out.objective[objective]
+    for objective, part in out.objective.items():
+        if "weight" not in part:
+            continue
         wanted = objective in VARIANTS[name]
         part.weight = float(part.weight or (0.0 if name == "full" else 1.0)) if wanted else 0.0
     return out
 
 
-def synthetic_batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+def synthetic_batch(config: ConfigDict, seed: int = 0) -> batch.Batch:
     """Rows as the pipeline makes them: noise for images, random tokens, entities of two tokens in every seven."""
     rng = np.random.default_rng(seed)
     size, length, vocabulary = config.model.image_size, config.model.text.length, config.model.text.vocab_size
-    batch: dict[str, dict[str, np.ndarray]] = {}
-    for part in ("paired", "unpaired"):
-        rows = config.data[f"batch_{part}"]
-        if not rows:
-            continue
+    made = batch.zeros(config)
+    for number, filled in enumerate(made.values()):
+        rows = len(filled["tokens"])
         place = np.arange(length)[None]
         there = place < rng.integers(length // 4, length + 1, (rows, 1))
         entity = np.where(there & (place % 7 < 2), place // 7 + 1, 0)
-        batch[part] = {
-            "image": rng.integers(0, 256, (rows, size, size, 1)).astype(np.uint8),
-            "tokens": np.where(there, rng.integers(_MASK_ID + 1, vocabulary, (rows, length)), 0).astype(np.int32),
-            "entity": entity.astype(np.int32),
+        drawn = {
+            "image": rng.integers(0, 256, (rows, size, size, 1)),
+            "tokens": np.where(there, rng.integers(_MASK_ID + 1, vocabulary, (rows, length)), 0),
+            "entity": entity,
             "affirmed": (entity > 0) & (entity % 2 == 1),
-            "text_id": rng.integers(-(2**31), 2**31, (rows, 2)).astype(np.int32),
-            "stated": rng.integers(-1, 2, (rows, _KINDS)).astype(np.int8),
-            "source": np.full(rows, len(batch), np.int32),
+            "text_id": rng.integers(-(2**31), 2**31, (rows, 2)),
+            "stated": rng.integers(-1, 2, filled["stated"].shape),
+            "source": np.full(rows, number),
+            "damaged": np.full(rows, -1),
         }
-    return batch
+        for name, values in drawn.items():
+            filled[name][:] = values
+    return made
 
 
 def memory_bytes(compiled: Any) -> int | None:

@@ -4,26 +4,26 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import ranges
 from mmclip_jax.config import flat
+from mmclip_jax.data import batch
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import masking
-from mmclip_jax.models.inputs import patch_count
+from mmclip_jax.objectives import registry
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
 _VARIANT: dict[str, Range] = {
-    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu")),
+    "activation": Choice(("gelu", "gelu_tanh", "quick_gelu")),
     "epsilon": positive(),
     "key_bias": BOOLEAN,
 }
 _HEAD: dict[str, Range] = {
     "hidden": count(),
-    "activation": Choice(("gelu_tanh", "gelu", "quick_gelu", "tanh")),
+    "activation": Choice(("gelu", "gelu_tanh", "quick_gelu", "tanh")),
     "hidden_bias": BOOLEAN,
     "bias": BOOLEAN,
 }
 
-# Every setting has its entry (tests/test_configs.py); what two settings must be to each other is in `check_values`.
-RANGES: dict[str, Range] = {
+# Every setting outside `objective` has its entry; what two settings must be to each other is in `check_values`.
+_RANGES: dict[str, Range] = {
     "seed": SEED,
     "model.image_size": count(1),
     "model.patch_size": count(1),
@@ -39,7 +39,7 @@ RANGES: dict[str, Range] = {
         for tower in ("image", "text", "image_decoder", "text_decoder")
         for name, allowed in _TRANSFORMER.items()
     },
-    "model.image.encoder": Choice(("vit",)),
+    "model.image.encoder": Choice(("vit", "convnext")),
     "model.text.encoder": Choice(("transformer", "bert", "clip")),
     **{f"model.{part}.{name}": allowed for part in ("image", "text") for name, allowed in _VARIANT.items()},
     "model.image.norm": Choice(("pre", "post")),
@@ -48,29 +48,10 @@ RANGES: dict[str, Range] = {
     "model.image.layer_scale": BOOLEAN,
     "model.image.class_token": BOOLEAN,
     "model.image.registers": count(),
+    "model.image.depths": Several(count(1)),
     **{f"model.{part}_head.{name}": allowed for part in ("image", "text") for name, allowed in _HEAD.items()},
     "model.text.length": count(1),
     "model.text.vocab_size": count(),
-    "objective.contrastive.loss": Choice(("softmax", "sigmoid")),
-    "objective.contrastive.targets": Choice(("text", "kinds")),
-    "objective.contrastive.across_sources": BOOLEAN,
-    "objective.contrastive.chunk": count(-1),
-    "objective.attmim.weight": Number(0),
-    "objective.attmim.mask_ratio": SHARE,
-    "objective.attmim.hint": SHARE,
-    "objective.attmim.strategy": Choice(("attention", "random", "inverse")),
-    "objective.attmim.response": Choice(("similarity", "cross_attention")),
-    "objective.attmim.temperature": Number(1e-6),
-    "objective.attmim.mask_at": Choice(("features", "input")),
-    "objective.attmim.random_share": SHARE,
-    "objective.entmlm.weight": Number(0),
-    "objective.entmlm.strategy": Choice(("entity", "random")),
-    "objective.entmlm.probability": SHARE,
-    "objective.entmlm.min_share": SHARE,
-    "objective.entmlm.slots": count(1),
-    "objective.local.weight": Number(0),
-    "objective.local.tokens": count(1),
-    "objective.local.temperature": Number(1e-6),
     "init.image": TEXT,
     "init.text": TEXT,
     "init.model": TEXT,
@@ -123,13 +104,18 @@ RANGES: dict[str, Range] = {
 }
 
 
+def setting_ranges() -> dict[str, Range]:
+    """The range of every setting by its dotted name; those of objectives stand with the objectives."""
+    return _RANGES | registry.ranges()
+
+
 def check_ranges(config: ConfigDict) -> None:
     """Refuses settings out of their range.
 
     Raises:
       UserError: naming the setting and its range.
     """
-    ranges.check(flat(config), RANGES)
+    ranges.check(flat(config), setting_ranges())
     compiler_options(config.train.compiler_options)
     init = config.init
     if init.model and (init.image or init.text):
@@ -180,17 +166,10 @@ def check_values(config: ConfigDict) -> None:
       UserError: naming the setting and the remedy.
     """
     check_ranges(config)
-    objective = config.objective
-    if objective.attmim.weight and objective.attmim.mask_at == "input" and config.model.stem == "conv":
-        raise UserError("objective.attmim.mask_at='input' needs model.stem='patch': convolutions see hidden neighbours")
-    for name, low, value, high in (
-        ("objective.local.tokens", 1, objective.local.tokens, config.model.text.length),
-        ("objective.entmlm.slots", 1, objective.entmlm.slots, config.model.text.length),
-        ("model.patch_size", 1, config.model.patch_size, config.model.image_size),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"{name}={value} is not in {low} to {high}")
-    patches = patch_count(config.model.image_size, config.model.patch_size)
-    count = masking.masked_count(patches, objective.attmim.mask_ratio)
-    if objective.attmim.weight and not count:
-        raise UserError(f"objective.attmim.mask_ratio={objective.attmim.mask_ratio} masks no patch")
+    patch, image = config.model.patch_size, config.model.image_size
+    if patch > image:
+        raise UserError(f"model.patch_size={patch} is not in 1 to {image}")
+    registry.check(config)
+    for objective in registry.active(config):
+        if missing := sorted(set(objective.fields) - batch.fields(config).keys()):
+            raise UserError(f"objective.{objective.name} needs the fields {', '.join(missing)}, which no batch has")

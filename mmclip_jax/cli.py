@@ -196,11 +196,11 @@ def _train(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace) -> None:
     config = read_config(args.config, args.overrides)
     from mmclip_jax import writers
-    from mmclip_jax.plan import plan
+    from mmclip_jax.plan import plan, printed
 
     writers.configure_logging()
     made = plan.make_plan(config, args.topology, args.batch)
-    print(made, flush=True)
+    print(printed.text(made), flush=True)
     made.check()
 
 

@@ -13,7 +13,7 @@ def transformer(width: int, depth: int, heads: int, mlp_dim: int | None = None, 
 def _variant() -> dict[str, Any]:
     """What one transformer differs in from another, with ours: see models/transformer.py."""
     return {
-        "activation": "gelu_tanh",  # gelu_tanh | gelu | quick_gelu
+        "activation": "gelu_tanh",  # gelu | gelu_tanh | quick_gelu
         "epsilon": 1e-6,  # of the layer norms
         "key_bias": False,
     }
@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
             "remat": True,
             "unroll": False,
             "image": {
-                "encoder": "vit",
+                "encoder": "vit",  # vit | convnext
                 **transformer(768, 12, 12),
                 **_variant(),
                 # What vision transformers of other programs have, and ours has not.
@@ -56,6 +56,7 @@ def default_config() -> ConfigDict:
                 "layer_scale": False,
                 "class_token": False,  # pool "cls" has one anyway
                 "registers": 0,
+                "depths": (),  # blocks of each stage of a convnext, such as (3, 3, 9, 3); `width` is of the last
             },
             "text": {
                 "encoder": "transformer",  # transformer | bert | clip

@@ -14,7 +14,7 @@ import pytest
 
 from mmclip_jax import check
 from mmclip_jax.errors import UserError
-from mmclip_jax.plan import flops
+from mmclip_jax.text.prompts import KINDS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "step.py"
 RUNLOCAL = ["--config", str(SCRIPT.parents[1] / "configs" / "demo.py") + ":runlocal"]
@@ -63,8 +63,9 @@ def test_the_batch_is_like_the_pipelines(bench):
             "entity": ("int32", (rows, length)),
             "affirmed": ("bool", (rows, length)),
             "text_id": ("int32", (rows, 2)),
-            "stated": ("int8", (rows, bench._KINDS)),
+            "stated": ("int8", (rows, len(KINDS))),
             "source": ("int32", (rows,)),
+            "damaged": ("int32", (rows,)),
         }
         there = fields["tokens"] != 0
         assert (np.diff(there.astype(int), axis=1) <= 0).all(), "padding comes last"
@@ -105,7 +106,7 @@ def test_mistakes_are_told_in_a_line(bench, capsys, words, message):
 
 
 def test_the_table_leaves_out_what_could_not_be_measured(bench):
-    counted = dict.fromkeys(flops.COMPONENTS, 0.0) | {"image_encoder": 3e12, "recompute": 1e12}
+    counted = {"image_encoder": 3e12, "text_encoder": 0.0, "contrastive": 0.0, "recompute": 1e12}
     measured = bench.Row("full", counted, 12.5, 3 * 2**30, 0.5, 0.4, 0.7, None, 64.0, 0.25)
     failed = bench.Row("large", counted, 9.0)
     head, _, *lines = bench.markdown([measured, failed]).splitlines()

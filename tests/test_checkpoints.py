@@ -311,11 +311,19 @@ def test_a_setting_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: p
     older = run()
     del older["config"]["train"]["profile"]
     older["config"]["data"]["augment"] = {"rotate": 7.5}
+    model = older["config"]["model"]
+    for part in ("image", "text"):
+        del model[f"{part}_head"]
+        model[part] = {name: model[part][name] for name in ("width", "depth", "heads", "mlp_dim")} | {
+            name: model[part][name] for name in ("length", "vocab_size") if part == "text"
+        }
     checkpoints = Checkpoints(tmp_path, 5)
     checkpoints.save(make_state(3), iterator(3), older)
     checkpoints.close()
-    found = find_checkpoint(tmp_path).config
-    expected = tiny.config()
+    saved, expected = find_checkpoint(tmp_path), tiny.config()
+    found = saved.config
+    assert tiny.build_model(found.model) == tiny.build_model(expected.model)
+    assert json.loads(found.model.to_json()) == json.loads(expected.model.to_json())
     assert found.train == expected.train
     assert found.data.augment.to_dict() == expected.data.augment.to_dict() | {"rotate": 7.5}
 

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import check, sharding
 from mmclip_jax import config as config_lib
+from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import build_model, init_params
-from mmclip_jax.text.prompts import KINDS
 from mmclip_jax.train import optim, step
 
 pytestmark = pytest.mark.compiles
@@ -120,26 +120,6 @@ def test_the_folder_of_real_small_is_its_argument() -> None:
     assert all(path.startswith("some/folder/") for path in tiny.load_config("real_small", "some/folder").data.train)
 
 
-def abstract_batch(config: ConfigDict) -> Any:
-    size, length = config.model.image_size, config.model.text.length
-    fields = {
-        "image": ((size, size, 1), jnp.uint8),
-        "tokens": ((length,), jnp.int32),
-        "entity": ((length,), jnp.int32),
-        "affirmed": ((length,), jnp.bool_),
-        "text_id": ((2,), jnp.int32),
-        "stated": ((len(KINDS),), jnp.int8),
-        "source": ((), jnp.int32),
-    }
-    return {
-        part: {
-            name: jax.ShapeDtypeStruct((config.data[f"batch_{part}"], *shape), dtype)
-            for name, (shape, dtype) in fields.items()
-        }
-        for part in ("paired", "unpaired")
-    }
-
-
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
@@ -160,7 +140,10 @@ def test_its_train_step_lowers_on_eight_devices(name: str, argument: str) -> Non
         shapes = jax.eval_shape(functools.partial(step.init_state, model, config, optimizer))
         places = sharding.tree_shardings(shapes, mesh)
         rows = sharding.batch_sharding(mesh)
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), abstract_batch(config))
+        batch = {
+            part: {name: jax.ShapeDtypeStruct(*field, sharding=rows) for name, field in fields.items()}
+            for part, fields in batch_lib.shapes(config).items()
+        }
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
         lowered = jitted.lower(state, batch)

@@ -220,7 +220,8 @@ _MAY_IMPORT = {
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "fields", "sharding"},
-    "inference": {*_TOOLS, "checkpoints", "data", "models", "sharding", "text", "train"},
+    "objectives": {"errors", "models", "ranges", "sharding"},
+    "inference": {*_TOOLS, "checkpoints", "data", "models", "objectives", "sharding", "text"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "text", "writers"},
     "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
     "finetune": {

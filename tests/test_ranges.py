@@ -12,17 +12,18 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmclip_jax import ablate, arguments, check, cli, objectives, ranges
+from mmclip_jax import ablate, arguments, check, cli, ranges
 from mmclip_jax import config as config_lib
 from mmclip_jax.errors import UserError
 from mmclip_jax.finetune import task as task_lib
 from mmclip_jax.models import encoders, masking, mmclip, transformer
+from mmclip_jax.objectives import attmim, contrastive
 from mmclip_jax.plan import plan
 from mmclip_jax.text.tokens import ENTITY_LABELS
 from mmclip_jax.train import run as training
-from mmclip_jax.train import step
 
-NUMBERS = {name: each for name, each in check.RANGES.items() if isinstance(each, ranges.Number)}
+RANGES = check.setting_ranges()
+NUMBERS = {name: each for name, each in RANGES.items() if isinstance(each, ranges.Number)}
 
 
 def changed(name: str, value: Any) -> Any:
@@ -38,7 +39,7 @@ def changed(name: str, value: Any) -> Any:
 
 
 def test_every_setting_has_its_range_and_its_default_lies_in_it() -> None:
-    assert config_lib.flat(config_lib.default_config()).keys() == check.RANGES.keys()
+    assert config_lib.flat(config_lib.default_config()).keys() == RANGES.keys()
     check.check_ranges(config_lib.default_config())
     assert {field.name for field in dataclasses.fields(task_lib.Settings)} == task_lib.RANGES.keys()
     task_lib.Settings()
@@ -60,10 +61,10 @@ def test_numbers_outside_are_refused_by_name(name: str) -> None:
             check.check_config(changed(name, value), 1)
 
 
-@pytest.mark.parametrize("name", sorted(check.RANGES.keys() - NUMBERS.keys()))
+@pytest.mark.parametrize("name", sorted(RANGES.keys() - NUMBERS.keys()))
 def test_words_switches_and_lists_outside_are_refused_by_name(name: str) -> None:
     for value in (7, "no such word", (1.5, "x")):
-        if check.RANGES[name].problem(value):
+        if RANGES[name].problem(value):
             with pytest.raises(UserError, match=rf"^{name.replace('.', '[.]')}="):
                 check.check_config(changed(name, value), 1)
 
@@ -108,15 +109,15 @@ def test_choices_are_those_of_the_code() -> None:
         ("model.image_head.activation", transformer.ACTIVATIONS),
         ("objective.attmim.strategy", masking.STRATEGIES),
         ("objective.attmim.response", mmclip.RESPONSES),
-        ("objective.attmim.mask_at", step.MASK_AT),
+        ("objective.attmim.mask_at", attmim.MASK_AT),
         ("objective.entmlm.strategy", masking.TOKEN_STRATEGIES),
-        ("objective.contrastive.loss", objectives.CONTRASTIVE_LOSSES),
-        ("objective.contrastive.targets", objectives.CONTRASTIVE_TARGETS),
+        ("objective.contrastive.loss", contrastive.LOSSES),
+        ("objective.contrastive.targets", contrastive.TARGETS),
     ):
-        allowed = check.RANGES[name]
+        allowed = RANGES[name]
         assert isinstance(allowed, ranges.Choice)
         assert allowed.values == tuple(values), name
-    labels = check.RANGES["data.entity_labels"]
+    labels = RANGES["data.entity_labels"]
     assert isinstance(labels, ranges.Several)
     assert labels.problem(tuple(ENTITY_LABELS)) == ""
 

@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.config import default_config, transformer
+from mmclip_jax.data.batch import DTYPES, Batch, Row
 from mmclip_jax.models import inputs, masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
+from mmclip_jax.objectives import attmim
+from mmclip_jax.objectives.rows import row_key_data
 from mmclip_jax.train import step
 
 VOCAB, MASK_ID, KINDS = 53, 2, 5
@@ -63,7 +66,7 @@ def load_config(name: str, argument: str = "") -> ConfigDict:
     return module.get_config(argument) if argument else module.get_config()
 
 
-def rows(count: int, seed: int) -> dict[str, np.ndarray]:
+def rows(count: int, seed: int) -> Row:
     """One part of a batch: texts of 4..L tokens with entities of 1..3 tokens, some of them affirmed."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, VOCAB, (count, LENGTH)).astype(np.int32)
@@ -79,18 +82,19 @@ def rows(count: int, seed: int) -> dict[str, np.ndarray]:
             entity[row, place : min(place + size, length)] = number
             affirmed[row, place : min(place + size, length)] = rng.random() < 0.6
             place += size + int(rng.integers(1, 4))
-    return {
-        "image": rng.integers(0, 256, (count, 20, 20, 1)).astype(np.uint8),
+    drawn = {
+        "image": rng.integers(0, 256, (count, 20, 20, 1)),
         "tokens": tokens,
         "entity": entity,
         "affirmed": affirmed,
-        "text_id": rng.integers(0, 2**31 - 1, (count, 2)).astype(np.int32),
-        "stated": rng.integers(-1, 2, (count, KINDS)).astype(np.int8),
-        "source": np.full(count, seed % 2, np.int32),
+        "text_id": rng.integers(0, 2**31 - 1, (count, 2)),
+        "stated": rng.integers(-1, 2, (count, KINDS)),
+        "source": np.full(count, seed % 2),
     }
+    return {name: np.asarray(values, DTYPES[name]) for name, values in drawn.items()}
 
 
-def batch(config: ConfigDict, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+def batch(config: ConfigDict, seed: int = 0) -> Batch:
     parts = {
         "paired": rows(config.data.batch_paired, 2 * seed),
         "unpaired": rows(config.data.batch_unpaired, 2 * seed + 1),
@@ -159,11 +163,11 @@ def responses_and_masks(model: MMCLIP, config: ConfigDict, params: Any, number: 
         def apply(method: str, *arguments: Any) -> Any:
             return model.apply({"params": params}, *arguments, method=method)
 
-        keys = step.row_key_data(config.seed, number, name, len(valid))
+        keys = row_key_data(config.seed, number, name, len(valid))
         patches, _ = apply("encode_image", inputs.standardize(inputs.pixels(part["image"])))
         weights = masking.token_weights(part["affirmed"], valid)
         response = apply("response", patches, apply("encode_text", part["tokens"]), weights, "similarity", 0.1)
-        masked, _ = step.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))
+        masked, _ = attmim.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))
         slots = masking.select_masked_tokens(
             part["entity"], valid, keys, probability=0.5, min_share=0.15, slots=5, strategy="entity"
         )

@@ -22,6 +22,7 @@ import numpy as np
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
+from mmclip_jax.data.batch import Batch, Row, sizes, stack_rows
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.data.texts import DrawnText
@@ -31,9 +32,6 @@ from mmclip_jax.errors import UserError
 REPLACEMENTS = 8
 # Examples of a part whose image files are no more than this together are read once and kept in memory.
 MEMORY_BYTES = 64 * 2**20
-
-Row = dict[str, np.ndarray]
-Batch = dict[str, dict[str, np.ndarray]]
 
 
 class ExampleSource(Protocol):
@@ -147,12 +145,9 @@ class RecordTable:
 
 
 class RowMaker:
-    """Turns examples into rows of NumPy arrays; what the configuration says is read once, here.
+    """Turns examples into rows as `batch` defines them; what the configuration says is read once, here.
 
-    Fields of a row, with S = model.image_size, L = model.text.length, K = len(prompts.KINDS):
-      image uint8 [S, S, 1]; tokens int32 [L]; entity int32 [L] (0, or the number of the token's entity from 1, or -1);
-      affirmed bool [L] (tokens of observations and devices that are not negated); text_id int32 [2] (study, meaning);
-      stated int8 [K] (+1, −1, 0); source int32 [] (index into `source_names`, −1: not among them); record int32 [].
+    The field `source` is an index into `source_names`, −1 for others; `damaged` is left to who replaces records.
     """
 
     def __init__(self, config: Any, tokenizer: Any, source_names: Sequence[str] = ()):
@@ -224,16 +219,14 @@ def make_train_iterator(
     source_names = tuple(dict.fromkeys(name for train_set in train_sets for name in train_set.source_names))
     maker = RowMaker(config, tokenizer, source_names)
     parts: dict[str, grain.MapDataset] = {}
-    for part in PARTS:
-        size = int(config.data[f"batch_{part}"])
+    for part, size in sizes(config).items():
         if size < 0 or size % process_count:
             raise UserError(f"data.batch_{part} = {size} does not divide among {process_count} processes")
-        if size:
-            stream = _part_stream(config.data, part, train_sets, table, seed)
-            rows = stream.random_map(_TrainRow(maker), seed=_op_seed(seed, part, "rows"))
-            batches = rows.batch(size // process_count, drop_remainder=True, batch_fn=stack_rows)
-            # Local batch j·P + p is slice p of global batch j.
-            parts[part] = batches.slice(slice(process_index, None, process_count))
+        stream = _part_stream(config.data, part, train_sets, table, seed)
+        rows = stream.random_map(_TrainRow(maker), seed=_op_seed(seed, part, "rows"))
+        batches = rows.batch(size // process_count, drop_remainder=True, batch_fn=stack_rows)
+        # Local batch j·P + p is slice p of global batch j.
+        parts[part] = batches.slice(slice(process_index, None, process_count))
     if not parts:
         raise UserError("data.batch_paired and data.batch_unpaired are both 0: there is nothing to train on")
     return TrainIterator(
@@ -303,7 +296,7 @@ class _Ids(NamedTuple):
 
 
 class TrainIterator(grain.DatasetIterator):
-    """Endless batches {"paired": {field: [b, ...]}, "unpaired": {...}} of one process; see `RowMaker` for the fields.
+    """Endless batches {"paired": {field: [b, ...]}, "unpaired": {...}} of one process; see `batch` for the fields.
 
     The state is the number of the next global batch (with what it refers to, so that it is not applied to other data).
     It is the same in every process and can be restored with another number of processes, threads or workers.
@@ -449,11 +442,6 @@ def eval_batches(
             for name, values in stack_rows(taken).items()
         }
         yield batch | {"valid": np.arange(batch_size) < len(taken)}
-
-
-def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Rows {field: [...]} as one {field: [len(rows), ...]}."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class _PlacedSource:

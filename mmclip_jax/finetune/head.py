@@ -9,7 +9,8 @@ import optax
 from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
-from mmclip_jax.models import inputs
+from mmclip_jax.models import encoders, inputs
+from mmclip_jax.models.encoders.base import ImageEncoder
 from mmclip_jax.models.mmclip import MMCLIP
 from mmclip_jax.train import optim
 from mmclip_jax.train import step as step_lib
@@ -49,7 +50,7 @@ def loss_of(task: str, model: MMCLIP, params: Any, step: jax.Array, batch: step_
     return loss, {"loss": loss, "known_share": known.mean(dtype=jnp.float32)}
 
 
-def layer_scales(params: Any, depth: int, decay: float, head: float = 1.0) -> Any:
+def layer_scales(params: Any, encoder: ImageEncoder, decay: float, head: float = 1.0) -> Any:
     """Factors on the learning rate: `head` for the head, 1 for pooling and last norm, then a `decay` a layer.
 
     Stacked layers [depth, ...] get a vector along their leading axis; patch embedding, positions and class token are
@@ -57,22 +58,21 @@ def layer_scales(params: Any, depth: int, decay: float, head: float = 1.0) -> An
     """
 
     def scale(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith("head/"):
-            return jnp.full((1,) * leaf.ndim, head)
-        if not name.startswith("image_encoder/") or name.startswith("image_encoder/transformer/norm/"):
-            return jnp.ones((1,) * leaf.ndim)
-        if name.startswith("image_encoder/transformer/layers/"):
-            factors = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
-            return factors.reshape(depth, *(1,) * (leaf.ndim - 1))
-        return jnp.full((1,) * leaf.ndim, decay ** (depth + 1))
+        part, _, rest = jax.tree_util.keystr(path, simple=True, separator="/").partition("/")
+        if part != "image_encoder":
+            return jnp.full((1,) * leaf.ndim, head if part == "head" else 1.0)
+        above = encoder.layers + 1 - encoder.layer_numbers(rest)
+        if above.ndim:
+            return (decay ** jnp.asarray(above, jnp.float32)).reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.full((1,) * leaf.ndim, decay ** int(above))
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
     """Pre-training's optimizer, each parameter's update times its layer's scale."""
-    scales = layer_scales(params, config.model.image.depth, config.finetune.layer_decay, config.finetune.head_rate)
+    encoder = encoders.image_encoder(config.model)
+    scales = layer_scales(params, encoder, config.finetune.layer_decay, config.finetune.head_rate)
     rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
     return optax.chain(optim.make_optimizer(config.optimizer, config.train.steps), rescale)
 

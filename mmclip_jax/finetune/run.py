@@ -31,6 +31,7 @@ from mmclip_jax.checkpoints import (
     run_record,
 )
 from mmclip_jax.data import pipeline
+from mmclip_jax.data.batch import Row
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.errors import UserError
@@ -247,7 +248,7 @@ class _ImageRow(NamedTuple):
     size: int
     augment: Any
 
-    def __call__(self, element: tuple[int, bytes, np.ndarray], rng: np.random.Generator) -> pipeline.Row:
+    def __call__(self, element: tuple[int, bytes, np.ndarray], rng: np.random.Generator) -> Row:
         number, data, target = element
         image = transforms.augment_image(transforms.decode_image(data), self.size, rng, self.augment)
         return {"image": image, "target": target, "record": np.array(number, np.int32)}
@@ -257,11 +258,11 @@ class _Features(NamedTuple):
     features: np.ndarray
     targets: np.ndarray
 
-    def at(self, number: int) -> pipeline.Row:
+    def at(self, number: int) -> Row:
         return {"features": self.features[number], "target": self.targets[number], "record": np.array(number, np.int32)}
 
 
-def _as_it_is(element: pipeline.Row, rng: np.random.Generator) -> pipeline.Row:
+def _as_it_is(element: Row, rng: np.random.Generator) -> Row:
     return element
 
 

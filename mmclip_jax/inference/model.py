@@ -31,11 +31,11 @@ from mmclip_jax.inference.inputs import (
 from mmclip_jax.models import masking
 from mmclip_jax.models.inputs import patchify, pixels, standardize, unpatchify
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model, init_params
+from mmclip_jax.objectives.attmim import attmim_rows
 from mmclip_jax.text import entities as entities_lib
 from mmclip_jax.text import prompts
 from mmclip_jax.text.schema import Entity
 from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
-from mmclip_jax.train.step import attmim_rows
 
 
 def load(

@@ -11,38 +11,6 @@ STRATEGIES = ("attention", "random", "inverse")
 TOKEN_STRATEGIES = ("entity", "random")
 
 
-def normalize(x: jax.Array) -> jax.Array:
-    """L2-normalises the last axis in float32; a zero vector stays zero and has a zero gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-
-
-def text_response(patches: jax.Array, tokens: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
-    """How much each patch responds to the text: r_n = sum_l w_l softmax_n(<v_n, u_l> / temperature).
-
-    Args:
-      patches: [B,N,E] and tokens: [B,L,E]; L2-normalised inside.
-      weights: [B,L], at least 0; normalised to sum 1 inside (a row of zeros gives a response of zero).
-      temperature: tau_a > 0.
-
-    Returns:
-      Response float32 [B,N]; each row sums to 1. docs/method.md, "AttMIM".
-    """
-    attention = token_attention(patches, tokens, temperature)
-    weights = weights.astype(jnp.float32)
-    weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
-    return jnp.einsum("bl,bln->bn", weights, attention, precision="highest")
-
-
-def token_attention(patches: jax.Array, tokens: jax.Array, temperature: float) -> jax.Array:
-    """softmax_n(<v_n, u_l> / temperature), float32 [B,L,N]: for each token its attention over the patches."""
-    patches, tokens = normalize(patches), normalize(tokens)
-    # Without the barrier libtpu fuses this product with the two projections into a convolution and crashes.
-    patches, tokens = jax.lax.optimization_barrier((patches, tokens))
-    similarity = jnp.einsum("bnd,bld->bln", patches, tokens, precision="highest")
-    return jax.nn.softmax(similarity / temperature, axis=-1)
-
-
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
     """One key a row [rows]: `key` itself if it is one a row already, else fold_in(key, row number).
 
@@ -210,7 +178,7 @@ def hidden_patches(masked: jax.Array, patches: int) -> jax.Array:
 
 
 def token_weights(affirmed: jax.Array, valid: jax.Array) -> jax.Array:
-    """The weights of `text_response` float32 [B,L]: affirmed entity tokens if a row has any, else its valid tokens."""
+    """Weights for `similarity.text_response`, [B,L]: affirmed entity tokens if a row has any, else its valid tokens."""
     affirmed = affirmed & valid
     chosen = jnp.where(affirmed.any(axis=1, keepdims=True), affirmed, valid)
     return chosen.astype(jnp.float32) / jnp.maximum(chosen.sum(axis=1, keepdims=True), 1).astype(jnp.float32)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import encoders, masking
+from mmclip_jax.models import encoders, masking, similarity
 from mmclip_jax.models.decoders import ImageDecoder, TextDecoder
 from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
 from mmclip_jax.models.transformer import ACTIVATIONS, Attention
@@ -125,12 +125,11 @@ class MMCLIP(nn.Module):
         Pooled are the valid tokens: their mean or maximum, the first (BERT's class token) or the last (the end of
         CLIP's texts).
         """
-        features = features.astype(jnp.float32)
+        features, counted = features.astype(jnp.float32), valid[:, :, None]
         if self.text_pool == "mean":
-            total = jnp.where(valid[:, :, None], features, 0.0).sum(axis=1)
-            pooled = total / jnp.maximum(valid[:, :, None].sum(axis=1), 1)
+            pooled = jnp.where(counted, features, 0.0).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
         elif self.text_pool == "max":
-            pooled = _maximum(features, valid[:, :, None])
+            pooled = _maximum(features, counted)
         elif self.text_pool == "first":
             pooled = features[:, 0]
         else:
@@ -140,7 +139,7 @@ class MMCLIP(nn.Module):
 
     def _embed(self, part: str, pooled: jax.Array) -> jax.Array:
         # Rows stay where they are on both sides: under fsdp XLA would rather move these small arrays than the kernel.
-        return masking.normalize(sharding.shard_rows(self._project(part, sharding.shard_rows(pooled))))
+        return similarity.normalize(sharding.shard_rows(self._project(part, sharding.shard_rows(pooled))))
 
     def _project(self, part: str, x: jax.Array) -> jax.Array:
         """x [...,D] of "image" or "text" -> [...,E] float32, not normalised."""
@@ -154,11 +153,11 @@ class MMCLIP(nn.Module):
 
     def project_patches(self, patches: jax.Array) -> jax.Array:
         """v_n [B,N,E] float32, L2-normalised; shares W_v with the image embedding."""
-        return masking.normalize(self._project("image", patches))
+        return similarity.normalize(self._project("image", patches))
 
     def project_tokens(self, features: jax.Array) -> jax.Array:
         """u_l [B,L,E] float32, L2-normalised; shares W_t with the text embedding."""
-        return masking.normalize(self._project("text", features))
+        return similarity.normalize(self._project("text", features))
 
     def response(
         self, patches: jax.Array, features: jax.Array, weights: jax.Array, kind: str, temperature: float
@@ -168,15 +167,11 @@ class MMCLIP(nn.Module):
             queries, keys = self._project("image", patches), self._project("text", features)
         else:
             queries, keys = self.response_query(patches), self.response_key(features)
-        return masking.text_response(queries, keys, weights, temperature)
+        return similarity.text_response(queries, keys, weights, temperature)
 
     def attend_text(self, patches: jax.Array, features: jax.Array, valid: jax.Array) -> jax.Array:
         """A_r = softmax_l(E_img E_text^T / sqrt(d_k)) E_text: for each patch the text it attends to, [B,N,D_t]."""
-        queries, keys = self.response_query(patches), self.response_key(features)
-        queries, keys = jax.lax.optimization_barrier((queries, keys))
-        logits = jnp.einsum("bne,ble->bnl", queries, keys, precision="highest") * self.embed_dim**-0.5
-        weights = jax.nn.softmax(jnp.where(valid[:, None, :], logits, jnp.finfo(jnp.float32).min), axis=-1)
-        return jnp.einsum("bnl,bld->bnd", weights.astype(features.dtype), features)
+        return similarity.attended_text(self.response_query(patches), self.response_key(features), features, valid)
 
     def reconstruct(
         self,

@@ -23,12 +23,12 @@ _ZERO = nn.initializers.zeros
 
 NORMS = ("pre", "post")
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_tanh": nn.gelu,
     "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "tanh": jnp.tanh,
 }
-MLP_ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu")
+MLP_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 
 
 @dataclasses.dataclass(frozen=True)

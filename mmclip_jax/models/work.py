@@ -34,6 +34,9 @@ class Work:
         return self.forward + self.backward
 
 
+NOTHING = Work()
+
+
 def product(m: float, k: float, n: float, gradients: int = 2) -> Work:
     """[m,k]·[k,n]; gradients: towards how many of the two factors there is one."""
     flops = 2.0 * m * k * n
@@ -62,26 +65,9 @@ def layers(part: Mapping[str, int], positions: int, context: int = 0, remat: boo
 def conv_stem(image_size: int, patch_size: int, width: int) -> Work:
     """The convolutions that halve an image down to its patches, for one row; padding counts as pixels."""
     stages = patch_size.bit_length() - 1
-    work, channels_in = Work(), 1
+    work, channels_in = NOTHING, 1
     for stage in range(stages):
         side, channels = image_size >> (stage + 1), width >> (stages - 1 - stage)
         work += product(side * side, 9 * channels_in, channels, gradients=2 if stage else 1)
         channels_in = channels
     return work + product((image_size >> stages) ** 2, width, width)
-
-
-def image_encoder(
-    part: Mapping[str, int],
-    image_size: int,
-    patch_size: int,
-    seen: int,
-    stem: str = "patch",
-    class_token: bool = False,
-    remat: bool = False,
-) -> Work:
-    """The vision transformer for one row, without its projection: all patches are embedded, `seen` of them encoded."""
-    if stem == "conv":
-        embedded = conv_stem(image_size, patch_size, part["width"])
-    else:
-        embedded = product((image_size // patch_size) ** 2, patch_size**2, part["width"], gradients=1)
-    return embedded + layers(part, seen + class_token, remat=remat)

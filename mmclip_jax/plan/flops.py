@@ -1,30 +1,19 @@
 """Floating-point operations of the train step by formula, and the share of a chip's peak that a step reaches.
 
-Counted are matrix products, 2·m·k·n for [m,k]·[k,n]: what grows with the model. Elementwise work, softmax, norms,
-sorting, embedding look-ups and the optimizer are not. One transformer layer of width W, its MLP of width M, on n
-positions with a context of c:
-
-    self-attention    8·n·W² + 4·n²·W
-    cross-attention   4·n·W² + 4·c·W² + 4·n·c·W
-    MLP               4·n·W·M
-
-Beside the layers there are the embedding of patches (a linear map, or the stem's convolutions), the projections into
-the common space, the response map, the attended text, the decoders' inputs and outputs, the vocabulary's logits at the
-masked slots, the two matrices of similarities of the contrastive loss, and the local loss's similarities of each drawn
-token with each patch of the global batch. The backward pass costs twice the forward
-pass, except where a gradient stops: the response map that chooses the mask has none, and the first map of the image has
-none towards the pixels.
+Counted are matrix products (models/work.py): what grows with the model. The encoders' are counted here, with the
+embedding of patches and the projections into the common space; each objective counts its own. The optimizer's work is
+not counted.
 """
 
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from mmclip_jax.errors import UserError
+from mmclip_jax import objectives
+from mmclip_jax.data import batch
+from mmclip_jax.models import encoders
 from mmclip_jax.models.inputs import patch_count
-from mmclip_jax.models.work import Work, image_encoder, layers, product
-
-COMPONENTS = ("image_encoder", "text_encoder", "contrastive", "attmim", "entmlm", "local", "recompute")
+from mmclip_jax.models.work import Work, product
 
 # Peak of dense bfloat16 products with float32 sums, in FLOP/s a chip, from the makers' data sheets. First match wins:
 # the name is looked for in what JAX calls the device, in lower case.
@@ -44,59 +33,15 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-def _rows(config: ConfigDict) -> dict[str, Work]:
-    """The work of the whole batch but for the contrasts between rows: parts that are chunked under accumulation."""
-    model, objective = config.model, config.objective
-    image, text = model.image, model.text
-    patches = patch_count(model.image_size, model.patch_size)
-    pixels = model.patch_size**2
-    tokens, embed, width, text_width = text.length, model.embed_dim, image.width, text.width
-    paired = config.data.batch_paired
-    both = paired + config.data.batch_unpaired
-    remat = model.remat
-
-    def encode_image(seen: int) -> Work:
-        return image_encoder(
-            image, model.image_size, model.patch_size, seen, model.stem, model.pool == "cls", model.remat
-        )
-
-    encoded = encode_image(patches) + product(1, width, embed)
+def _encoders(model: ConfigDict) -> dict[str, Work]:
+    """The work of one row; model: the `model` part of a run's settings."""
+    patches, width, embed = patch_count(model.image_size, model.patch_size), model.image.width, model.embed_dim
+    image = encoders.image_encoder(model).work(model.image_size, patches)
+    image += product(1, width, embed)
     if model.pool == "map":
-        encoded += product(1, width, 2 * width) + product(patches, width, 2 * width) + product(1, width, patches) * 2
-    encoded_text = layers(text, tokens, remat=remat)
-    work = {"image_encoder": encoded * both, "text_encoder": (encoded_text + product(1, text_width, embed)) * both}
-
-    attmim = objective.attmim
-    if attmim.weight:
-        part, masked = model.image_decoder, round(attmim.mask_ratio * patches)
-        one = product(tokens, embed, patches, gradients=0) + product(1, tokens, patches, gradients=0)  # the response
-        if attmim.response == "similarity":  # the other one's projections are those of the attended text
-            one += product(patches, width, embed, gradients=0) + product(tokens, text_width, embed, gradients=0)
-        # The attended text A_r.
-        one += product(patches, width, embed) + product(tokens, text_width, embed)
-        one += product(patches, embed, tokens) + product(patches, tokens, text_width)
-        if attmim.mask_at == "input":
-            one += encode_image(patches - masked)
-        one += product(patches, width, part.width) + product(patches, text_width, part.width)
-        one += product(tokens, text_width, part.width) + layers(part, patches, tokens, remat=remat)
-        one += product(masked, part.width, pixels)
-        work["attmim"] = one * both
-
-    entmlm = objective.entmlm
-    if entmlm.weight and paired:
-        part = model.text_decoder
-        if not text.vocab_size:
-            raise UserError("model.text.vocab_size is 0: set it to the tokenizer's size before counting FLOPs")
-        one = encoded_text + product(tokens, text_width, part.width) + product(patches, width, part.width)
-        one += layers(part, tokens, patches, remat=remat)
-        one += product(entmlm.slots, part.width, text_width) + product(entmlm.slots, text_width, text.vocab_size)
-        work["entmlm"] = one * paired
-
-    if objective.local.weight:
-        drawn = objective.local.tokens
-        one = product(patches, width, embed) + product(drawn, text_width, embed)
-        work["local"] = (one + product(patches, embed, drawn * both)) * both
-    return work
+        image += product(1, width, 2 * width) + product(patches, width, 2 * width) + product(1, width, patches) * 2
+    text = encoders.text_encoder(model).work() + product(1, model.text.width, embed)
+    return {"image_encoder": image, "text_encoder": text}
 
 
 def train_step_flops(config: ConfigDict) -> dict[str, float]:
@@ -106,22 +51,23 @@ def train_step_flops(config: ConfigDict) -> dict[str, float]:
       config: a run's settings, with `model.text.vocab_size` set where EntMLM is on.
 
     Returns:
-      {component: FLOPs} for every one of COMPONENTS. "entmlm" includes the second pass through the text encoder,
-      "attmim" that through the image encoder where `mask_at` is "input". "recompute" is the forward work that is done
-      again in the backward pass to save memory, by `model.remat` and `optimizer.accumulate`: the model needs it not.
+      {component: FLOPs}: "image_encoder", "text_encoder", each objective by its name (0 where it is off; a second pass
+      through an encoder belongs to the objective that makes it), and "recompute": the forward work that is done again
+      in the backward pass to save memory, by `model.remat` and `optimizer.accumulate`. The model does not need it.
 
     Raises:
       UserError: `model.text.vocab_size` is 0.
     """
-    work = _rows(config)
-    rows = config.data.batch_paired + config.data.batch_unpaired
-    contrast = product(rows, config.model.embed_dim, rows) * 2  # image to text, text to image
-    again = sum(part.again for part in work.values())
+    sizes = batch.sizes(config)
+    encoded = {name: work * sum(sizes.values()) for name, work in _encoders(config.model).items()}
+    found = {objective.name: objective.flops(config, sizes) for objective in objectives.active(config)}
+    rows = [*encoded.values(), *(each.rows for each in found.values())]
+    again = sum(work.again for work in rows)
     if config.optimizer.accumulate > 1:
-        again += sum(part.forward for part in work.values())
-    work["contrastive"] = contrast
-    flops = {name: part.forward + part.backward for name, part in work.items()}
-    return {name: flops.get(name, 0.0) for name in COMPONENTS[:-1]} | {"recompute": again}
+        again += sum(work.forward for work in rows)
+    counted = {name: work.once for name, work in encoded.items()} | dict.fromkeys(objectives.OBJECTIVES, 0.0)
+    counted |= {name: (each.rows + each.pairs).once for name, each in found.items()}
+    return counted | {"recompute": again}
 
 
 def model_flops(flops: Mapping[str, float]) -> float:

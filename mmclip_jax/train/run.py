@@ -32,6 +32,7 @@ from mmclip_jax.checkpoints import (
     run_record,
     storage_errors_are_named,
 )
+from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.leakage import audit, fingerprint
 from mmclip_jax.data.records import dataset_dir, dataset_facts, open_records
@@ -45,7 +46,6 @@ from mmclip_jax.errors import (
 )
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 from mmclip_jax.plan import flops
-from mmclip_jax.text import prompts
 from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.train import optim
 from mmclip_jax.train import start as start_lib
@@ -248,25 +248,10 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
 
 def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes, dtypes and shardings of the batch that the step takes, in place of the data."""
-    size, length = config.model.image_size, config.model.text.length
-    fields: dict[str, tuple[tuple[int, ...], Any]] = {
-        "image": ((size, size, 1), np.uint8),
-        "tokens": ((length,), np.int32),
-        "entity": ((length,), np.int32),
-        "affirmed": ((length,), np.bool_),
-        "text_id": ((2,), np.int32),
-        "stated": ((len(prompts.KINDS),), np.int8),
-        "source": ((), np.int32),
-        "damaged": ((), np.int32),
-    }
     place = sharding.batch_sharding(mesh)
     return {
-        part: {
-            name: jax.ShapeDtypeStruct((config.data[f"batch_{part}"], *shape), dtype, sharding=place)
-            for name, (shape, dtype) in fields.items()
-        }
-        for part in PARTS
-        if config.data[f"batch_{part}"]
+        part: {name: jax.ShapeDtypeStruct(*field, sharding=place) for name, field in rows.items()}
+        for part, rows in batch_lib.shapes(config).items()
     }
 
 

@@ -1,12 +1,15 @@
 """The train step: losses of one batch, gradients, update, metrics. Pure functions of (state, batch).
 
-A batch is {"paired": rows, "unpaired": rows}; a part may be missing. All randomness is a function of the seed, the step
-and a row's number within its part, drawn before the parts are joined, so that it does not depend on the device count.
+A batch is {"paired": rows, "unpaired": rows} as data/batch.py says; a part may be missing. All randomness is a function
+of the seed, the step and a row's number within its part (objectives/rows.py). Which losses there are is known to
+objectives/registry.py alone.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -16,16 +19,12 @@ import optax
 from ml_collections import ConfigDict
 
 from mmclip_jax import objectives, sharding
-from mmclip_jax.models import masking
-from mmclip_jax.models.inputs import patchify, pixels, standardize
+from mmclip_jax.models.inputs import pixels, standardize
 from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID, init_params
+from mmclip_jax.objectives.base import Context, Encoded, Metrics, Objective, Rows
+from mmclip_jax.objectives.rows import row_key_data
 
-Batch = dict[str, dict[str, jax.Array]]
-PART_NUMBER = {"paired": 0, "unpaired": 1}
-FIELDS = ("image", "tokens", "entity", "affirmed", "text_id", "stated", "source")  # of a row that the losses take
-MASK_AT = ("features", "input")
-# Streams of a row's key.
-_PATCHES, _TOKENS, _LOCAL = 0, 1, 2
+Batch = dict[str, Rows]
 SPIKE_WINDOW = 100  # updates that the mean loss of the guard spans, and that must be made before it judges
 
 
@@ -65,244 +64,70 @@ def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTrans
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
 
-def row_key_data(seed: int, step: jax.Array, part: str, rows: int) -> jax.Array:
-    """Key data uint32 [rows,2], one key a row: a function of seed, step, part and row number only."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PART_NUMBER[part])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    return sharding.shard_rows(jax.random.key_data(keys))
-
-
-def _stream(key_data: jax.Array, stream: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(key_data), stream)
-
-
-def masked_patches(
-    response: jax.Array, key_data: jax.Array, config: ConfigDict, use_random: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """AttMIM's (masked, visible) patches; where the scalar bool `use_random` holds, those of the strategy "random".
-
-    config is the `objective.attmim` part. Both selections have the same static shapes, so the switch is a select.
-    """
-    keys = _stream(key_data, _PATCHES)
-    options = {"ratio": config.mask_ratio, "hint": config.hint}
-    chosen = masking.select_masked_patches(response, keys, strategy=config.strategy, **options)
-    if config.strategy == "random":
-        return chosen
-    at_random = masking.select_masked_patches(response, keys, strategy="random", **options)
-    return tuple(jnp.where(use_random, r, c) for r, c in zip(at_random, chosen, strict=True))  # type: ignore[return-value]
-
-
-def _spread_visible(features: jax.Array, masked: jax.Array, patches: int) -> jax.Array:
-    """Features of the visible patches [B,N-K,D] -> [B,N,D] in image order; hidden positions hold some visible one."""
-    hidden = masking.hidden_patches(masked, patches)
-    place = jnp.maximum(jnp.cumsum(~hidden, axis=1) - 1, 0)
-    return jnp.take_along_axis(features, place[:, :, None], axis=1)
-
-
-def attmim_rows(
-    model: MMCLIP,
-    variables: Any,
-    images: jax.Array,
-    patches: jax.Array,
-    features: jax.Array,
-    rows: dict[str, jax.Array],
-    config: ConfigDict,
-    use_random: jax.Array,
-) -> dict[str, jax.Array]:
-    """AttMIM of some rows: {"error" [B], "masked" [B,K], "predicted" normalised pixels [B,K,P*P], "response" [B,N]}.
-
-    images: in [0, 1], [B,S,S,1]; patches: V [B,N,D]; features: T [B,L,D_t]; rows: "tokens", "affirmed" and "key";
-    config: the `objective` part.
-    """
-    attmim = config.attmim
-    valid = rows["tokens"] != PAD_ID
-    weights = masking.token_weights(rows["affirmed"], valid)
-    response = jax.lax.stop_gradient(
-        model.apply(variables, patches, features, weights, attmim.response, attmim.temperature, method="response")
-    )
-    masked, visible = masked_patches(response, rows["key"], attmim, use_random)
-    if attmim.mask_at == "input":
-        seen, _ = model.apply(variables, standardize(images), visible, method="encode_image")
-        patches = _spread_visible(seen, masked, patches.shape[1])
-    predicted = model.apply(variables, patches, masked, features, valid, method="reconstruct")
-    error = objectives.reconstruction_error(predicted, patchify(images, model.patch_size), masked)
-    return {"error": error, "masked": masked, "predicted": predicted, "response": response}
-
-
-def entmlm_rows(
-    model: MMCLIP, variables: Any, patches: jax.Array, rows: dict[str, jax.Array], config: ConfigDict, mask_id: int
-) -> dict[str, jax.Array]:
-    """EntMLM of paired rows: sums a row [B] of loss, correct, count, entity tokens among the masked, dropped entities.
-
-    patches: V [B,N,D]; config: the `objective` part.
-    """
-    entmlm = config.entmlm
-    tokens, valid = rows["tokens"], rows["tokens"] != PAD_ID
-    positions, weights, dropped = masking.select_masked_tokens(
-        rows["entity"],
-        valid,
-        _stream(rows["key"], _TOKENS),
-        probability=entmlm.probability,
-        min_share=entmlm.min_share,
-        slots=entmlm.slots,
-        strategy=entmlm.strategy,
-    )
-    masked_text = masking.mask_tokens(tokens, positions, weights, mask_id)
-    features = model.apply(variables, masked_text, method="encode_text")
-    logits = model.apply(variables, features, valid, patches, positions, method="restore")
-    sums = objectives.restoration_sums(logits, tokens, positions, weights)
-    in_entity = jnp.take_along_axis(rows["entity"], positions, axis=1) > 0
-    return sums | {
-        "entity": (weights * in_entity).sum(axis=1),
-        "valid": valid.sum(axis=1).astype(jnp.float32),
-        "dropped": dropped.astype(jnp.float32),
-    }
-
-
-def local_rows(
-    model: MMCLIP,
-    variables: Any,
-    patches: jax.Array,
-    features: jax.Array,
-    rows: dict[str, jax.Array],
-    count: int,
-) -> dict[str, jax.Array]:
-    """For up to `count` affirmed entity tokens a row, drawn at random, what the local loss compares.
-
-    Returns {"token" [B,G,E], "patches" [B,N,E], both L2-normalised, "id" int [B,G] (the tokens; -1: none there),
-    "affirmed" int [B,L] (the ids of all affirmed entity tokens, elsewhere -1)}.
-    """
-    affirmed = rows["affirmed"] & (rows["tokens"] != PAD_ID)
-    draw = jax.vmap(lambda key: jax.random.uniform(key, affirmed.shape[1:]))(_stream(rows["key"], _LOCAL))
-    affirmed = jnp.where(affirmed, rows["tokens"], -1)
-    place = jnp.argsort(jnp.where(affirmed >= 0, draw, -1.0), axis=1, descending=True)[:, :count]
-    token = jnp.take_along_axis(features, place[:, :, None], axis=1)
-    return {
-        "token": model.apply(variables, token, method="project_tokens"),
-        "patches": model.apply(variables, patches, method="project_patches"),
-        "id": jnp.take_along_axis(affirmed, place, axis=1),
-        "affirmed": affirmed,
-    }
-
-
-def _forward_chunk(
-    model: MMCLIP, config: ConfigDict, mask_id: int, variables: Any, batch: Batch, use_random: jax.Array
-) -> dict[str, jax.Array]:
-    """Everything of the step that concerns single rows: embeddings [B,E] and per-row sums of the masked objectives."""
-    objective = config.objective
-    sizes = [len(rows["tokens"]) for rows in batch.values()]
-    rows = {name: sharding.join_rows(*(part[name] for part in batch.values())) for name in next(iter(batch.values()))}
+def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict[str, Rows]:
+    """The work of single rows: both encoders, then what each objective makes of them: {objective: its rows}."""
+    first = next(iter(parts.values()))
+    rows = {name: sharding.join_rows(*(part[name] for part in parts.values())) for name in first}
+    model, variables = context.model, context.variables
     images = pixels(rows["image"])
     patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
     features = model.apply(variables, rows["tokens"], method="encode_text")
     text_embed = model.apply(variables, features, rows["tokens"] != PAD_ID, method="embed_text")
-    out = {"image_embed": image_embed, "text_embed": text_embed}
-    out |= {name: rows[name] for name in ("text_id", "stated", "source")}
-    if objective.attmim.weight:
-        out["attmim"] = attmim_rows(model, variables, images, patches, features, rows, objective, use_random)["error"]
-    if objective.local.weight:
-        local = local_rows(model, variables, patches, features, rows, objective.local.tokens)
-        out |= {f"local_{name}": value for name, value in local.items()}
-    if objective.entmlm.weight and "paired" in batch:
-        paired_patches = sharding.split_rows(patches, *sizes)[0]
-        sums = entmlm_rows(model, variables, paired_patches, batch["paired"], objective, mask_id)
-        out |= {f"entmlm_{name}": value for name, value in sums.items()}
-    return out
+    encoded = Encoded(rows, parts, images, patches, image_embed, features, text_embed)
+    # Those of all rows first: gradients are summed in the order of use.
+    ordered = sorted(active, key=lambda objective: bool(objective.part))
+    return {objective.name: objective.rows(context, encoded) for objective in ordered}
 
 
 def compute_loss(
     model: MMCLIP, config: ConfigDict, mask_id: int, params: Any, step: jax.Array, batch: Batch
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """The total loss of a global batch and its metrics (docs/method.md, "Total").
 
     With optimizer.accumulate = n the per-row work runs in n chunks that are recomputed in the backward pass: memory
-    falls, the contrastive loss stays over the whole batch and every gradient is the same.
+    falls, losses between rows stay over the whole batch and every gradient is the same.
     """
-    objective = config.objective
-    variables = {"params": params}
+    context = Context(model, {"params": params}, config, step, mask_id)
+    active = [each for each in objectives.active(config) if not each.part or each.part in batch]
+    needed = {"image", "tokens"}.union(*(objective.fields for objective in active))
     parts = {
-        part: {name: rows[name] for name in FIELDS}
+        part: {name: values for name, values in rows.items() if name in needed}
         | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
         for part, rows in batch.items()
     }
-    use_random = step < round(objective.attmim.random_share * config.train.steps)
-
-    def forward(chunk: Batch) -> dict[str, jax.Array]:
-        return _forward_chunk(model, config, mask_id, variables, chunk, use_random)
-
     if config.optimizer.accumulate == 1:
-        out = forward(parts)
+        out = forward(context, active, parts)
     else:
         chunked = jax.tree.map(lambda x: sharding.chunk_rows(x, config.optimizer.accumulate), parts)
-        out = jax.tree.map(sharding.unchunk_rows, jax.lax.map(jax.checkpoint(forward), chunked))
-
-    scale, bias = model.apply(variables, method="scale_and_bias")
-    contrastive = objective.contrastive
-    total, terms = objectives.contrastive_loss(
-        out["image_embed"],
-        out["text_embed"],
-        scale,
-        out["text_id"],
-        loss=contrastive.loss,
-        targets=contrastive.targets,
-        stated=out["stated"],
-        source=out["source"],
-        across_sources=contrastive.across_sources,
-        logit_bias=bias if contrastive.loss == "sigmoid" else 0.0,
-        chunk=contrastive.chunk,
-    )
-    metrics = {"contrastive/loss": total} | {f"contrastive/{name}": value for name, value in terms.items()}
-    if "attmim" in out:
-        metrics["attmim/loss"] = out["attmim"].mean()
-        patches = (config.model.image_size // config.model.patch_size) ** 2
-        metrics["attmim/masked_share"] = jnp.float32(
-            masking.masked_count(patches, objective.attmim.mask_ratio) / patches
-        )
-        total = total + objective.attmim.weight * metrics["attmim/loss"]
-    if "entmlm_loss" in out:
-        sums = {
-            name: out[f"entmlm_{name}"].sum() for name in ("loss", "correct", "count", "entity", "valid", "dropped")
-        }
-        count = jnp.maximum(sums["count"], 1.0)
-        metrics |= {
-            "entmlm/loss": sums["loss"] / count,
-            "entmlm/accuracy": sums["correct"] / count,
-            "entmlm/masked_share": sums["count"] / jnp.maximum(sums["valid"], 1.0),
-            "entmlm/entity_share": sums["entity"] / count,
-            "entmlm/dropped_entities": sums["dropped"],
-        }
-        total = total + objective.entmlm.weight * metrics["entmlm/loss"]
-    if "local_token" in out:
-        local, terms = objectives.local_loss(
-            out["local_patches"],
-            out["local_token"],
-            out["local_id"],
-            out["local_affirmed"],
-            attention_temperature=objective.attmim.temperature,
-            temperature=objective.local.temperature,
-        )
-        metrics |= {f"local/{name}": value for name, value in terms.items()} | {"local/loss": local}
-        total = total + objective.local.weight * local
-    return total, metrics | {"loss": total, "logit_scale": scale, "attmim/random": use_random.astype(jnp.float32)}
+        one = jax.checkpoint(functools.partial(forward, context, active))
+        out = jax.tree.map(sharding.unchunk_rows, jax.lax.map(one, chunked))
+    terms: list[jax.Array] = []
+    metrics: Metrics = {}
+    for objective in active:
+        loss, more = objective.loss(context, out[objective.name])
+        terms.append(objective.weight(config) * loss)
+        metrics |= {f"{objective.name}/{name}": value for name, value in (more | {"loss": loss}).items()}
+    total = functools.reduce(operator.add, terms)
+    scale, _ = model.apply(context.variables, method="scale_and_bias")
+    return total, metrics | {"loss": total, "logit_scale": scale}
 
 
 def loss_gradient_norms(
     model: MMCLIP, config: ConfigDict, mask_id: int, params: Any, step: jax.Array, batch: Batch
-) -> dict[str, jax.Array]:
+) -> Metrics:
     """{"gradient_norm/NAME": global norm of the gradient of each weighted loss of the total}, to weigh them by.
 
     One backward pass for every loss, one after another: some times the work of a step.
     """
-    weights = {name: config.objective[name].weight for name in ("attmim", "entmlm", "local")}
-    names = ["contrastive", *(name for name, weight in weights.items() if weight)]
+    active = objectives.active(config)
 
     def losses(params: Any) -> jax.Array:
         metrics = compute_loss(model, config, mask_id, params, step, batch)[1]
-        return jnp.stack([weights.get(name, 1.0) * metrics.get(f"{name}/loss", jnp.float32(0)) for name in names])
+        return jnp.stack([each.weight(config) * metrics.get(f"{each.name}/loss", jnp.float32(0)) for each in active])
 
     backward = jax.vjp(losses, params)[1]
-    norms = jax.lax.map(lambda chosen: optax.tree.norm(backward(chosen)[0]), jnp.eye(len(names)))
-    return {f"gradient_norm/{name}": norms[i] for i, name in enumerate(names)}
+    norms = jax.lax.map(lambda chosen: optax.tree.norm(backward(chosen)[0]), jnp.eye(len(active)))
+    return {f"gradient_norm/{each.name}": norms[i] for i, each in enumerate(active)}
 
 
 def project_parameters(params: Any) -> Any:
@@ -312,10 +137,10 @@ def project_parameters(params: Any) -> Any:
 
 def make_train_step(
     model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTransformation, schedule: optax.Schedule, mask_id: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics) of one pre-training step; the caller jits it."""
 
-    def loss_of(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_of(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
         return compute_loss(model, config, mask_id, params, step, batch)
 
     return make_update(
@@ -324,13 +149,13 @@ def make_train_step(
 
 
 def make_update(
-    loss_of: Callable[[Any, jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]],
+    loss_of: Callable[[Any, jax.Array, Batch], tuple[jax.Array, Metrics]],
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema: float = 0.0,
     project: Callable[[Any], Any] = lambda params: params,
     spike: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics) of one optimizer step on a loss; the caller jits it.
 
     A step whose loss or gradient is not finite leaves parameters, their average and the optimizer as they were, and
@@ -346,7 +171,7 @@ def make_update(
       spike: see above; 0 takes every finite loss.
     """
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, metrics), gradients = gradient(state.params, state.step, batch)
         norm = optax.tree.norm(gradients)

@@ -14,7 +14,7 @@ from PIL import Image
 import mmclip_jax
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import inputs, masking
+from mmclip_jax.models import inputs, similarity
 from mmclip_jax.text import entities, prompts
 from mmclip_jax.text.tokenizer import load_tokenizer
 
@@ -225,7 +225,7 @@ def test_response_maps_are_the_methods_response(model: Any, images: list[Array],
     else:
         params = tiny.random_params(tiny.build_model(model.config.model), model.config, 107)
         v, u = patches @ params["response_query"]["kernel"], features @ params["response_key"]["kernel"]
-    expected = masking.text_response(v, u, jnp.asarray(chosen), model.config.objective.attmim.temperature)
+    expected = similarity.text_response(v, u, jnp.asarray(chosen), model.config.objective.attmim.temperature)
     got = model.response_map(images[1], REPORT, response)
     assert got.shape == (8, 8)
     assert got.dtype == np.float32

@@ -40,36 +40,7 @@ def awkward_response(shape: tuple[int, int], seed: int) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The response
-
-
-def response_reference(patches: Array, tokens: Array, weights: Array, temperature: float) -> Array:
-    v = patches / np.linalg.norm(patches, axis=-1, keepdims=True)
-    u = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
-    logits = np.einsum("bne,ble->bnl", v, u) / temperature
-    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
-    softmax /= softmax.sum(axis=1, keepdims=True)
-    return np.einsum("bnl,bl->bn", softmax, weights / weights.sum(axis=1, keepdims=True))
-
-
-@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_response_is_the_weighted_softmax_over_patches(temperature: float, dtype: Any) -> None:
-    rng = np.random.default_rng(0)
-    patches = jnp.asarray(3 * rng.normal(size=(2, 13, 7)), dtype)
-    tokens = jnp.asarray(0.1 * rng.normal(size=(2, 5, 7)), dtype)
-    weights = rng.integers(0, 4, (2, 5)).astype(np.float32)
-    weights[:, 0] = 2
-    got = masking.text_response(patches, tokens, jnp.asarray(weights), temperature)
-    assert got.dtype == jnp.float32
-    expected = response_reference(np.asarray(patches, np.float64), np.asarray(tokens, np.float64), weights, temperature)
-    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-7)
-    np.testing.assert_allclose(np.sum(got, axis=1), 1.0, atol=1e-5)
-
-
-def test_response_of_a_text_without_weights_is_zero_not_nan() -> None:
-    got = masking.text_response(jnp.ones((1, 5, 3)), jnp.ones((1, 2, 3)), jnp.zeros((1, 2)), 0.1)
-    np.testing.assert_array_equal(got, np.zeros((1, 5)))
+# Weights of tokens
 
 
 def test_weights_are_affirmed_entity_tokens_else_valid_tokens() -> None:
@@ -77,12 +48,6 @@ def test_weights_are_affirmed_entity_tokens_else_valid_tokens() -> None:
     valid = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
     expected: Any = [[0, 0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_allclose(masking.token_weights(jnp.asarray(affirmed), jnp.asarray(valid)), expected, atol=1e-7)
-
-
-def test_normalising_a_zero_vector_gives_zero_and_a_finite_gradient() -> None:
-    value, gradient = jax.value_and_grad(lambda x: masking.normalize(x).sum())(jnp.zeros(3))
-    assert float(value) == 0
-    assert np.all(np.isfinite(gradient))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

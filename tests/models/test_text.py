@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from mmclip_jax.models.encoders.text import TextTransformer
+from mmclip_jax.models.transformer import Variant, sincos_codes
 
 SIZES = {"vocab_size": 31, "length": 11, "width": 10, "depth": 2, "heads": 5, "mlp_dim": 13}
 
@@ -55,6 +56,32 @@ def test_the_encoder_looks_both_ways_and_knows_the_order() -> None:
         assert np.all(difference > 1e-5)
     swapped = tokens[:, ::-1].copy()
     assert np.abs(apply(variables, swapped, swapped > 0)[0][:, ::-1] - features).max() > 1e-2
+
+
+def test_a_causal_encoder_knows_only_what_came_before_and_needs_no_mask() -> None:
+    apply, variables = encoder(variant=Variant(causal=True))
+    tokens = texts((11,))
+    features = apply(variables, tokens, tokens > 0)[0]
+    changed = tokens.copy()
+    changed[0, 6] = changed[0, 6] % 30 + 1
+    difference = np.abs(apply(variables, changed, changed > 0)[0] - features).max(axis=-1)[0]
+    assert not difference[:6].any()
+    assert np.all(difference[6:] > 1e-4)
+    # A vocabulary may have a word at the number of padding.
+    np.testing.assert_array_equal(apply(variables, tokens, np.arange(11)[None] != 3)[0], features)
+
+
+def test_words_keep_their_size_where_others_do_not_scale_them() -> None:
+    module = TextTransformer(**SIZES, embed_scale=False, variant=Variant(first_norm=True, norm="post"))
+    tokens = jnp.ones((1, 11), jnp.int32)
+    params = tiny.jit(module.init)(jax.random.key(0), tokens, tokens > 0)["params"]
+    for table in (params["embed"]["embedding"], params["position"]):
+        assert 0.01 < np.std(table) < 0.03
+    scaled = tiny.jit(TextTransformer(**SIZES).init)(jax.random.key(0), tokens, tokens > 0)["params"]
+    assert 0.7 < np.std(scaled["embed"]["embedding"]) * 10**0.5 < 1.3
+    np.testing.assert_allclose(scaled["position"], sincos_codes(np.arange(11), 10), atol=1e-6)
+    assert set(params["norm_pre"]) == {"scale", "bias"}
+    assert "norm_pre" not in scaled
 
 
 def test_an_empty_text_is_finite() -> None:

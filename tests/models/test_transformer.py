@@ -1,5 +1,6 @@
 """Attention and layers against a NumPy float64 transformer that is written from the formulas."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mmclip_jax.models.transformer import Attention, Transformer, layer_norm
+from mmclip_jax.models.transformer import Attention, Transformer, Variant, layer_norm
 
 pytestmark = pytest.mark.compiles
 
@@ -35,12 +36,12 @@ def dense(p: Any, x: Array) -> Array:
     return x @ np.asarray(p["kernel"], np.float64) + (np.asarray(p["bias"], np.float64) if "bias" in p else 0)
 
 
-def norm(p: Any, x: Array) -> Array:
-    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+def norm(p: Any, x: Array, epsilon: float = 1e-6) -> Array:
+    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + epsilon)
     return x * np.asarray(p["scale"], np.float64) + np.asarray(p["bias"], np.float64)
 
 
-def attention(p: Any, x: Array, y: Array, valid: Array | None, heads: int) -> tuple[Array, Array]:
+def attention(p: Any, x: Array, y: Array, valid: Array | None, heads: int, causal: bool = False) -> tuple[Array, Array]:
     """One row: x [Q,D], y [C,E], valid [C] -> ([Q,D], weights [heads,Q,C])."""
     q, k, v = dense(p["query"], x), dense(p["key"], y), dense(p["value"], y)
     size = x.shape[-1] // heads
@@ -50,6 +51,8 @@ def attention(p: Any, x: Array, y: Array, valid: Array | None, heads: int) -> tu
         logits = q[:, cut] @ k[:, cut].T / np.sqrt(size)
         if valid is not None:
             logits[:, ~valid] = -np.inf
+        if causal:
+            logits[np.triu_indices(len(x), 1)] = -np.inf
         w = np.exp(logits - logits.max(axis=1, keepdims=True))
         weights.append(w / w.sum(axis=1, keepdims=True))
         out[:, cut] = weights[-1] @ v[:, cut]
@@ -76,6 +79,34 @@ def transformer(
         x = x + dense(block["mlp_out"], gelu(dense(block["mlp_in"], norm(block["norm_mlp"], x))))
         maps.append(weights)
     return norm(p["norm"], x), maps
+
+
+ACTIVATIONS = {
+    "gelu_tanh": gelu,
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+}
+
+
+def variant_of(p: Any, x: Array, valid: Array | None, variant: Variant) -> Array:
+    """One row through stacked layers without a context, of any variant."""
+    for number in range(DEPTH):
+        block = jax.tree.map(lambda leaf, number=number: double(leaf[number]), p["layers"])
+
+        def attend(z: Array, block: Any = block) -> Array:
+            out = attention(block["self_attention"], z, z, valid, HEADS, variant.causal)[0]
+            return out * (block["scale_self"] if variant.layer_scale else 1.0)
+
+        def mlp(z: Array, block: Any = block) -> Array:
+            out = dense(block["mlp_out"], ACTIVATIONS[variant.activation](dense(block["mlp_in"], z)))
+            return out * (block["scale_mlp"] if variant.layer_scale else 1.0)
+
+        for name, branch in (("norm_self", attend), ("norm_mlp", mlp)):
+            if variant.norm == "pre":
+                x = x + branch(norm(block[name], x, variant.epsilon))
+            else:
+                x = norm(block[name], x + branch(x), variant.epsilon)
+    return norm(p["norm"], x, variant.epsilon) if variant.final_norm else x
 
 
 VALID = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 1, 0]], bool)
@@ -118,6 +149,38 @@ def test_layers_against_numpy(with_context: bool) -> None:
         )
         np.testing.assert_allclose(out[row], expected, atol=3e-5)
         np.testing.assert_allclose(maps[:, row], expected_maps, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm": "post", "final_norm": False, "activation": "gelu", "key_bias": True, "epsilon": 0.1},
+        {"causal": True, "activation": "quick_gelu", "key_bias": True},
+        {"layer_scale": True, "activation": "gelu", "epsilon": 0.1},
+        {"final_norm": False},
+    ],
+)
+def test_variants_against_numpy(changes: dict[str, Any]) -> None:
+    variant, x = Variant(**changes), normal(ROWS, QUERIES, WIDTH)
+    module = Transformer(DEPTH, HEADS, MLP, variant)
+    params = randomized(jax.eval_shape(module.init, jax.random.key(0), x, VALID)["params"])
+    assert ("norm" in params) == variant.final_norm
+    assert ("bias" in params["layers"]["self_attention"]["key"]) == variant.key_bias
+    out, _ = tiny.jit(module.apply)({"params": params}, x, VALID)
+    for row in range(ROWS):
+        np.testing.assert_allclose(out[row], variant_of(params, double(x[row]), VALID[row], variant), atol=3e-5)
+
+
+def test_the_context_of_a_causal_decoder_is_seen_whole() -> None:
+    x, y = normal(ROWS, QUERIES, WIDTH), normal(ROWS, CONTEXT, CONTEXT_WIDTH, seed=1)
+    module = Transformer(DEPTH, HEADS, MLP, Variant(causal=True))
+    params = randomized(jax.eval_shape(module.init, jax.random.key(0), x, None, y)["params"])
+    run = tiny.jit(lambda x, y: module.apply({"params": params}, x, None, y)[0])
+    out = run(x, y)
+    later = run(x.at[:, 3].multiply(-1), y)
+    np.testing.assert_array_equal(later[:, :3], out[:, :3])
+    assert np.all(np.abs(later[:, 3:] - out[:, 3:]).max(axis=(0, 2)) > 1e-3)
+    assert np.all(np.abs(run(x, y.at[:, CONTEXT - 1].multiply(-1)) - out).max(axis=(0, 2)) > 1e-3)
 
 
 def test_attention_is_returned_only_when_asked_for() -> None:

@@ -15,9 +15,10 @@ from conftest import ROOT
 from ml_collections import ConfigDict
 
 from mmclip_jax import cli, sharding
-from mmclip_jax.data import pipeline
+from mmclip_jax.data import batch, pipeline
 from mmclip_jax.errors import DoesNotFitError, UserError
-from mmclip_jax.plan import flops, plan
+from mmclip_jax.plan import collectives, compiling, flops, hlo, memory, plan, printed, roofline, topologies
+from mmclip_jax.plan.collectives import EMBEDDINGS, FORBIDDEN, GRADIENTS, IDS, PARAMETERS, SCALARS
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import run as training
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.compiles
 
 QUICK = "xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true"
 CONTRASTIVE = {"objective__attmim__weight": 0.0, "objective__entmlm__weight": 0.0}
-V5E = plan.parse_topology("v5e:2x4")
+V5E = topologies.parse_topology("v5e:2x4")
 PLANS = sorted((ROOT / "docs" / "plans").glob("*.txt"))
 
 
@@ -48,10 +49,10 @@ def test_topologies_are_read() -> None:
         ("h100:8x4", 32, 400e9),  # eight network cards of 50 GB/s
         ("h100:2x4", 8, 100e9),
     ):
-        topology = plan.parse_topology(text)
+        topology = topologies.parse_topology(text)
         assert (topology.chips, topology.bandwidth(chips)) == (chips, bandwidth), text
         assert topology.is_tpu == text.lower().startswith("v")
-    assert all(chip.peak > 1e14 for chip in plan.CHIPS.values())
+    assert all(chip.peak > 1e14 for chip in topologies.CHIPS.values())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_topologies_are_read() -> None:
 )
 def test_unknown_topologies_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        plan.parse_topology(text)
+        topologies.parse_topology(text)
 
 
 def test_a_batch_keeps_the_ratio_as_far_as_the_chips_allow() -> None:
@@ -145,7 +146,7 @@ def found_in(more: str = "", **changes: Any) -> dict[tuple[str, str], tuple[int,
     """{(what, operation): (times, size)} of PROGRAM."""
     settings = config(data__batch_paired=32, data__batch_unpaired=32, **changes)
     weights = [(12, 20, 36), (20, 36), (12, 36), (36,), (12, 20), (20,), ()]
-    found = plan.collectives_of(PROGRAM.replace("MORE", more), settings, weights, 8)
+    found = collectives.collectives_of(PROGRAM.replace("MORE", more), settings, weights, 8)
     assert [c.total for c in found] == sorted((c.total for c in found), reverse=True)
     return {(c.what, c.operation): (c.times, c.size) for c in found}
 
@@ -154,31 +155,34 @@ def test_collectives_are_counted_once_a_turn_and_named_by_what_they_carry() -> N
     gathered, per_chip = 64 * 7 * 4, 8 * 7 * 4
     assert found_in() == {
         # In the loop; the f32[20] lies in a fusion there.
-        (plan.GRADIENTS, "all-reduce"): (12, 2 * (20 * 36 + 36) + 4 * 20),
-        (plan.EMBEDDINGS, "collective-permute"): (5, per_chip),
-        (plan.EMBEDDINGS, "all-gather"): (1, gathered),  # in two pieces of one channel
-        (plan.EMBEDDINGS, "all-reduce"): (1, gathered),
-        (plan.IDS, "all-gather"): (1, 64 * 2 * 4),
-        (plan.SCALARS, "all-reduce"): (1, 4),
+        (GRADIENTS, "all-reduce"): (12, 2 * (20 * 36 + 36) + 4 * 20),
+        (EMBEDDINGS, "collective-permute"): (5, per_chip),
+        (EMBEDDINGS, "all-gather"): (1, gathered),  # in two pieces of one channel
+        (EMBEDDINGS, "all-reduce"): (1, gathered),
+        (IDS, "all-gather"): (1, 64 * 2 * 4),
+        (SCALARS, "all-reduce"): (1, 4),
     }
 
 
 @pytest.mark.parametrize(
     ("line", "carries"),
     [
-        ("  %t = s32[64,11]{1,0} all-gather(%i), channel_id=9", plan.FORBIDDEN),  # tokens
-        ("  %t = u8[64,20,20,1]{3,2,1,0} all-gather(%i), channel_id=9", plan.FORBIDDEN),  # images
-        ("  %t = bf16[64,25,12]{2,1,0} all-reduce(%i), channel_id=9", plan.FORBIDDEN),  # features
-        ("  %t = f32[8,7]{1,0} all-to-all(%i), channel_id=9", plan.FORBIDDEN),  # embeddings, but not so
-        ("  %t = f32[20,36]{1,0} all-gather(%i), channel_id=9", plan.FORBIDDEN),  # parameters without fsdp
-        ("  %t = f32[8,8,7]{2,1,0} all-gather(%i), channel_id=9", plan.EMBEDDINGS),  # of eight chips
-        ("  %t = s32[8,8,2]{2,1,0} all-gather(%i), channel_id=9", plan.IDS),
-        ("  %t = f32[1024]{0} all-reduce(%i), channel_id=9", plan.SCALARS),
-        ("  %t = f32[1025]{0} all-reduce(%i), channel_id=9", plan.FORBIDDEN),  # more than 4 KiB
-        ("  %t = f32[8]{0} all-gather(%i), channel_id=9", plan.FORBIDDEN),
-        ("  %t = f32[8,7]{1,0} all-gather(%i), channel_id=9", plan.FORBIDDEN),  # of a chip's rows, which need no gather
-        ("  %t = f32[8,7]{1,0} reduce-scatter(%i), channel_id=9", plan.EMBEDDINGS),
-        ("  %t = bf16[36,20]{0,1} reduce-scatter(%i), channel_id=9", plan.GRADIENTS),
+        ("  %t = s32[64,11]{1,0} all-gather(%i), channel_id=9", FORBIDDEN),  # tokens
+        ("  %t = u8[64,20,20,1]{3,2,1,0} all-gather(%i), channel_id=9", FORBIDDEN),  # images
+        ("  %t = bf16[64,25,12]{2,1,0} all-reduce(%i), channel_id=9", FORBIDDEN),  # features
+        ("  %t = f32[8,7]{1,0} all-to-all(%i), channel_id=9", FORBIDDEN),  # embeddings, but not so
+        ("  %t = f32[20,36]{1,0} all-gather(%i), channel_id=9", FORBIDDEN),  # parameters without fsdp
+        ("  %t = f32[8,8,7]{2,1,0} all-gather(%i), channel_id=9", EMBEDDINGS),  # of eight chips
+        ("  %t = s32[8,8,2]{2,1,0} all-gather(%i), channel_id=9", IDS),
+        ("  %t = f32[1024]{0} all-reduce(%i), channel_id=9", SCALARS),
+        ("  %t = f32[1025]{0} all-reduce(%i), channel_id=9", FORBIDDEN),  # more than 4 KiB
+        ("  %t = f32[8]{0} all-gather(%i), channel_id=9", FORBIDDEN),
+        (
+            "  %t = f32[8,7]{1,0} all-gather(%i), channel_id=9",
+            FORBIDDEN,
+        ),  # of a chip's rows, which need no gather
+        ("  %t = f32[8,7]{1,0} reduce-scatter(%i), channel_id=9", EMBEDDINGS),
+        ("  %t = bf16[36,20]{0,1} reduce-scatter(%i), channel_id=9", GRADIENTS),
     ],
 )
 def test_what_a_collective_carries(line: str, carries: str) -> None:
@@ -193,14 +197,12 @@ def test_collectives_are_found_wherever_they_hide() -> None:
         more = "%i.1 = f32[64,7] conditional(%p, %x, %x), true_computation=%yes, false_computation=%no\n"
         more += "%w.3 = (s32[]) while(%t), condition=%wide.condition.2, body=%noted.body"
         text = hidden.replace("NAME", name) + PROGRAM.replace("MORE", more)
-        gathers = [c for c in plan.collectives_of(text, settings, [], 8) if c.operation == "all-gather"]
-        assert [c.arrays.count("f32[64,7]") for c in gathers if c.what == plan.FORBIDDEN] == [1] * (name == "never"), (
-            name
-        )
-        allowed = [c.arrays.count("f32[64,7]") for c in gathers if c.what == plan.EMBEDDINGS]
+        gathers = [c for c in collectives.collectives_of(text, settings, [], 8) if c.operation == "all-gather"]
+        assert [c.arrays.count("f32[64,7]") for c in gathers if c.what == FORBIDDEN] == [1] * (name == "never"), name
+        allowed = [c.arrays.count("f32[64,7]") for c in gathers if c.what == EMBEDDINGS]
         assert sum(allowed) == 1 + (name != "never"), name  # one is there anyway
     for line in ("  %s = (f32[8,7], u32[], token[]) send(%p, %t)", "  %r = (f32[8,7], token[]) recv(%t)"):
-        assert (plan.FORBIDDEN, line.split("(")[-2].split()[-1]) in found_in(line)
+        assert (FORBIDDEN, line.split("(")[-2].split()[-1]) in found_in(line)
 
 
 @pytest.mark.parametrize(
@@ -216,34 +218,34 @@ def test_collectives_are_found_wherever_they_hide() -> None:
 )
 def test_chips_that_do_a_collective_together(groups: str, size: int) -> None:
     line = f"%t = f32[20,36] all-reduce(%i), channel_id=9, replica_groups={groups}, to_apply=%add"
-    assert plan._group_size(line, 256) == size
+    assert hlo.group_size(line, 256) == size
 
 
 def test_a_ring_of_chunks_that_do_not_divide_is_allowed() -> None:
     # 8 rows a chip in chunks of 3: three whole chunks.
     line = "  %t = f32[9,7]{1,0} collective-permute(%i), channel_id=9"
-    assert (plan.EMBEDDINGS, "collective-permute") in found_in(line, objective__contrastive__chunk=3)
-    assert (plan.FORBIDDEN, "collective-permute") in found_in(line, objective__contrastive__chunk=4)
+    assert (EMBEDDINGS, "collective-permute") in found_in(line, objective__contrastive__chunk=3)
+    assert (FORBIDDEN, "collective-permute") in found_in(line, objective__contrastive__chunk=4)
 
 
 def test_parameters_may_be_gathered_under_fsdp_only() -> None:
     for shape in ("20,36", "5,4,36"):  # of five heads
         line = f"  %t = f32[{shape}] all-gather(%i), channel_id=9"
-        assert found_in(line, mesh__fsdp=2)[plan.PARAMETERS, "all-gather"] == (1, 20 * 36 * 4)
-        assert (plan.FORBIDDEN, "all-gather") in found_in(line)
+        assert found_in(line, mesh__fsdp=2)[PARAMETERS, "all-gather"] == (1, 20 * 36 * 4)
+        assert (FORBIDDEN, "all-gather") in found_in(line)
 
 
 def test_shapes_of_parameters() -> None:
     mesh = sharding.make_mesh(2, jax.devices()[:8])
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp", None))
-    shapes = plan.parameter_shapes({"kernel": jax.ShapeDtypeStruct((3, 20, 7), "float32", sharding=place)})
+    shapes = collectives.parameter_shapes({"kernel": jax.ShapeDtypeStruct((3, 20, 7), "float32", sharding=place)})
     # A stack of three layers and one of them: whole, cut in two, both halves side by side.
     assert shapes == {(3, 20, 7), (20, 7), (3, 10, 7), (10, 7), (2, 3, 10, 7), (2, 10, 7)}
 
 
 def test_bytes_that_a_ring_sends() -> None:
     def sent(operation: str, size: int, times: int = 1, group: int = 8) -> float:
-        return plan.Collective("", operation, (), times, size, group).sent
+        return collectives.Collective("", operation, (), times, size, group).sent
 
     assert sent("all-gather", 800) == 700  # seven of eight shares pass through a chip
     assert sent("reduce-scatter", 100) == 700  # the result is one share
@@ -260,47 +262,47 @@ def test_bytes_that_a_ring_sends() -> None:
 def test_what_the_batch_holds() -> None:
     settings, mesh = config(), sharding.make_mesh(1, jax.devices()[:8])
     arrays = jax.tree.leaves(training.abstract_batch(settings, mesh))
-    assert sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) == 128 * plan.row_bytes(settings)
+    assert sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) == 128 * batch.row_bytes(settings)
 
 
 @pytest.mark.slow
 def test_the_batch_that_is_planned_with_is_that_of_the_pipeline(phantom_dir: Path) -> None:
     settings = tiny.load_config("demo", "runlocal")
     settings.data.train = (str(phantom_dir),)
-    batch = next(pipeline.make_train_iterator(settings, load_tokenizer()))
-    expected = {part: {k: (v.shape, v.dtype) for k, v in rows.items() if k != "record"} for part, rows in batch.items()}
+    made = next(pipeline.make_train_iterator(settings, load_tokenizer()))
+    expected = {part: {k: (v.shape, v.dtype) for k, v in rows.items() if k != "record"} for part, rows in made.items()}
     planned = training.abstract_batch(settings, sharding.make_mesh(1, jax.devices()[:8]))
     assert {part: {k: (v.shape, v.dtype) for k, v in rows.items()} for part, rows in planned.items()} == expected
 
 
 def test_buffers_grow_with_the_rows_and_gradients_do_not() -> None:
-    before = plan.Memory(state=1000.0, batch=64.0, buffers=4e9, program=7.0)
-    twice = plan.scaled_memory(before, config(), parameters=500_000_000, rows=256, chips=8)
+    before = memory.Memory(state=1000.0, batch=64.0, buffers=4e9, program=7.0)
+    twice = memory.scaled_memory(before, config(), parameters=500_000_000, rows=256, chips=8)
     logits = 6 * 4 * (256**2 - 2 * 128**2) / 8
-    assert twice == plan.Memory(1000.0, 128.0, 2e9 + 2 * 2e9 + logits, 7.0)
+    assert twice == memory.Memory(1000.0, 128.0, 2e9 + 2 * 2e9 + logits, 7.0)
     assert twice.total == 1000 + 128 + 6e9 + logits + 7
 
 
 def test_logits_are_chunked_where_they_are_large() -> None:
     chunked = 6 * 128 * 2**20
-    assert plan.pairs_bytes(config(), 1024, 8) == 6 * 4 * 128 * 1024
-    assert plan.pairs_bytes(config(), 10**6, 8) == chunked
-    assert plan.pairs_bytes(config(objective__contrastive__chunk=-1), 10**6, 8) == 6 * 4 * 1e12 / 8
-    assert plan.pairs_bytes(config(objective__contrastive__chunk=100), 1024, 8) == 6 * 4 * 128 * 100
+    assert memory.pairs_bytes(config(), 1024, 8) == 6 * 4 * 128 * 1024
+    assert memory.pairs_bytes(config(), 10**6, 8) == chunked
+    assert memory.pairs_bytes(config(objective__contrastive__chunk=-1), 10**6, 8) == 6 * 4 * 1e12 / 8
+    assert memory.pairs_bytes(config(objective__contrastive__chunk=100), 1024, 8) == 6 * 4 * 128 * 100
 
 
 def test_the_largest_batch_by_hand() -> None:
     # 16 GB hold 1 GB and 1.5 GB for each of ten thousand rows a chip: ten times that, in steps of 16 rows.
-    def memory_at(rows: int) -> plan.Memory:
-        return plan.Memory(1e9, 0.0, 1.5e9 * rows / 8 / 10_000)
+    def memory_at(rows: int) -> memory.Memory:
+        return memory.Memory(1e9, 0.0, 1.5e9 * rows / 8 / 10_000)
 
-    assert plan.largest_batch(config(optimizer__accumulate=2), V5E, memory_at) == 800_000
-    assert plan.largest_batch(config(), V5E, lambda rows: plan.Memory(17e9, 0.0, 0.0)) == 0
+    assert memory.largest_batch(config(optimizer__accumulate=2), V5E, memory_at) == 800_000
+    assert memory.largest_batch(config(), V5E, lambda rows: memory.Memory(17e9, 0.0, 0.0)) == 0
 
 
 def test_the_roofline_by_hand() -> None:
     settings = config()
-    point = plan._point(settings, plan.Memory(3e9, 8e6, 5e9, 1e9), links=0.02, topology=V5E)
+    point = roofline.point(settings, memory.Memory(3e9, 8e6, 5e9, 1e9), links=0.02, topology=V5E)
     assert point.products == pytest.approx(sum(flops.train_step_flops(settings).values()) / 8 / 197e12)
     assert point.traffic == pytest.approx((2 * 8e9 + 8e6) / 800e9)
     # 2, 20.01 and 20 ms.
@@ -312,19 +314,19 @@ def test_the_roofline_by_hand() -> None:
 
 def test_memory_by_formula_by_hand() -> None:
     settings = config(optimizer__ema=0.0, **CONTRASTIVE)
-    memory = plan.memory_by_formula(settings, parameters=1000, rows=128, chips=8)
-    assert memory.state == 3 * 4 * 1000
+    counted = memory.memory_by_formula(settings, parameters=1000, rows=128, chips=8)
+    assert counted.state == 3 * 4 * 1000
     # Three image layers on 25 patches, two text layers on 11 tokens, float32, nothing recomputed.
     image = 3 * (25 * (8 * 12 + 2 * 20) * 4 + 3 * 25 * 25 * 8)
     text = 2 * (11 * (8 * 20 + 2 * 36) * 4 + 5 * 11 * 11 * 8)
-    assert memory.buffers == 8 * 1000 + 16 * (image + text) + 6 * 4 * 16 * 128
+    assert counted.buffers == 8 * 1000 + 16 * (image + text) + 6 * 4 * 16 * 128
     # With remat the inputs of all layers, and one image layer twice.
     settings.model.remat = True
     kept = 3 * 25 * 12 * 4 + 2 * 11 * 20 * 4
-    memory = plan.memory_by_formula(settings, 1000, 128, 8)
-    assert memory.buffers == 8 * 1000 + 16 * (kept + 2 * image / 3) + 6 * 4 * 16 * 128
+    counted = memory.memory_by_formula(settings, 1000, 128, 8)
+    assert counted.buffers == 8 * 1000 + 16 * (kept + 2 * image / 3) + 6 * 4 * 16 * 128
     settings.mesh.fsdp = 4
-    assert plan.memory_by_formula(settings, 1000, 128, 8).state == memory.state / 4
+    assert memory.memory_by_formula(settings, 1000, 128, 8).state == counted.state / 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -333,7 +335,7 @@ def test_memory_by_formula_by_hand() -> None:
 
 @pytest.fixture
 def cpu_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "tpu_devices", lambda topology: jax.devices()[: topology.chips])
+    monkeypatch.setattr(compiling, "tpu_devices", lambda topology: jax.devices()[: topology.chips])
 
 
 @pytest.fixture
@@ -365,18 +367,22 @@ def test_the_compiled_step(
 ) -> None:
     assert cli.main(["plan", "--config", config_file, "--topology", "v5e:2x4"]) == 0
     (made,) = planned
-    parameters = plan._abstract_params(config())
+    parameters = plan.abstract_params(config())
     by_kind: dict[str, int] = {}
     for collective in made.collectives:
         by_kind[collective.what] = by_kind.get(collective.what, 0) + collective.total
     # The decoders take no part: every other parameter's gradient is reduced once, in float32.
     taking_part = ("image_encoder", "image_projection", "text_encoder", "text_projection")
-    assert by_kind.pop(plan.GRADIENTS) == 4 * sum(plan.count_parameters(parameters[name]) for name in taking_part)
-    assert by_kind.pop(plan.EMBEDDINGS) == 2 * (2 * 128 * tiny.EMBED * 4)  # v and u: gathered; their gradients reduced
-    assert by_kind.pop(plan.IDS) == 128 * 2 * 4
-    assert by_kind.pop(plan.SCALARS) < 100
+    assert by_kind.pop(GRADIENTS) == 4 * sum(plan.count_parameters(parameters[name]) for name in taking_part)
+    assert by_kind.pop(EMBEDDINGS) == 2 * (2 * 128 * tiny.EMBED * 4)  # v and u: gathered; their gradients reduced
+    assert by_kind.pop(IDS) == 128 * 2 * 4
+    assert by_kind.pop(SCALARS) < 100
     assert not by_kind
-    assert {collective.times for collective in made.collectives if collective.what == plan.GRADIENTS} == {1, 2, 3}
+    assert {collective.times for collective in made.collectives if collective.what == GRADIENTS} == {
+        1,
+        2,
+        3,
+    }
     # Parameters, two moments and the average in float32; a few scalars (steps, counters, the guard).
     assert made.parameters == plan.count_parameters(parameters)
     assert 0 < made.asked.memory.state - 16 * made.parameters < 16 * 4
@@ -396,9 +402,11 @@ def test_the_whole_step_with_every_objective(cpu_slice: None, fsdp: int, chunk: 
     settings = config(mesh__fsdp=fsdp, objective__local__weight=0.5, objective__contrastive__chunk=chunk)
     made = plan.make_plan(settings, "v5e:2x4", 256)
     assert made.forbidden == []
-    assert {c.what for c in made.collectives} - {plan.SCALARS} == {plan.EMBEDDINGS, plan.IDS, plan.GRADIENTS} | (
-        {plan.PARAMETERS} if fsdp > 1 else set()
-    )
+    assert {c.what for c in made.collectives} - {SCALARS} == {
+        EMBEDDINGS,
+        IDS,
+        GRADIENTS,
+    } | ({PARAMETERS} if fsdp > 1 else set())
     assert any(collective.operation == "collective-permute" for collective in made.collectives) == (chunk > 0)
     assert (made.recipe.rows if made.recipe else 0, made.asked.rows) == (128, 256)
 
@@ -413,27 +421,27 @@ def test_gpus_by_formula(chips: str, config_file: str, capsys: pytest.CaptureFix
 
 def test_what_gpus_send_by_hand() -> None:
     settings = config(mesh__fsdp=2, objective__local__weight=0.5)  # 128 rows, embeddings of 7, 4 drawn tokens a row
-    found = {(c.what, c.operation, c.arrays): c.sent for c in plan.collectives_by_formula(settings, 1000, 32)}
+    found = {(c.what, c.operation, c.arrays): c.sent for c in collectives.collectives_by_formula(settings, 1000, 32)}
     assert found == {
-        (plan.EMBEDDINGS, "all-gather", ("f32[128,7]",)): pytest.approx(2 * 128 * 7 * 4 * 31 / 32),
-        (plan.EMBEDDINGS, "reduce-scatter", ("f32[4,7]",)): pytest.approx(2 * 4 * 7 * 4 * 31),
-        (plan.EMBEDDINGS, "all-gather", ("f32[128,4,7]",)): pytest.approx(128 * 4 * 7 * 4 * 31 / 32),
-        (plan.EMBEDDINGS, "all-reduce", ("f32[128,4,7]",)): pytest.approx(2 * 128 * 4 * 7 * 4 * 31 / 32),
-        (plan.IDS, "all-gather", ("s32[128,2]",)): pytest.approx(128 * 2 * 4 * 31 / 32),
-        (plan.PARAMETERS, "all-gather", ("f32[1000]",)): pytest.approx(2 * 4000 / 2),
-        (plan.GRADIENTS, "reduce-scatter", ("f32[500]",)): pytest.approx(2000),
-        (plan.GRADIENTS, "all-reduce", ("f32[500]",)): pytest.approx(2 * 2000 * 15 / 16),
+        (EMBEDDINGS, "all-gather", ("f32[128,7]",)): pytest.approx(2 * 128 * 7 * 4 * 31 / 32),
+        (EMBEDDINGS, "reduce-scatter", ("f32[4,7]",)): pytest.approx(2 * 4 * 7 * 4 * 31),
+        (EMBEDDINGS, "all-gather", ("f32[128,4,7]",)): pytest.approx(128 * 4 * 7 * 4 * 31 / 32),
+        (EMBEDDINGS, "all-reduce", ("f32[128,4,7]",)): pytest.approx(2 * 128 * 4 * 7 * 4 * 31 / 32),
+        (IDS, "all-gather", ("s32[128,2]",)): pytest.approx(128 * 2 * 4 * 31 / 32),
+        (PARAMETERS, "all-gather", ("f32[1000]",)): pytest.approx(2 * 4000 / 2),
+        (GRADIENTS, "reduce-scatter", ("f32[500]",)): pytest.approx(2000),
+        (GRADIENTS, "all-reduce", ("f32[500]",)): pytest.approx(2 * 2000 * 15 / 16),
     }
-    h100 = plan.parse_topology("h100:8x4")
+    h100 = topologies.parse_topology("h100:8x4")
     assert (h100.bandwidth(2), h100.bandwidth(16)) == (450e9, 400e9)  # inside a node, and out of it
-    local = plan.pairs_bytes(settings, 128, 32) - plan.pairs_bytes(config(), 128, 32)
+    local = memory.pairs_bytes(settings, 128, 32) - memory.pairs_bytes(config(), 128, 32)
     assert local == 2 * 4 * (128 / 32) * 25 * 128 * 4
 
 
 def test_what_does_not_fit_is_status_1(
     config_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(plan.CHIPS, "h100", dataclasses.replace(plan.CHIPS["h100"], memory=1e5))
+    monkeypatch.setitem(topologies.CHIPS, "h100", dataclasses.replace(topologies.CHIPS["h100"], memory=1e5))
     assert cli.main(["plan", "--config", config_file, "--topology", "h100:2x2"]) == 1
     out, err = capsys.readouterr()
     assert "fits: NO" in out
@@ -443,13 +451,13 @@ def test_what_does_not_fit_is_status_1(
 
 
 def test_forbidden_collectives_are_status_1() -> None:
-    point = plan._point(config(), plan.Memory(1.0, 1.0, 1.0), 1.0, V5E)
-    wrong = plan.Collective(plan.FORBIDDEN, "all-to-all", ("s32[64,11]",), 1, 2816, 8)
+    point = roofline.point(config(), memory.Memory(1.0, 1.0, 1.0), 1.0, V5E)
+    wrong = collectives.Collective(FORBIDDEN, "all-to-all", ("s32[64,11]",), 1, 2816, 8)
     made = plan.Plan(V5E, 1, [wrong], point, point, None, "a compiler")
     with pytest.raises(DoesNotFitError, match=r"all-to-all of s32\[64,11\]"):
         made.check()
-    assert "1 arrays that docs/method.md does not allow" in str(made)
-    assert "No batch fits" in str(made)
+    assert "1 arrays that docs/method.md does not allow" in printed.text(made)
+    assert "No batch fits" in printed.text(made)
 
 
 def test_a_compiler_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +471,7 @@ def test_a_compiler_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     built = training.Built(None, None, None, Step())  # type: ignore[arg-type]
     monkeypatch.setattr(training, "build", lambda *_: built)
     with pytest.raises(DoesNotFitError, match=r"no room for the step \(.*Used 20.5G of 15.75G\)"):
-        plan.compile_step(config(), jax.devices()[:8], 2)
+        compiling.compile_step(config(), jax.devices()[:8], 2)
 
 
 @pytest.mark.parametrize(
@@ -500,11 +508,11 @@ def test_the_committed_plans_are_those_of_the_recipe(path: Path) -> None:
     text = path.read_text()
     recipe = tiny.load_config("mmclip_vitb16")
     recipe.model.text.vocab_size = load_tokenizer().vocab_size
-    topology = plan.parse_topology(path.stem.replace("_", ":"))
-    parameters = plan.count_parameters(plan._abstract_params(recipe))
+    topology = topologies.parse_topology(path.stem.replace("_", ":"))
+    parameters = plan.count_parameters(plan.abstract_params(recipe))
     assert f"{parameters:,} parameters" in text
     assert "fits: yes" in text
-    assert plan.FORBIDDEN not in text
+    assert FORBIDDEN not in text
 
     def asked(name: str) -> float:
         found = re.search(rf"^ *{name} +([\d,.]+)", text, re.MULTILINE)
@@ -516,7 +524,7 @@ def test_the_committed_plans_are_those_of_the_recipe(path: Path) -> None:
     assert asked("TFLOP a step, all chips") == pytest.approx(work / 1e12, abs=0.1)
     if topology.is_tpu:
         assert "  nothing else" in text
-        counted = plan.memory_by_formula(recipe, parameters, 8192, topology.chips)
+        counted = memory.memory_by_formula(recipe, parameters, 8192, topology.chips)
         assert asked("parameters and optimizer") == pytest.approx(counted.state / 1e9, abs=0.01)
         assert counted.buffers / 1e9 == pytest.approx(asked("buffers of the step"), rel=0.15)
 
@@ -542,7 +550,7 @@ def test_a_tpus_compiler_moves_what_it_may_only(
     (made,) = planned
     assert made.forbidden == []
     carried = {collective.what for collective in made.collectives}
-    assert {plan.EMBEDDINGS, plan.IDS, plan.GRADIENTS} <= carried
+    assert {EMBEDDINGS, IDS, GRADIENTS} <= carried
     assert "libtpu" in capsys.readouterr().out
 
 

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from mmclip_jax import objectives
 from mmclip_jax.models import inputs, masking
 from mmclip_jax.models.inputs import patchify
+from mmclip_jax.objectives import attmim, local
+from mmclip_jax.objectives import rows as rows_lib
 from mmclip_jax.train import step
 
 pytestmark = pytest.mark.compiles
@@ -81,9 +83,9 @@ def test_terms_equal_a_computation_from_the_pieces(params: Any, batch: Any) -> N
         features = apply("encode_text", rows["tokens"])
         weights = masking.token_weights(rows["affirmed"], valid)
         response = apply("response", patches, features, weights, "similarity", 0.1)
-        masked, _ = step.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))
+        masked, _ = attmim.masked_patches(response, keys, config.objective.attmim, jnp.bool_(False))
         positions, used, _ = masking.select_masked_tokens(
-            rows["entity"], valid, step._stream(keys, step._TOKENS), probability=0.5, min_share=0.15, slots=5,
+            rows["entity"], valid, rows_lib.stream(keys, rows_lib.TOKENS), probability=0.5, min_share=0.15, slots=5,
             strategy="entity",
         )  # fmt: skip
         hidden_text = masking.mask_tokens(rows["tokens"], positions, used, tiny.MASK_ID)
@@ -102,7 +104,7 @@ def test_terms_equal_a_computation_from_the_pieces(params: Any, batch: Any) -> N
     parts = {
         name: {
             key: np.asarray(value, np.float64 if value.dtype == jnp.float32 else None)
-            for key, value in compiled(params, rows, step.row_key_data(config.seed, jnp.int32(3), name, 8)).items()
+            for key, value in compiled(params, rows, rows_lib.row_key_data(config.seed, jnp.int32(3), name, 8)).items()
         }
         for name, rows in batch.items()
     }
@@ -187,7 +189,7 @@ def test_every_option_changes_the_term_that_it_names(params: Any, batch: Any, ch
 def test_switched_off_objectives_leave_the_clip_loss(params: Any, batch: Any) -> None:
     loss, metrics = forward(objective__attmim__weight=0.0, objective__entmlm__weight=0.0)(params, 3, batch)
     assert loss == metrics["contrastive/loss"]
-    assert not {name for name in metrics if name.startswith("entmlm") or name == "attmim/loss"}
+    assert not {name for name in metrics if name.startswith(("entmlm/", "attmim/", "local/"))}
 
 
 @pytest.mark.slow
@@ -216,11 +218,11 @@ def test_the_local_loss_takes_affirmed_tokens_only(params: Any, batch: Any) -> N
     rows = {name: jnp.asarray(x) for name, x in batch["paired"].items()}
     affirmed = np.zeros(rows["tokens"].shape, bool)
     affirmed[0, 1:3], affirmed[1, :7] = True, True
-    rows |= {"affirmed": jnp.asarray(affirmed), "key": step.row_key_data(0, jnp.int32(1), "paired", len(affirmed))}
+    rows |= {"affirmed": jnp.asarray(affirmed), "key": rows_lib.row_key_data(0, jnp.int32(1), "paired", len(affirmed))}
     images = inputs.standardize(inputs.pixels(rows["image"]))
     patches = model.apply({"params": params}, images, method="encode_image")[0]
     features = model.apply({"params": params}, rows["tokens"], method="encode_text")
-    out = step.local_rows(model, {"params": params}, patches, features, rows, 3)
+    out = local.local_rows(model, {"params": params}, patches, features, rows, 3)
     tokens, ids = np.asarray(rows["tokens"]), np.asarray(out["id"])
     assert sorted(ids[0]) == sorted([-1, *tokens[0, 1:3]])
     assert set(ids[1]) <= set(tokens[1, :7])
@@ -301,13 +303,13 @@ def test_masked_pixels_reach_the_prediction_only_through_whole_image_features(
         variables, images = {"params": params}, inputs.pixels(image)
         patches, _ = spy.apply(variables, inputs.standardize(images), method="encode_image")
         features = spy.apply(variables, rows["tokens"], method="encode_text")
-        out = step.attmim_rows(
+        out = attmim.attmim_rows(
             spy, variables, images, patches, features, rows, config.objective, jnp.bool_(True)  # type: ignore[arg-type]
         )  # fmt: skip
         return spy.predicted, out["masked"]
 
     compiled = tiny.jit(run)
-    rows = batch["paired"] | {"key": np.asarray(step.row_key_data(0, jnp.int32(0), "paired", 8))}
+    rows = batch["paired"] | {"key": np.asarray(rows_lib.row_key_data(0, jnp.int32(0), "paired", 8))}
     image = rows.pop("image")
     predicted, masked = compiled(params, image, rows)
     pixels = np.array(patchify(jnp.asarray(image), 4))
@@ -329,7 +331,7 @@ def step_unpatchify(pixels: Array) -> Array:
 def test_no_gradient_flows_through_the_response(params: Any, batch: Any, response: str) -> None:
     config = small(objective__attmim__response=response)
     model = tiny.build_model(config.model)
-    rows = batch["paired"] | {"key": step.row_key_data(0, jnp.int32(0), "paired", 8)}
+    rows = batch["paired"] | {"key": rows_lib.row_key_data(0, jnp.int32(0), "paired", 8)}
 
     def error(params: Any, temperature: jax.Array) -> jax.Array:
         variables, images = {"params": params}, inputs.pixels(rows["image"])
@@ -338,7 +340,7 @@ def test_no_gradient_flows_through_the_response(params: Any, batch: Any, respons
         objective = config.objective.copy_and_resolve_references()
         with objective.unlocked(), objective.ignore_type():
             objective.attmim.temperature = temperature
-        out = step.attmim_rows(model, variables, images, patches, features, rows, objective, jnp.bool_(False))
+        out = attmim.attmim_rows(model, variables, images, patches, features, rows, objective, jnp.bool_(False))
         return out["error"].mean() + out["response"][0, 0]
 
     gradient, of_temperature = tiny.jit(jax.grad(error, argnums=(0, 1)))(params, jnp.float32(0.1))
@@ -360,11 +362,11 @@ def test_a_rows_key_depends_on_seed_step_part_and_row() -> None:
         for seed in (0, 1)
         for number in (0, 1)
         for part in ("paired", "unpaired")
-        for row in np.asarray(step.row_key_data(seed, jnp.int32(number), part, 3))
+        for row in np.asarray(rows_lib.row_key_data(seed, jnp.int32(number), part, 3))
     }
     assert len(keys) == 2 * 2 * 2 * 3
-    more = step.row_key_data(0, jnp.int32(1), "paired", 7)
-    np.testing.assert_array_equal(more[:3], step.row_key_data(0, jnp.int32(1), "paired", 3))
+    more = rows_lib.row_key_data(0, jnp.int32(1), "paired", 7)
+    np.testing.assert_array_equal(more[:3], rows_lib.row_key_data(0, jnp.int32(1), "paired", 3))
 
 
 def test_the_masks_differ_from_step_to_step(params: Any, batch: Any) -> None:
@@ -381,17 +383,17 @@ def test_patches_tokens_and_local_tokens_of_a_row_are_drawn_apart(
 ) -> None:
     """Three draws of one row, three keys: one key for two of them would tie what is masked to what is compared."""
     asked: list[int] = []
-    stream = step._stream
+    stream = rows_lib.stream
 
     def spy(key_data: jax.Array, number: int) -> jax.Array:
         asked.append(number)
         return stream(key_data, number)
 
-    monkeypatch.setattr(step, "_stream", spy)
+    monkeypatch.setattr(rows_lib, "stream", spy)
     config = small(objective__local__weight=0.5)
     model = tiny.build_model(config.model)
     jax.eval_shape(lambda p, b: step.compute_loss(model, config, tiny.MASK_ID, p, jnp.int32(3), b), params, batch)
     assert len(asked) == 3
-    rows = step.row_key_data(0, jnp.int32(3), "paired", 5)
+    rows = rows_lib.row_key_data(0, jnp.int32(3), "paired", 5)
     keys = [tuple(key.tolist()) for number in asked for key in np.asarray(jax.random.key_data(stream(rows, number)))]
     assert len(set(keys)) == 15

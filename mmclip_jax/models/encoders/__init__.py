@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
+from mmclip_jax.models.encoders.convnext import ConvNeXt
 from mmclip_jax.models.encoders.text import TextTransformer
 from mmclip_jax.models.encoders.vit import STEMS, ViT
 from mmclip_jax.models.transformer import MLP_ACTIVATIONS, NORMS, Variant
@@ -47,6 +48,17 @@ def _transformer(part: str, config: ConfigDict, **fixed: Any) -> dict[str, Any]:
     own = config[part]
     if own.width % own.heads:
         raise UserError(f"model.{part}.width={own.width} is no multiple of heads={own.heads}")
+    sizes = {name: own[name] for name in ("width", "depth", "heads", "mlp_dim")}
+    return sizes | _computed(config) | {"variant": _variant(part, config, **fixed)}
+
+
+def _computed(config: ConfigDict) -> dict[str, Any]:
+    """How modules are computed, and that they belong to none yet."""
+    return {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "unroll": config.unroll, "parent": None}
+
+
+def _variant(part: str, config: ConfigDict, **fixed: Any) -> Variant:
+    own = config[part]
     names = [field.name for field in dataclasses.fields(Variant)]
     variant = Variant(**({name: own[name] for name in names if name in own} | fixed))
     for name, value, allowed in (
@@ -55,9 +67,7 @@ def _transformer(part: str, config: ConfigDict, **fixed: Any) -> dict[str, Any]:
     ):
         if value not in allowed:
             raise UserError(f"model.{part}.{name}={value!r} is not one of {', '.join(allowed)}")
-    sizes = {name: own[name] for name in ("width", "depth", "heads", "mlp_dim")}
-    compute = {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "unroll": config.unroll}
-    return sizes | compute | {"variant": variant, "parent": None}
+    return variant
 
 
 def _vit(config: ConfigDict) -> ImageEncoder:
@@ -74,6 +84,21 @@ def _vit(config: ConfigDict) -> ImageEncoder:
     )
 
 
+def _convnext(config: ConfigDict) -> ImageEncoder:
+    image, depths = config.image, tuple(config.image.get("depths", ()))
+    if not depths:
+        raise UserError("model.image.encoder='convnext' needs model.image.depths, such as (3, 3, 9, 3)")
+    if image.width % (1 << (len(depths) - 1)):
+        raise UserError(f"model.image.width={image.width} cannot be halved at each of {len(depths)} stages")
+    encoder = ConvNeXt(depths, image.width, _variant("image", config), **_computed(config))
+    if encoder.patch_size != config.patch_size:
+        raise UserError(
+            f"model.patch_size={config.patch_size}, but a convnext of {len(depths)} stages has patches of "
+            f"{encoder.patch_size} pixels: set model.patch_size={encoder.patch_size}"
+        )
+    return encoder
+
+
 def _text(embed_scale: bool = False, **fixed: Any) -> Callable[[ConfigDict], TextEncoder]:
     def build(config: ConfigDict) -> TextEncoder:
         return TextTransformer(
@@ -86,7 +111,7 @@ def _text(embed_scale: bool = False, **fixed: Any) -> Callable[[ConfigDict], Tex
     return build
 
 
-IMAGE_ENCODERS: dict[str, Callable[[ConfigDict], ImageEncoder]] = {"vit": _vit}
+IMAGE_ENCODERS: dict[str, Callable[[ConfigDict], ImageEncoder]] = {"vit": _vit, "convnext": _convnext}
 # The names say how the layers are built; activation, epsilon and key bias are settings of each.
 TEXT_ENCODERS: dict[str, Callable[[ConfigDict], TextEncoder]] = {
     "transformer": _text(embed_scale=True),

@@ -12,6 +12,7 @@ class ImageEncoder(Protocol):
     """An image encoder: a Flax module with these attributes.
 
     Attributes:
+      layers: how many there are.
       width: D, of its features.
       patch_size: pixels a side of the patch that a feature stands for.
       can_drop_tokens: whether it can encode some patches without looking at the others (`visible`).
@@ -19,14 +20,19 @@ class ImageEncoder(Protocol):
       gives_attention: whether it can return attention weights.
     """
 
-    can_drop_tokens: ClassVar[bool]
     gives_attention: ClassVar[bool]
+
+    @property
+    def layers(self) -> int: ...
 
     @property
     def width(self) -> int: ...
 
     @property
     def patch_size(self) -> int: ...
+
+    @property
+    def can_drop_tokens(self) -> bool: ...
 
     @property
     def has_class_token(self) -> bool: ...
@@ -44,22 +50,26 @@ class ImageEncoder(Protocol):
         """The layer of a parameter, 0 for what comes before the first; `path` is "a/b/kernel" within the encoder.
 
         Returns:
-          int [], or int [depth] where the parameter is stacked over layers along its axis 0. What comes after the last
-          layer has one more than it.
+          int [], or int [depth] where the parameter is stacked over layers along its axis 0; layers + 1 for what comes
+          after the last one.
         """
 
-    def work(self, image_size: int, seen: int, remat: bool = False) -> Work:
-        """FLOPs of one image of image_size pixels a side, of whose patches `seen` are encoded."""
+    def work(self, image_size: int, seen: int) -> Work:
+        """FLOPs of one image of image_size pixels a side: all patches are embedded, `seen` of them encoded."""
 
 
 class TextEncoder(Protocol):
     """A text encoder: a Flax module with these attributes.
 
     Attributes:
+      layers: how many there are.
       width: D_t, of its features.
       length: tokens of the longest text.
       vocab_size: rows of the token embedding.
     """
+
+    @property
+    def layers(self) -> int: ...
 
     @property
     def width(self) -> int: ...
@@ -79,7 +89,7 @@ class TextEncoder(Protocol):
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `ImageEncoder.layer_numbers`."""
 
-    def work(self, remat: bool = False) -> Work:
+    def work(self) -> Work:
         """FLOPs of one text of `length` tokens."""
 
 

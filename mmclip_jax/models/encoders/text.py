@@ -75,11 +75,16 @@ class TextTransformer(nn.Module):
         """
         return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding, precision="highest")
 
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return self.depth
+
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `base.TextEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)
 
-    def work(self, remat: bool = False) -> work.Work:
+    def work(self) -> work.Work:
         """As `base.TextEncoder.work`."""
         part = {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim}
-        return work.layers(part, self.length, remat=remat)
+        return work.layers(part, self.length, remat=self.remat)

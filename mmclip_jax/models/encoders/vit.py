@@ -9,7 +9,7 @@ import numpy as np
 
 from mmclip_jax.models import work
 from mmclip_jax.models.encoders.base import transformer_layer_numbers
-from mmclip_jax.models.inputs import patchify
+from mmclip_jax.models.inputs import patch_count, patchify
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
 
 STEMS = ("patch", "conv")
@@ -66,8 +66,12 @@ class ViT(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
-    can_drop_tokens: ClassVar[bool] = True
     gives_attention: ClassVar[bool] = True
+
+    @property
+    def can_drop_tokens(self) -> bool:
+        """Whether a patch can be encoded without its neighbours: the convolutional stem looks at them."""
+        return self.stem == "patch"
 
     @property
     def has_class_token(self) -> bool:
@@ -110,13 +114,21 @@ class ViT(nn.Module):
         token = x[:, 0] if self.class_token else None
         return x[:, sum(n for _, n in first) :] if first else x, token, attention
 
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return self.depth
+
     def layer_numbers(self, path: str) -> np.ndarray:
         """As `base.ImageEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)
 
-    def work(self, image_size: int, seen: int, remat: bool = False) -> work.Work:
+    def work(self, image_size: int, seen: int) -> work.Work:
         """As `base.ImageEncoder.work`."""
+        if self.stem == "conv":
+            embedded = work.conv_stem(image_size, self.patch_size, self.width)
+        else:
+            patches = patch_count(image_size, self.patch_size)
+            embedded = work.product(patches, self.patch_size**2, self.width, gradients=1)
         part = {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim}
-        return work.image_encoder(
-            part, image_size, self.patch_size, seen + self.registers, self.stem, self.class_token, remat
-        )
+        return embedded + work.layers(part, seen + self.class_token + self.registers, remat=self.remat)

@@ -1,4 +1,4 @@
-"""Every loss against its formula in NumPy float64, gradients against finite differences of that formula."""
+"""The contrastive loss against formulas in NumPy, whole and in chunks round a ring of devices."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmclip_jax import objectives, sharding
+from mmclip_jax.objectives import contrastive
 
 Array = np.ndarray
 
@@ -56,10 +57,6 @@ def call(v: Array, u: Array, s: float, ids: Array, **options: Any) -> tuple[floa
     assert loss.dtype == jnp.float32
     assert loss.shape == ()
     return float(loss), {name: float(value) for name, value in metrics.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Contrastive
 
 
 @pytest.mark.parametrize("columns", [0, 1, 2, 3])
@@ -225,156 +222,6 @@ def test_options_that_cannot_be_honoured_are_refused(options: dict[str, Any], wo
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# AttMIM
-
-
-def normalized(patches: Array) -> Array:
-    mean, variance = patches.mean(axis=-1, keepdims=True), patches.var(axis=-1, keepdims=True)
-    return (patches - mean) / np.sqrt(variance + (2 / 255) ** 2)
-
-
-@settings(deadline=None, max_examples=15)
-@given(seed=st.integers(0, 2**31 - 1), contrast=st.sampled_from([0.0, 0.004, 0.1, 1.0]))
-def test_pixels_are_normalised_patch_by_patch(seed: int, contrast: float) -> None:
-    patches = 0.3 + contrast * (np.random.default_rng(seed).random((3, 5, 49)) - 0.3)
-    got = objectives.normalized_pixels(jnp.asarray(patches, jnp.float32))
-    assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, normalized(patches), atol=3e-4)
-
-
-def test_noise_of_one_grey_level_is_not_blown_up_to_unit_variance() -> None:
-    flat = np.full((1, 1, 64), 200 / 255)
-    noisy = flat.copy()
-    noisy[..., ::2] += 1 / 255
-    assert np.abs(objectives.normalized_pixels(jnp.asarray(flat, jnp.float32))).max() < 1e-3
-    # Deviation half a grey level against a floor of two.
-    assert np.std(objectives.normalized_pixels(jnp.asarray(noisy, jnp.float32))) == pytest.approx(
-        0.5 / np.hypot(0.5, 2), rel=1e-3
-    )
-
-
-def test_reconstruction_error_is_the_mean_square_over_the_masked_patches() -> None:
-    rng = np.random.default_rng(0)
-    patches, predicted = rng.random((3, 13, 49)), rng.normal(size=(3, 5, 49))
-    masked = np.sort(np.stack([rng.permutation(13)[:5] for _ in range(3)]), axis=1).astype(np.int32)
-    expected = [np.mean((predicted[b] - normalized(patches[b, masked[b]])) ** 2) for b in range(3)]
-    got = objectives.reconstruction_error(
-        jnp.asarray(predicted, jnp.float32), jnp.asarray(patches, jnp.float32), jnp.asarray(masked)
-    )
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Local loss
-
-
-def local_reference(v: Array, u: Array, ids: Array, affirmed: Array, attend: float, temperature: float) -> Any:
-    """(loss, accuracy) with loops over images and tokens."""
-    tokens = [(row, slot) for row in range(len(ids)) for slot in range(ids.shape[1]) if ids[row, slot] >= 0]
-    logits, positive = np.zeros((len(v), len(tokens))), np.zeros((len(v), len(tokens)))
-    for row in range(len(v)):
-        for c, place in enumerate(tokens):
-            seen = v[row] @ u[place]
-            attention = np.exp(seen / attend) / np.exp(seen / attend).sum()
-            logits[row, c] = attention @ seen / temperature
-            positive[row, c] = ids[place] in affirmed[row]
-    affirming = np.any(affirmed >= 0, axis=1)  # the others have no token of their own, but are negatives of each
-    hits = positive[np.arange(len(v)), logits.argmax(axis=1)][affirming].mean()
-    losses = []
-    for matrix, match in ((logits, positive), (logits.T, positive.T)):
-        has = match.any(axis=1)
-        target = match[has] / match[has].sum(axis=1, keepdims=True)
-        losses.append(-(target * log_softmax(matrix)[has]).sum(axis=1).mean())
-    return sum(losses) / 2, hits
-
-
-def local_case(seed: int = 5) -> tuple[Array, Array, Array, Array]:
-    """(patches, token, token_id, affirmed) of 7 rows, 5 patches, 3 tokens, 11 numbers: row 2 affirms nothing."""
-    rng = np.random.default_rng(seed)
-    affirmed = np.where(rng.random((7, 13)) < 0.4, rng.integers(0, 17, (7, 13)), -1)
-    affirmed[2] = -1
-    ids = np.full((7, 3), -1)
-    for row in range(7):
-        known = affirmed[row][affirmed[row] >= 0][: 2 if row == 4 else 3]
-        ids[row, : len(known)] = known
-    return unit(rng, 7, 5, 11), unit(rng, 7, 3, 11), ids, affirmed
-
-
-def call_local(v: Array, u: Array, ids: Array, affirmed: Array) -> tuple[float, float]:
-    loss, metrics = objectives.local_loss(
-        *map(jnp.asarray, (np.float32(v), np.float32(u), ids, affirmed)), attention_temperature=0.3, temperature=0.2
-    )
-    return float(loss), float(metrics["accuracy"])
-
-
-def test_the_local_loss_is_its_formula() -> None:
-    v, u, ids, affirmed = local_case()
-    assert np.sum(ids >= 0) == 17
-    assert call_local(v, u, ids, affirmed) == pytest.approx(local_reference(v, u, ids, affirmed, 0.3, 0.2), abs=1e-5)
-
-
-def test_the_local_loss_without_a_token_is_zero() -> None:
-    v, u, ids, affirmed = local_case()
-    assert call_local(v, u, np.full_like(ids, -1), np.full_like(affirmed, -1)) == (0.0, 0.0)
-
-
-def test_the_gradient_of_the_local_loss_is_a_finite_difference() -> None:
-    v, u, ids, affirmed = local_case()
-
-    def loss(v: jax.Array, u: jax.Array) -> jax.Array:
-        options = {"attention_temperature": 0.3, "temperature": 0.2}
-        return objectives.local_loss(v, u, jnp.asarray(ids), jnp.asarray(affirmed), **options)[0]
-
-    gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(v, jnp.float32), jnp.asarray(u, jnp.float32))
-    for number, place in ((0, (3, 1, 4)), (0, (2, 0, 0)), (1, (0, 2, 7)), (1, (4, 2, 1))):
-        ends = []
-        for step in (1e-5, -1e-5):
-            moved = (v.copy(), u.copy())
-            moved[number][place] += step
-            ends.append(local_reference(moved[0], moved[1], ids, affirmed, 0.3, 0.2)[0])
-        expected = (ends[0] - ends[1]) / 2e-5
-        assert float(gradients[number][place]) == pytest.approx(expected, abs=2e-5)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# EntMLM
-
-
-def test_restoration_sums_are_weighted_cross_entropies() -> None:
-    rng = np.random.default_rng(1)
-    logits = rng.normal(size=(3, 5, 17))
-    tokens = rng.integers(0, 17, (3, 11)).astype(np.int32)
-    positions = np.stack([rng.permutation(11)[:5] for _ in range(3)]).astype(np.int32)
-    weights = (rng.random((3, 5)) < 0.6).astype(np.float32)
-    weights[2] = 0
-    logits[0, 1, tokens[0, positions[0, 1]]] = 9.0
-    weights[0, 1] = 1
-    expected: dict[str, list[float]] = {"loss": [], "correct": [], "count": []}
-    for b in range(3):
-        target = tokens[b, positions[b]]
-        expected["loss"].append(float(-(weights[b] * log_softmax(logits[b])[np.arange(5), target]).sum()))
-        expected["correct"].append(float((weights[b] * (logits[b].argmax(axis=1) == target)).sum()))
-        expected["count"].append(float(weights[b].sum()))
-    got = objectives.restoration_sums(
-        jnp.asarray(logits, jnp.float32), jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(weights)
-    )
-    assert expected["correct"][0] >= 1
-    for name, values in expected.items():
-        np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
-
-
-def test_unused_slots_have_no_gradient() -> None:
-    rng = np.random.default_rng(2)
-    logits = jnp.asarray(rng.normal(size=(2, 3, 17)), jnp.float32)
-    tokens, positions = jnp.asarray(rng.integers(0, 17, (2, 7))), jnp.asarray([[0, 2, 4], [1, 3, 5]])
-    weights = jnp.asarray([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    gradient = jax.grad(lambda x: objectives.restoration_sums(x, tokens, positions, weights)["loss"].sum())(logits)
-    assert np.abs(gradient[0, 0]).max() > 0
-    assert not np.any(gradient[0, 1])
-    assert not np.any(gradient[1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # In chunks round a ring of devices
 
 
@@ -420,9 +267,9 @@ def test_chunks_round_a_ring_give_the_same_loss_and_gradients(fsdp: int, loss: s
 
 
 def test_chunks_are_taken_where_the_logits_would_not_fit() -> None:
-    assert objectives.chunk_of(0, 4096, 1) == -1
-    assert objectives.chunk_of(0, 8192, 1) == 4096
-    assert objectives.chunk_of(0, 8192, 8) == -1
-    assert objectives.chunk_of(0, 32768, 8) == 8192
-    assert [objectives.chunk_of(setting, 32768, 8) for setting in (-1, 5)] == [-1, 5]
-    assert [objectives.columns_in_chunks(8, chunk) for chunk in (-1, 3, 4, 100)] == [8, 9, 8, 8]
+    assert contrastive.chunk_of(0, 4096, 1) == -1
+    assert contrastive.chunk_of(0, 8192, 1) == 4096
+    assert contrastive.chunk_of(0, 8192, 8) == -1
+    assert contrastive.chunk_of(0, 32768, 8) == 8192
+    assert [contrastive.chunk_of(setting, 32768, 8) for setting in (-1, 5)] == [-1, 5]
+    assert [contrastive.columns_in_chunks(8, chunk) for chunk in (-1, 3, 4, 100)] == [8, 9, 8, 8]

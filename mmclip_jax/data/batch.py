@@ -1,0 +1,90 @@
+"""The one definition of a batch: its parts, and the fields of a row with their shapes and dtypes.
+
+A batch is {part: {field: array [B, ...]}}; a part without rows is left out. The pipeline makes it, the train step takes
+it, the planner counts it. With S = model.image_size, L = model.text.length, K = len(prompts.KINDS) a row has
+
+    image     uint8 [S,S,1]
+    tokens    int32 [L]      padded with 0
+    entity    int32 [L]      0, or the number of the token's entity from 1; -1: a mark around the text
+    affirmed  bool [L]       tokens of observations and devices that are not negated
+    text_id   int32 [2]      of the study and of the meaning: texts with one of them equal are positives
+    stated    int8 [K]       +1 stated present, −1 stated absent, 0
+    source    int32 []       number of the data set that the image is from, −1 not known
+    damaged   int32 []       number of the record that this one stands in for, −1 none
+    record    int32 []       number of the record; it stays on the host
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmclip_jax.data.schema import PARTS
+from mmclip_jax.text import prompts
+
+Row = dict[str, np.ndarray]
+Batch = dict[str, Row]
+
+DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "image": np.uint8,
+        "tokens": np.int32,
+        "entity": np.int32,
+        "affirmed": np.bool_,
+        "text_id": np.int32,
+        "stated": np.int8,
+        "source": np.int32,
+        "damaged": np.int32,
+        "record": np.int32,
+    }.items()
+}
+ON_HOST = ("record",)  # fields that do not go to the devices
+
+
+class Field(NamedTuple):
+    """Shape and dtype of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def fields(config: Any) -> dict[str, Field]:
+    """The fields of one row that go to the devices; config: a run's settings."""
+    size, length = int(config.model.image_size), int(config.model.text.length)
+    of_tokens = dict.fromkeys(("tokens", "entity", "affirmed"), (length,))
+    shapes = {"image": (size, size, 1), "text_id": (2,), "stated": (len(prompts.KINDS),)} | of_tokens
+    return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in ON_HOST}
+
+
+def sizes(config: Any) -> dict[str, int]:
+    """Rows of each part of the global batch, parts without rows left out."""
+    return {part: int(config.data[f"batch_{part}"]) for part in PARTS if config.data[f"batch_{part}"]}
+
+
+def total_rows(config: Any) -> int:
+    """Rows of the global batch."""
+    return sum(sizes(config).values())
+
+
+def row_bytes(config: Any) -> int:
+    """Bytes of one row on the devices."""
+    return sum(int(np.prod(field.shape)) * field.dtype.itemsize for field in fields(config).values())
+
+
+def shapes(config: Any) -> dict[str, dict[str, Field]]:
+    """Shape and dtype of every array of the global batch that goes to the devices."""
+    return {
+        part: {name: Field((rows, *field.shape), field.dtype) for name, field in fields(config).items()}
+        for part, rows in sizes(config).items()
+    }
+
+
+def zeros(config: Any) -> Batch:
+    """A global batch of zeros: blank images, empty texts."""
+    return {part: {name: np.zeros(*field) for name, field in rows.items()} for part, rows in shapes(config).items()}
+
+
+def stack_rows(rows: Sequence[Row]) -> Row:
+    """Rows {field: [...]} as one {field: [len(rows), ...]}."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,163 @@
+"""What chips send each other in a step: named by what it carries, for compiled programs and by formula."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mmclip_jax import objectives
+from mmclip_jax.data import batch
+from mmclip_jax.objectives.base import EMBEDDINGS, IDS, Traffic
+from mmclip_jax.plan import hlo
+
+SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
+SCALARS = "scalars"
+GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "parameters (fsdp)", "NOT ALLOWED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Communication of one kind in a step: what it carries, the operation, how often, bytes of the results on a chip.
+
+    arrays: "dtype[shape]" of each result; a step does all of them `times` times; size: bytes of all, once; group: how
+    many chips do each together.
+    """
+
+    what: str
+    operation: str
+    arrays: tuple[str, ...]
+    times: int
+    size: int
+    group: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of a step."""
+        return self.times * self.size
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip sends in a step, in rings of its group (a reduction for everybody goes round twice)."""
+        if self.operation == "collective-permute":
+            return self.total
+        if self.operation == "reduce-scatter":  # its result is the chip's share
+            return self.total * (self.group - 1)
+        return self.total * (2 if self.operation == "all-reduce" else 1) * (self.group - 1) / self.group
+
+
+def _bare(shape: Iterable[int]) -> tuple[int, ...]:
+    """A shape without its order and without axes of one: compilers transpose and reshape."""
+    return tuple(sorted(size for size in shape if size != 1))
+
+
+def _traffic(config: ConfigDict, chips: int) -> list[Traffic]:
+    rows, shapes = batch.total_rows(config), {name: field.shape for name, field in batch.fields(config).items()}
+    return [objective.traffic(config, rows, chips, shapes) for objective in objectives.active(config)]
+
+
+def _parameters(config: ConfigDict, weights: Collection[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Bare shapes of parameters, those of attention's kernels also cut into heads."""
+    found = {_bare(shape) for shape in weights}
+    for name in ("image", "text", "image_decoder", "text_decoder"):
+        width, heads = config.model[name].width, config.model[name].heads
+        for shape in weights:
+            found |= {
+                _bare((*shape[:axis], heads, width // heads, *shape[axis + 1 :]))
+                for axis, size in enumerate(shape)
+                if size == width
+            }
+    return found
+
+
+def _classifier(
+    config: ConfigDict, weights: Collection[tuple[int, ...]], chips: int
+) -> Callable[[str, str, tuple[int, ...], int], str]:
+    """The function (operation, dtype, shape, bytes) -> what it carries, by docs/method.md, "Total".
+
+    Parameters that the compiler pads are not recognised: under fsdp, those of widths that 16 x fsdp does not divide.
+    """
+    parameters, traffic = _parameters(config, weights), _traffic(config, chips)
+    embeddings = {_bare(shape) for each in traffic for shape in each.embeddings}
+    own_embeddings = {_bare(shape) for each in traffic for shape in each.own_embeddings}
+    ids = {_bare(shape) for each in traffic for shape in each.ids}
+    own_ids = {_bare(shape) for each in traffic for shape in each.own_ids}
+
+    def what(operation: str, dtype: str, shape: tuple[int, ...], size: int) -> str:
+        own, is_float = _bare(shape), dtype in ("f32", "bf16")
+        if operation not in ("all-gather", "all-reduce", "reduce-scatter", "collective-permute"):
+            return FORBIDDEN
+        if not own and operation == "all-reduce":
+            return SCALARS
+        to_chips = operation in ("reduce-scatter", "collective-permute")  # whose results are a chip's share
+        if is_float and own in (embeddings | own_embeddings if to_chips else embeddings):
+            return EMBEDDINGS
+        if not is_float and own in (ids | own_ids if to_chips else ids):
+            return IDS
+        if is_float and own in parameters:
+            if operation in ("all-reduce", "reduce-scatter"):
+                return GRADIENTS
+            if config.mesh.fsdp > 1:
+                return PARAMETERS
+        return SCALARS if operation == "all-reduce" and size <= SCALAR_BYTES else FORBIDDEN
+
+    return what
+
+
+def collectives_of(text: str, config: ConfigDict, weights: Collection[tuple[int, ...]], chips: int) -> list[Collective]:
+    """The collectives of a compiled step, the largest first.
+
+    Args:
+      text: of the compiled program (HLO).
+      config: the run's settings, with the batch that was compiled.
+      weights: shapes that parameters have: whole, as shards, of a single layer.
+      chips: of the mesh.
+    """
+    what = _classifier(config, weights, chips)
+    found: dict[tuple[str, str, int, int], list[tuple[str, int]]] = {}
+    for operation in hlo.collectives(text, chips):
+        for dtype, shape in operation.arrays:
+            size = hlo.bytes_of(dtype) * math.prod(shape)
+            # What nobody is seen to call may run after all.
+            carried = what(operation.name, dtype, shape, size) if operation.times else FORBIDDEN
+            kind = (carried, operation.name, max(operation.times, 1), operation.group)
+            found.setdefault(kind, []).append((f"{dtype}[{','.join(map(str, shape))}]", size))
+    collectives = [
+        Collective(carried, name, tuple(array for array, _ in each), count, sum(size for _, size in each), group)
+        for (carried, name, count, group), each in found.items()
+    ]
+    return sorted(collectives, key=lambda collective: -collective.total)
+
+
+def parameter_shapes(params: Any) -> set[tuple[int, ...]]:
+    """Shapes that a gradient or a gathered parameter may have: whole, a shard, all shards; of one layer of a stack."""
+    shapes: set[tuple[int, ...]] = set()
+    for leaf in jax.tree.leaves(params):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        count = math.prod(leaf.shape) // max(math.prod(shard), 1)
+        shapes |= {leaf.shape, leaf.shape[1:], shard, shard[1:], (count, *shard), (count, *shard[1:])}
+    return shapes
+
+
+def collectives_by_formula(config: ConfigDict, parameters: int, chips: int) -> list[Collective]:
+    """The gathers and reductions that docs/method.md allows, each done once.
+
+    Under fsdp gradients are reduced and scattered in groups that share the state, then summed over these groups.
+    """
+    fsdp = config.mesh.fsdp
+
+    def one(
+        what: str, operation: str, dtype: str, shape: tuple[int, ...], times: int = 1, group: int = chips
+    ) -> Collective:
+        array = f"{dtype}[{','.join(map(str, shape))}]"
+        return Collective(what, operation, (array,), times, 4 * math.prod(shape), group)
+
+    found = [one(*exchange) for each in _traffic(config, chips) for exchange in each.exchanges]
+    found.append(one(GRADIENTS, "all-reduce", "f32", (parameters // fsdp,), group=chips // fsdp))
+    if fsdp > 1:
+        # Forward and backward.
+        found.append(one(PARAMETERS, "all-gather", "f32", (parameters,), times=2, group=fsdp))
+        found.append(one(GRADIENTS, "reduce-scatter", "f32", (parameters // fsdp,), group=fsdp))
+    return sorted(found, key=lambda collective: -collective.total)

@@ -1,0 +1,124 @@
+"""Reads the text of a compiled program (HLO): its collectives, and how often a step runs each."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Operation(NamedTuple):
+    """One collective of a program.
+
+    name: all-gather, ...; arrays: (dtype, shape) of each result; times: how often a step runs it, 0 where nobody is
+    seen to call it; group: how many chips do it together.
+    """
+
+    name: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    times: int
+    group: int
+
+
+_OPERATION = re.compile(
+    r" = (\(?.*?\)?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
+    r"collective-broadcast|send|recv)(-start)?\("
+)
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[([^\]]*)\][^{]*?\{([^}]*)\})")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|(?:true|false)_computation|branch_computations|called_computations)="
+    r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
+)
+_CONDITION = re.compile(r" while\(.*\bcondition=%?([\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of every computation of an HLO text by its name, and the name of the entry."""
+    lines: dict[str, list[str]] = {}
+    name = entry = ""
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            name = found[1]
+            lines[name] = []
+            if line.startswith("ENTRY"):
+                entry = name
+        elif name:
+            lines[name].append(line)
+    return lines, entry
+
+
+def _repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
+    """How often a step runs each computation.
+
+    The layers are a loop. The compiler notes how often it turns, or else its condition compares with a constant.
+    """
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for caller, own in lines.items():
+        for line in own:
+            turns = 1
+            if loop := _CONDITION.search(line):
+                noted = _TRIPS.findall(line)
+                bounds = [int(bound) for row in lines.get(loop[1], ()) for bound in _BOUND.findall(row)]
+                turns = int(noted[0]) if noted else max(bounds, default=1)
+            for several, single in _CALLED.findall(line):
+                for name in (several or single).split(", "):
+                    callers.setdefault(name.lstrip("%"), []).append((caller, turns))
+    times = {entry: 1}
+
+    def count(name: str) -> int:
+        if name not in times:
+            times[name] = sum(count(caller) * turns for caller, turns in callers.get(name, ()))
+        return times[name]
+
+    return {name: count(name) for name in lines}
+
+
+def group_size(line: str, chips: int) -> int:
+    """How many chips do a collective together, by its replica groups: {{0,1},...}, [64,4]<=[256] or axes of a mesh."""
+    found = _GROUPS.search(line)
+    if found is None:
+        return chips
+    listed, sized, axes, taken = found.groups()
+    if listed:
+        return listed.count(",") + 1
+    if sized:
+        return int(sized)
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes))
+    named = re.findall(r"'([^']+)'", taken)
+    return math.prod(int(sizes[name]) for name in named) if named and ":" not in taken else chips
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one number of an HLO type."""
+    bits = re.search(r"\d+", dtype)
+    return max(int(bits[0]) // 8, 1) if bits else 1  # pred
+
+
+def collectives(text: str, chips: int) -> Iterator[Operation]:
+    """The collectives of a program, each once, in the order of the text."""
+    lines, entry = _computations(text)
+    times = _repetitions(lines, entry)
+    seen: set[tuple[str, ...]] = set()
+    for name, own in lines.items():
+        for line in own:
+            operation = _OPERATION.search(line)
+            if operation is None:
+                continue
+            arrays = _ARRAY.findall(operation[1])
+            if operation[3] and operation[2] in ("all-gather", "collective-permute"):
+                # What starts one returns its operands, its results, and for permutes two counters.
+                counters = 2 if operation[2] == "collective-permute" else 0
+                arrays = arrays[: len(arrays) - counters]
+                arrays = arrays[len(arrays) // 2 :]
+            # A TPU's compiler spreads a collective over several fusions; all of them name its channel.
+            if channel := _CHANNEL.search(line):
+                key = (channel[1], operation[2], *(f"{dtype}[{sizes}]" for dtype, sizes in arrays))
+                if key in seen:
+                    continue
+                seen.add(key)
+            shapes = tuple((dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in arrays)
+            yield Operation(operation[2], shapes, times[name], group_size(line, chips))

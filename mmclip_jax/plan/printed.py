@@ -1,0 +1,108 @@
+"""A plan as text."""
+
+import collections
+import textwrap
+from collections.abc import Callable
+
+from mmclip_jax.objectives.base import EMBEDDINGS, IDS
+from mmclip_jax.plan import flops
+from mmclip_jax.plan.plan import Plan
+from mmclip_jax.plan.roofline import Point
+
+
+def text(plan: Plan) -> str:
+    """What `mmclip plan` prints."""
+    return "\n".join([*_head(plan), "", *_table(plan), "", *_communication(plan), "", *_notes(plan)])
+
+
+def _head(plan: Plan) -> list[str]:
+    config, chips = plan.asked.config, plan.topology.chips
+    how = f"compiled by {plan.compiled}" if plan.compiled else "by formula; nothing was compiled"
+    return [
+        f"{plan.topology.text}: {chips} chips as data {chips // config.mesh.fsdp} x fsdp {config.mesh.fsdp}; {how}",
+        f"{plan.parameters:,} parameters; {config.model.dtype}; remat {'on' if config.model.remat else 'off'}; "
+        f"accumulate {config.optimizer.accumulate}; fits: {'yes' if plan.fits else 'NO'}",
+    ]
+
+
+def _table(plan: Plan) -> list[str]:
+    chips, chip = plan.topology.chips, plan.topology.chip
+    points = {"asked": plan.asked, "recipe": plan.recipe, "largest that fits": plan.largest}
+    shown = {name: point for name, point in points.items() if point is not None}
+    lines = [f"{'':34}" + "".join(f"{name:>18}" for name in shown)]
+
+    def add(name: str, value: Callable[[Point], str]) -> None:
+        lines.append(f"{name:34}" + "".join(f"{value(point):>18}" for point in shown.values()))
+
+    add("global batch", lambda p: f"{p.rows:,}")
+    add("  paired + unpaired", lambda p: f"{p.config.data.batch_paired:,} + {p.config.data.batch_unpaired:,}")
+    add("  rows a chip", lambda p: f"{p.rows / chips:,.0f}")
+    add(f"memory a chip, of {chip.memory / 1e9:.0f} GB", lambda p: f"{p.memory.total / 1e9:.2f} GB")
+    add("  parameters and optimizer", lambda p: f"{p.memory.state / 1e9:.2f} GB")
+    add("  batch", lambda p: f"{p.memory.batch / 1e9:.3f} GB")
+    add("  buffers of the step", lambda p: f"{p.memory.buffers / 1e9:.2f} GB")
+    add("  program", lambda p: f"{p.memory.program / 1e9:.2f} GB")
+    add("TFLOP a step, all chips", lambda p: f"{flops.model_flops(p.work) / 1e12:,.1f}")
+    add("  recomputed beside them", lambda p: f"{p.work['recompute'] / 1e12:,.1f}")
+    add("a step at best: products", lambda p: f"{p.products * 1e3:,.2f} ms")
+    add("  memory traffic", lambda p: f"{p.traffic * 1e3:,.2f} ms")
+    add("  communication", lambda p: f"{p.links * 1e3:,.2f} ms")
+    add("  all, communication hidden", lambda p: f"{p.hidden * 1e3:,.2f} ms")
+    add("  all, communication not hidden", lambda p: f"{p.exposed * 1e3:,.2f} ms")
+    add("scaling efficiency", lambda p: f"{p.alone / p.exposed:.0%} to {p.alone / p.hidden:.0%}")
+    add("images/s at most", lambda p: f"{p.rows / p.hidden:,.0f}")
+    return lines
+
+
+def _communication(plan: Plan) -> list[str]:
+    lines = ["collectives of a step" + ("" if plan.compiled else ", as docs/method.md has them")]
+    for collective in plan.collectives:
+        arrays = collections.Counter(collective.arrays)
+        named = ", ".join(f"{count} {array}" for array, count in arrays.items())
+        if len(arrays) > 3:
+            named = f"{len(collective.arrays)} arrays"
+        lines.append(
+            f"  {collective.total / 1e6:10.3f} MB  {collective.operation:18} x{collective.times:<3} "
+            f"{collective.what}: {named}"
+        )
+    if plan.compiled:
+        bad = sum(len(collective.arrays) for collective in plan.forbidden)
+        lines.append(f"  {bad} arrays that docs/method.md does not allow" if bad else "  nothing else")
+    return lines
+
+
+def _notes(plan: Plan) -> list[str]:
+    chip, notes = plan.topology.chip, []
+    if plan.recipe is None:
+        notes.append(f"The recipe's batch does not divide over {plan.topology.chips} chips.")
+    if plan.largest is None:
+        notes.append("No batch fits: shard the state (--config.mesh.fsdp), or take larger chips.")
+    notes.append(
+        f"A chip: {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "
+        f"{chip.bandwidth / 1e9:,.0f} GB/s, sends {plan.topology.bandwidth(plan.topology.chips) / 1e9:.0f} GB/s "
+        f"({chip.source})."
+    )
+    if plan.compiled:
+        notes.append(
+            "Memory: the compiler's for the batch asked for. The others are estimates from it, as if all buffers "
+            "but the gradients grew with the rows: too much for a larger batch, too little for a smaller one."
+        )
+    else:
+        notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
+    notes.append(
+        "Times: matrix products, recomputed ones too, by mmclip_jax/plan/flops.py over the peak; state and buffers "
+        "read and written once; collectives in rings over the chips that do them together. "
+        + ("No step is faster, real ones are slower. " if plan.compiled else "As rough as the memory. ")
+        + "Efficiency: against chips that need not talk, if communication is exposed and if it is hidden."
+    )
+    if plan.compiled and plan.asked.rows in plan.axes:
+        notes.append(
+            f"The batch is as long as an axis of the parameters ({plan.asked.rows}): what carries rows cannot be "
+            "told from what carries gradients. Plan another batch to see that nothing else is sent."
+        )
+    if plan.compiled and any(c.what in (EMBEDDINGS, IDS) and c.operation == "all-reduce" for c in plan.collectives):
+        notes.append(
+            "An all-reduce of embeddings or ids sums their gradients, or is a gather: the compiler lets each chip "
+            "add its own rows to zeros."
+        )
+    return [textwrap.fill(note, 118, break_long_words=False, break_on_hyphens=False) for note in notes]
