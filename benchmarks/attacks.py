@@ -173,7 +173,7 @@ def json_files(attacker: Attacker) -> Outcomes:
             (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
             (folder / "scores.csv").write_text(table, encoding="utf-8")
             shutil.copy(file, folder / name)
-            return comparison.Evaluation.read(folder)
+            return comparison.SavedEvaluation.read(folder)
 
         return read
 

@@ -8,7 +8,7 @@
 A simulated data set: patients have one to four images; how likely an image of a patient shows the finding differs from
 patient to patient (a beta distribution), and so does the level of the patient's scores, whose variance is that of the
 noise of a single image. The truth is the AUROC or AUPRC of 400,000 patients. "images" resamples images as if they were
-independent; "patients" are percentiles over resampled patients; "logit" is `metrics.logit_interval` of the same, which
+independent; "patients" are percentiles over resampled patients; "logit" is `logit_interval` of the same, which
 evaluations give of an AUROC, and "jackknife" is that with `left_out`, which they give of an AUPRC. The last three
 designs, with other numbers of images a patient, had no part in choosing between intervals.
 
@@ -22,12 +22,12 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
-from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats import bootstrap, intervals, metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 INTERVALS = ("images", "patients", "logit", "jackknife")
 TRIED = ("arcsine", "BCa", "shifted", "deviation", "freedom", "jackknife, shifted")
@@ -70,19 +70,19 @@ def coverage(
         labels, scores, groups = design.draw(rng)
         while labels.min() == labels.max():
             labels, scores, groups = design.draw(rng)
-        point, fewest = metric(labels, scores), metrics.fewest_patients(labels, groups)
-        draws: dict[str, Any] = {"metric": metric, "resamples": resamples, "seed": number}
-        replicates = metrics.resample_metric(labels, scores, groups, **draws)
+        point, fewest = metric(labels, scores), bootstrap.fewest_patients(labels, groups)
+        drawn = Bootstrap(groups, resamples, seed=number)
+        replicates = drawn.metric(labels, scores, metric)
         for name in which:
             if name == "images":
-                interval = metrics.percentile_interval(metrics.resample_metric(labels, scores, None, **draws))
+                interval = intervals.percentile_interval(drawn.of(range(len(labels))).metric(labels, scores, metric))
             elif name == "patients":
-                interval = metrics.percentile_interval(replicates)
+                interval = intervals.percentile_interval(replicates)
             else:
                 left = None
                 if name not in ("logit", "arcsine", "shifted"):
-                    left = metrics.leave_out_metric(labels, scores, groups, metric=metric)
-                interval = metrics.logit_interval(
+                    left = drawn.jackknife(labels, scores, metric)
+                interval = intervals.logit_interval(
                     point, replicates, 0.95, fewest, left if name == "jackknife" else None
                 )
                 if name in TRIED and 0 < point < 1 and (left is None or not np.isnan(left).any()):
@@ -138,10 +138,10 @@ def errors(design: Design, metric: metrics.Metric, datasets: int, resamples: int
     rows = []
     for number in range(datasets):
         labels, scores, groups = design.draw(rng)
-        if metrics.fewest_patients(labels, groups) < 2:
+        if bootstrap.fewest_patients(labels, groups) < 2:
             continue
-        drawn = metrics.resample_metric(labels, scores, groups, metric=metric, resamples=resamples, seed=number)
-        left = metrics.leave_out_metric(labels, scores, groups, metric=metric)
+        drawn = Bootstrap(groups, resamples, seed=number).metric(labels, scores, metric)
+        left = Bootstrap(groups).jackknife(labels, scores, metric)
         rows.append((metric(labels, scores), np.nanvar(drawn, ddof=1), (len(left) - 1) * left.var()))
     points, by_resamples, by_jackknife = np.array(rows).T
     deviation = points.std(ddof=1)
@@ -158,9 +158,9 @@ def seconds(resamples: int, findings: int, images: int, patients: int) -> dict[s
     taken = {}
     for name, metric in (("AUROC", metrics.auroc), ("AUPRC", metrics.auprc)):
         start = time.perf_counter(), time.process_time()
-        replicates = metrics.resample_metric(labels, scores, groups, metric=metric, resamples=resamples)
+        replicates = Bootstrap(groups, resamples).metric(labels, scores, metric)
         for k in range(findings):
-            metrics.ranking_interval(labels[:, k], scores[:, k], groups, replicates[:, k], metric=metric)
+            Bootstrap(groups).ranking_interval(labels[:, k], scores[:, k], metric, replicates[:, k])
         taken[name] = time.perf_counter() - start[0], time.process_time() - start[1]
     return taken
 

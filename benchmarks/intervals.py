@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mmclip_jax.evaluate.report import comparison
-from mmclip_jax.evaluate.stats import calibration, intervals, metrics
+from mmclip_jax.evaluate.stats import bootstrap, calibration, intervals, metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 RESAMPLES = 500
 LEVEL = 0.95
@@ -34,7 +35,7 @@ class Sample:
     @property
     def patients(self) -> int:
         """How many there are."""
-        return intervals.count_patients(self.groups)
+        return bootstrap.count_patients(self.groups)
 
 
 def draw(rng: np.random.Generator, patients: int, rate: float, findings: int = 5) -> Sample:
@@ -53,7 +54,7 @@ def draw(rng: np.random.Generator, patients: int, rate: float, findings: int = 5
     return Sample(success, labels, (scores[0], scores[1]), groups)
 
 
-Rule = Callable[[float, np.ndarray, Sample], metrics.Interval]
+Rule = Callable[[float, np.ndarray, Sample], intervals.Interval]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,13 @@ def areas(sample: Sample, model: int) -> float:
 
 def drawn_areas(sample: Sample, model: int, seed: int) -> np.ndarray:
     """The same of resamples [R]."""
-    found = metrics.resample_metric(sample.labels, sample.scores[model], sample.groups, resamples=RESAMPLES, seed=seed)
-    return metrics.macro_replicates(found)
+    found = Bootstrap(sample.groups, RESAMPLES, seed=seed).metric(sample.labels, sample.scores[model])
+    return bootstrap.macro_replicates(found)
 
 
 def drawn_rates(sample: Sample, seed: int) -> np.ndarray:
     """Both models' rates of success in resamples [R, 2]."""
-    return metrics.resample_ratio(sample.success, 1.0, sample.groups, resamples=RESAMPLES, seed=seed)
+    return Bootstrap(sample.groups, RESAMPLES, seed=seed).ratio(sample.success)
 
 
 def chances(sample: Sample) -> np.ndarray:
@@ -91,7 +92,9 @@ def chances(sample: Sample) -> np.ndarray:
 def drawn_calibration(sample: Sample, seed: int) -> np.ndarray:
     """Calibration error and Brier score of resamples [R, 2]."""
     return calibration.resample_calibration(
-        sample.labels, chances(sample), sample.groups, resamples=RESAMPLES, seed=seed
+        sample.labels,
+        chances(sample),
+        Bootstrap(sample.groups, RESAMPLES, seed=seed),
     )
 
 
@@ -107,9 +110,7 @@ def drawn_median(sample: Sample, seed: int) -> np.ndarray:
     def median(_: np.ndarray, drawn: np.ndarray) -> float:
         return float(np.median(drawn))
 
-    return metrics.resample_metric(
-        np.zeros(len(rank)), rank, sample.groups, metric=median, resamples=RESAMPLES, seed=seed
-    )
+    return Bootstrap(sample.groups, RESAMPLES, seed=seed).metric(np.zeros(len(rank)), rank, median)
 
 
 KINDS = (
@@ -128,16 +129,14 @@ KINDS = (
     Kind(
         "mean of any size (contrast)",
         lambda s: float(s.scores[0][:, 0].mean()),
-        lambda s, seed: metrics.resample_ratio(
-            s.scores[0][:, 0], 1.0, s.groups, resamples=RESAMPLES, seed=seed
-        ),
+        lambda s, seed: Bootstrap(s.groups, RESAMPLES, seed=seed).ratio(s.scores[0][:, 0]),
         lambda p, r, s: intervals.mean_interval(p, r, LEVEL, s.patients),
     ),
     Kind(
         "mean AUROC of five findings (zero-shot, studies, fine-tuning, source probe)",
         lambda s: areas(s, 0),
         lambda s, seed: drawn_areas(s, 0, seed),
-        lambda p, r, s: metrics.logit_interval(p, r, LEVEL),
+        lambda p, r, s: intervals.logit_interval(p, r, LEVEL),
     ),
     Kind(
         "difference of two mean AUROCs (compare, subgroups)",
@@ -155,13 +154,13 @@ KINDS = (
         "calibration error",
         lambda s: calibration.ece(s.labels, chances(s)),
         lambda s, seed: drawn_calibration(s, seed)[:, 0],
-        lambda p, r, s: metrics.percentile_interval(r, LEVEL),
+        lambda p, r, s: intervals.percentile_interval(r, LEVEL),
     ),
     Kind(
         "median rank",
         lambda s: float(np.median(rank_of(s))),
         drawn_median,
-        lambda p, r, s: metrics.percentile_interval(r, LEVEL),
+        lambda p, r, s: intervals.percentile_interval(r, LEVEL),
     ),
 )  # fmt: skip
 
@@ -174,7 +173,7 @@ def coverage(kind: Kind, patients: int, rate: float, datasets: int) -> tuple[flo
         sample = draw(rng, patients, rate)
         point, replicates = kind.value(sample), kind.replicates(sample, seed)
         for which, interval in enumerate(
-            (kind.rule(point, replicates, sample), metrics.percentile_interval(replicates, LEVEL))
+            (kind.rule(point, replicates, sample), intervals.percentile_interval(replicates, LEVEL))
         ):
             held[which] += interval.low <= truth <= interval.high
     return truth, held[0] / datasets, held[1] / datasets
@@ -192,15 +191,14 @@ def type_one(positive: int, patients: int, metric: metrics.Metric, datasets: int
 
         base = 1.2 * labels + 0.5**0.5 * noise()
         scores = [base + 0.5 * noise() for _ in range(2)]
-        drawn = [
-            metrics.resample_metric(labels, s, groups, metric=metric, resamples=RESAMPLES, seed=seed) for s in scores
-        ]
+        resampled = Bootstrap(groups, RESAMPLES, LEVEL, seed)
+        drawn = [resampled.metric(labels, s, metric) for s in scores]
         found = comparison.Drawn(
-            np.array([metric(labels, s) for s in scores]), np.stack(drawn), metrics.fewest_patients(labels, groups)
+            np.array([metric(labels, s) for s in scores]), np.stack(drawn), bootstrap.fewest_patients(labels, groups)
         )
         if metric is metrics.auprc:
-            found.left_out = [metrics.leave_out_metric(labels, s, groups, metric=metric) for s in scores]
-        change = found.entry(LEVEL)["differences"][1]
+            found.left_out = [resampled.jackknife(labels, s, metric) for s in scores]
+        change = found.entry(resampled)["differences"][1]
         assert change is not None
         small += change["p"] < 0.05
         refused += bool(np.isnan(change["p"]))

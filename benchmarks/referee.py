@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mmclip_jax.evaluate import protocols
-from mmclip_jax.evaluate.evaluations import zeroshot
+from mmclip_jax.evaluate.evaluations.scored import score_by_protocol
 from mmclip_jax.external import run as external
 from mmclip_jax.text import prompts
 
@@ -64,7 +64,7 @@ def main() -> None:
     asked = protocols.load("chexpert-14").with_prompts(spec.title, spec.prompts or {})
     kinds = [str(prompts.kind_of(label)) for label in LABELS]
     embedded = opened.model.encode_image(images)
-    margins = zeroshot.score_by_protocol(opened.model, embedded, kinds, asked)["difference"] * opened.model.logit_scale
+    margins = score_by_protocol(opened.model, embedded, kinds, asked)["difference"] * opened.model.logit_scale
     ours, wanted = 1 / (1 + np.exp(-margins)), np.mean(theirs, axis=0)
     start = time.perf_counter()
     opened.model.encode_image(images * 12)

@@ -356,15 +356,16 @@ def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict
     """The measures of a trained run's newest checkpoint: {key of MEASURES: value}; what the data lacks is left out."""
     import mmclip_jax
     from mmclip_jax.data.leakage.audit import NOTHING_TOLD
-    from mmclip_jax.evaluate.run import audit_scored, choose_protocol, evaluate_checkpoint
+    from mmclip_jax.evaluate.run import Options, audit_scored, choose_protocol, evaluate_checkpoint
+    from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
     model = mmclip_jax.load(workdir)
     settings = model.config.data
     told = NOTHING_TOLD.joined(settings)
     audit_scored(model.manifest, data, split, choose_protocol(None, data), settings.allow_leakage, told)
     # No intervals within a run: the table's come from the seeds. No probes of trust: the table has none of them.
-    results = evaluate_checkpoint(model, list(data), split, None, resamples=0, trust=False, progress=False)
-    return measures_of(results)
+    options = Options(bootstrap=Bootstrap(resamples=0), without=("trust", "counterfactual"), progress=False)
+    return measures_of(evaluate_checkpoint(model, list(data), split, options=options))
 
 
 def measures_of(results: Mapping[str, Any]) -> dict[str, float]:

@@ -222,7 +222,7 @@ _MAY_IMPORT = {
     "models": {"errors", "fields", "sharding"},
     "objectives": {"errors", "models", "ranges", "sharding"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "objectives", "sharding", "text"},
-    "evaluate": {*_TOOLS, "checkpoints", "data", "text", "writers"},
+    "evaluate": {*_TOOLS, "checkpoints", "data", "inference", "text", "writers"},
     "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
     "finetune": {
         *_TOOLS,

@@ -1,376 +1,184 @@
-"""What every evaluation starts from: the model as a protocol, and the rows of a split.
+"""What an evaluation is: what it needs, how it is run, and how what it found is told.
 
-Nothing here knows how a model was trained: anything with these methods can be evaluated.
+A new evaluation is one file with a subclass of `Evaluation`, and a template for its part of the page. `registry.py`
+lists them in their order. Each is run once (`run.py`), and its summary becomes its key of results.json. Page, model
+card, terminal and comparison then ask each evaluation for its part of them, made from the content of results.json; what
+it found besides is given to `parts` and `write` alone.
 """
 
-import collections
-import contextlib
+import abc
 import dataclasses
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from mmclip_jax.data import records as record_files
-from mmclip_jax.data import texts
-from mmclip_jax.data.images.stored import open_stored
-from mmclip_jax.data.images.transforms import decode_image
-from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
-from mmclip_jax.errors import UserError
-from mmclip_jax.text import prompts
-from mmclip_jax.text.entities import find_entities
-from mmclip_jax.text.schema import Entity
-from mmclip_jax.text.vocabulary import ENGLISH
+from mmclip_jax.evaluate.model import Encoder, Foreign, Model
+from mmclip_jax.evaluate.protocols import Protocol
+from mmclip_jax.evaluate.rows import Embedded, Progress, Split
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 
-RESPONSES = ("similarity", "cross_attention")
-# Rows handed to the model at a time; the model cuts them into batches of its own size.
-CHUNK = 256
+Found = TypeVar("Found")
 
-Pixels = np.ndarray
-"""One image as stored: uint8 [H, W], any size; the model pads it to a square and resizes it."""
+Summary = Mapping[str, Any] | None
+"""An evaluation's part of results.json; its `run` says what it holds."""
+
+Results = Mapping[str, Any]
+"""The content of results.json: facts of the whole (`run.evaluate_checkpoint`), and the summary of each evaluation."""
 
 
-class Encoder(Protocol):
-    """What scoring by prompts needs of a model; embeddings of size E."""
+class Need(NamedTuple):
+    """Something without which an evaluation has nothing to do: what, and whether it is there."""
 
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        """The record of its training; `manifest["exposure"]` says which labels and reports were seen.
-
-        `manifest["foreign"]` is true of a model that this software did not train; its exposure, if it has one, is what
-        somebody states.
-        """
-
-    @property
-    def logit_scale(self) -> float:
-        """What similarities are multiplied by to give logits."""
-
-    def encode_image(self, images: Sequence[Pixels]) -> np.ndarray:
-        """float32 [n, E], L2-normalised."""
-
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, E], L2-normalised."""
+    what: str
+    is_met: Callable[["Context"], bool]
 
 
-@runtime_checkable
-class Foreign(Encoder, Protocol):
-    """A model that this software did not train: one checkpoint, or several whose probabilities are averaged.
+INSIDE = Need("a model of this software, which shows where it looks", lambda context: context.inside is not None)
+REPORTS = Need("reports", lambda context: any(example.part == "paired" for example in context.rows.examples))
+REGIONS = Need("boxes or masks", lambda context: any(e.boxes or e.masks for e in context.rows.examples))
+SOURCES = Need("several sources", lambda context: len(context.rows.source_counts) > 1)
+PHRASES = Need("a file of phrases with boxes", lambda context: bool(context.phrase_file))
 
-    An embedding is those of the members side by side, each over the root of their number.
+
+@dataclasses.dataclass(frozen=True)
+class Result(Generic[Found]):
+    """summary: for results.json. found: arrays that the page, or evaluations that build on this one, need besides."""
+
+    summary: Summary
+    found: Found | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an evaluation is given.
+
+    rows, embedded: n rows of a split and their embeddings float32 [n, E]. validation: rows of other patients, which
+    thresholds are chosen on, None where there are none. directories: of the data sets. bootstrap: of the rows.
+    done: results of the evaluations before, by name.
     """
 
-    @property
-    def members(self) -> Sequence[tuple[slice, float]]:
-        """(columns of the embedding, logit scale) of each checkpoint."""
+    model: Encoder
+    rows: Split
+    embedded: np.ndarray
+    protocol: Protocol
+    bootstrap: Bootstrap = DEFAULT
+    validation: Embedded | None = None
+    directories: Sequence[str | os.PathLike[str]] = ()
+    phrase_file: str | os.PathLike[str] = ""
+    progress: Progress = dataclasses.field(default_factory=lambda: Progress(False))
+    done: dict[str, Result[Any]] = dataclasses.field(default_factory=dict)
 
     @property
-    def trained_logit_scale(self) -> float:
-        """What similarities were multiplied by in training; `logit_scale` is that of the published probabilities."""
+    def inside(self) -> Model | None:
+        """The model as one of this software, which shows where it looks and restores what was masked; else None."""
+        return None if isinstance(self.model, Foreign) else cast(Model, self.model)
 
-    @property
-    def description(self) -> str:
-        """Its sizes in a line."""
+    @functools.cached_property
+    def other_regions(self) -> Split | None:
+        """The validation rows, which thresholds of response maps are chosen on, whatever the protocol."""
+        return None if self.rows.name == "validation" else Split.load_if_any(self.directories, "validation")
 
-
-class Model(Encoder, Protocol):
-    """A model of this software: S pixels a side, a grid of gh x gw patches."""
-
-    @property
-    def config(self) -> Any:
-        """The settings that it was trained with (`config.model.text.length`, `config.objective.attmim.response`)."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A `text.tokens.Tokenizer`."""
-
-    @property
-    def step(self) -> int:
-        """The training step of the checkpoint."""
-
-    def response_maps(self, images: Sequence[Pixels], texts: Sequence[str], response: str = "similarity") -> np.ndarray:
-        """float32 [n, gh, gw]: how much each patch of image i responds to text i, over the padded square."""
-
-    def attmim(self, images: Sequence[Pixels], texts: Sequence[str], seed: int = 0) -> Mapping[str, np.ndarray]:
-        """AttMIM of each pair.
-
-        response float32 [n, gh, gw]; masked bool [n, gh, gw]; reconstruction [n, S, S] in 0..255 (masked patches as
-        predicted, the others as they are); image uint8 [n, S, S], the padded square itself.
-        """
-
-    def restore(
-        self,
-        images: Sequence[Pixels],
-        texts: Sequence[str],
-        masked_entities: Sequence[Sequence[int]],
-        entities: Sequence[Sequence[Entity]] | None = None,
-    ) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-        """EntMLM: for each pair the (true, restored) token ids at the masked places, in order of their position.
-
-        masked_entities: of each text the numbers (from 0) of the entities to mask. entities: those of each text that
-        are numbered; by default `find_entities(text)`. Given only where a text is not English.
-        """
+    def found(self, evaluation: "Evaluation[Found]") -> Found | None:
+        """What another evaluation found, which ran before; None if it had nothing to do."""
+        result = self.done.get(evaluation.name)
+        return None if result is None else cast("Found | None", result.found)
 
 
-@dataclasses.dataclass
-class Split:
-    """The rows of a split, without their pixels, which are decoded when asked for.
+class Section(NamedTuple):
+    """A section of the page: its anchor, its name in the page's menu, and its heading."""
 
-    name: "train", "validation" or "test"; examples: image bytes left out; shapes: (height, width) of each stored image;
-    sets: what is known of each data set (name, version, fingerprint, what its builder made of uncertain labels, rows).
-    weak_labels: how many rows have labels that were made from their reports (`with_labels_from_reports`).
-    languages: of the reports of each data set, as its facts name it; "en" where they say nothing.
+    id: str
+    title: str
+    heading: str
+
+
+EVALUATED = Section("evaluated", "What was evaluated", "What was evaluated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What an evaluation says in a section of the page.
+
+    template: a Jinja file, which is given `r` (the results), `guests` and `values`, and finds the files beside it and
+    those of report/resources.
+    guest: it stands where the template of the section's own evaluation says `{{ guests }}`, or at its end.
+    """
+
+    section: Section
+    template: pathlib.Path
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    guest: bool = False
+
+
+class Card(NamedTuple):
+    """A number of the page's head: "0.812" beside "(0.790 to 0.833)", and lines of small print."""
+
+    title: str
+    value: str
+    beside: str
+    lines: Sequence[str]
+
+
+class Evaluation(abc.ABC, Generic[Found]):
+    """One evaluation; an instance holds no state.
+
+    name: its key in results.json. needs: what must be there. after: those whose `found` it asks for, which must have
+    found something. nothing: its summary where a need is not met. compared: (column of a comparison, key of the
+    headline).
     """
 
     name: str
-    examples: list[Example]
-    shapes: list[tuple[int, int]]
-    sets: list[dict[str, Any]]
-    _sources: list[Any]
-    _places: list[tuple[int, int]]
-    weak_labels: int = 0
-    languages: Sequence[str] = ()
+    needs: Sequence[Need] = ()
+    after: Sequence["Evaluation[Any]"] = ()
+    nothing: ClassVar[Summary] = None
+    compared: Sequence[tuple[str, str]] = ()
 
-    @classmethod
-    def load(cls, directories: Iterable[Any], split: str) -> "Split":
-        """Reads one split of built data sets, paired rows and unpaired ones.
+    @abc.abstractmethod
+    def run(self, context: Context) -> Result[Found]:
+        """Evaluates."""
 
-        Raises:
-          UserError: no data set there, or none of them has a row in this split.
-        """
-        sources, sets, languages = [], [], []
-        for directory in directories:
-            facts = record_files.dataset_facts(directory)
-            parts = [record_files.open_records(directory, split, part) for part in PARTS]
-            sources += parts
-            languages.append(str(facts.get("language", {}).get("name", ENGLISH)))
-            sets.append(
-                {
-                    "name": facts["name"],
-                    "version": facts["version"],
-                    "fingerprint": facts["fingerprint"],
-                    "uncertain": facts.get("options", {}).get("uncertain", "keep"),
-                    "rows": sum(len(part) for part in parts),
-                    "splits": {
-                        name: sum(facts["splits"].get(f"{name}_{part}", {}).get("examples", 0) for part in PARTS)
-                        for name in SPLITS
-                    },
-                }
-            )
-        loaded = dataclasses.replace(cls._read(split, sources, sets), languages=languages)
-        if not len(loaded):
-            there = "; ".join(
-                f"{s['name']}: " + ", ".join(f"{name} {n}" for name, n in s["splits"].items() if n) for s in sets
-            )
-            raise UserError(f"there are no rows in split {split!r} ({there or 'no data set given'}); choose another")
-        return loaded
-
-    @classmethod
-    def load_if_any(cls, directories: Iterable[Any], split: str) -> "Split | None":
-        """The same; None where there are no rows."""
-        try:
-            return cls.load(directories, split)
-        except UserError:
-            return None
-
-    @classmethod
-    def of(cls, examples: Sequence[Example], name: str = "validation") -> "Split":
-        """The split that holds just these examples, which stay in memory."""
-        return cls._read(name, [examples], [])
-
-    @classmethod
-    def _read(cls, name: str, sources: list[Any], sets: list[dict[str, Any]]) -> "Split":
-        examples, shapes, places = [], [], []
-        for s, source in enumerate(sources):
-            for i in range(len(source)):
-                example = source[i]
-                try:
-                    with open_stored(example.image) as image:  # reads the header only
-                        width, height = image.size
-                except UserError as error:
-                    raise UserError(f"row {i} of {source!r}: {error}") from error
-                examples.append(dataclasses.replace(example, image=b""))
-                shapes.append((height, width))
-                places.append((s, i))
-        return cls(name, examples, shapes, sets, sources, places)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def only(self, rows: Iterable[int]) -> "Split":
-        """The split that holds just these of its rows, in this order."""
-        chosen = [int(row) for row in rows]
-        return dataclasses.replace(
-            self,
-            examples=[self.examples[row] for row in chosen],
-            shapes=[self.shapes[row] for row in chosen],
-            _places=[self._places[row] for row in chosen],
+    def can_run(self, context: Context) -> bool:
+        """Whether all that it needs is there."""
+        return all(need.is_met(context) for need in self.needs) and all(
+            context.found(other) is not None for other in self.after
         )
 
-    def with_labels_from_reports(self) -> "Split":
-        """The same rows, those with a report and without any label being labelled by what their report says.
+    def headline(self, results: Results) -> Mapping[str, Any]:
+        """Its numbers for results.json's "headline": the same keys whether something was found or not."""
+        return {}
 
-        These are weak labels: the entity recogniser reads them, and nobody looked at the image for them. A finding that
-        the report affirms is present, and so is a broader one; one that it only denies is absent; the rest is unknown.
-        """
-        examples = [
-            dataclasses.replace(example, labels=_labels_from(example)) if _needs_labels(example) else example
-            for example in self.examples
-        ]
-        made = sum(
-            _needs_labels(example) and bool(new.labels) for example, new in zip(self.examples, examples, strict=True)
-        )
-        return dataclasses.replace(self, examples=examples, weak_labels=made)
+    def cards(self, results: Results) -> Sequence[Card]:
+        """Its numbers in the head of page and model card, and in the terminal."""
+        return ()
 
-    @property
-    def labelled_rows(self) -> int:
-        """How many rows have a label of any finding, uncertain ones included."""
-        return sum(not _lacks_labels(example) for example in self.examples)
+    def lines(self, results: Results) -> Sequence[str]:
+        """What must be said beside the numbers in model card and terminal."""
+        return ()
 
-    def rows_of_set(self, number: int) -> np.ndarray:
-        """The rows of the data set that was named as the `number`-th (from 0): int [m]."""
-        per_set = len(self._sources) // max(len(self.sets), 1)
-        return np.array([i for i, (s, _) in enumerate(self._places) if s // per_set == number], np.int64)
+    def tables(self, results: Results) -> Sequence[str]:
+        """Lines of Markdown tables at the end of the model card's numbers."""
+        return ()
 
-    def is_english(self, row: int) -> bool:
-        """Whether the report of a row is English, as its data set was built."""
-        per_set = len(self._sources) // max(len(self.languages), 1)
-        return not self.languages or self.languages[self._places[row][0] // per_set] == ENGLISH
+    def limits(self, results: Results) -> Sequence[str]:
+        """What its numbers do not say."""
+        return ()
 
-    def entities(self, row: int) -> Sequence[Entity]:
-        """What a row's report says: found anew where it is English, else as its data set has stored it."""
-        example = self.examples[row]
-        return find_entities(example.text) if self.is_english(row) else example.entities
+    def parts(self, results: Results, found: Found | None) -> Sequence[Part]:
+        """Its parts of the page."""
+        return ()
 
-    def image(self, row: int) -> bytes:
-        """The stored file of a row."""
-        data: bytes = self._sources[self._places[row][0]][self._places[row][1]].image
-        return data
+    def write(self, folder: pathlib.Path, found: Found | None) -> None:
+        """Files of its own beside the page."""
 
-    def pixels(self, rows: Iterable[int]) -> list[Pixels]:
-        """The stored images [H, W] uint8 of these rows."""
-        return [decode_image(self.image(row)) for row in rows]
-
-    @property
-    def patients(self) -> list[str]:
-        """Who each row is of; patients of different sources are different."""
-        return [f"{example.source}\0{example.patient}" for example in self.examples]
-
-    def rows_of(self, source: str) -> np.ndarray:
-        """The rows of a source: int [m]."""
-        return np.array([i for i, example in enumerate(self.examples) if example.source == source], np.int64)
-
-    @property
-    def source_counts(self) -> dict[str, dict[str, int]]:
-        """{source: {"paired": n, "unpaired": n}}, in order of appearance."""
-        counts: dict[str, dict[str, int]] = {}
-        for example in self.examples:
-            counts.setdefault(example.source, dict.fromkeys(PARTS, 0))[example.part] += 1
-        return counts
+    def quick(self, context: Context) -> Mapping[str, float]:
+        """A few numbers in a second or two, for the curves of a training run."""
+        return {}
 
 
-def _lacks_labels(example: Example) -> bool:
-    return all(state == LabelState.UNKNOWN for state in example.labels.values())
-
-
-def _needs_labels(example: Example) -> bool:
-    return example.part == "paired" and _lacks_labels(example)
-
-
-def _labels_from(example: Example) -> dict[str, LabelState]:
-    affirmed, denied = texts.report_kinds(example.entities)
-    labels = dict.fromkeys(denied, LabelState.ABSENT) | dict.fromkeys(with_ancestors(affirmed), LabelState.PRESENT)
-    if texts.is_normal(example.entities):
-        labels[texts.NO_FINDING] = LabelState.PRESENT
-    elif example.entities:
-        labels[texts.NO_FINDING] = LabelState.ABSENT
-    return labels
-
-
-def embed_images(model: Encoder, split: Split, progress: "Progress | None" = None) -> np.ndarray:
-    """float32 [n, E] of all rows of a split.
-
-    Raises:
-      UserError: an embedding is not finite (the checkpoint is broken).
-    """
-    chunks = []
-    for rows in chunked(range(len(split)), progress, "embedding images"):
-        chunks.append(np.asarray(model.encode_image(split.pixels(rows)), np.float32))
-    embedded = np.concatenate(chunks)
-    if not np.isfinite(embedded).all():
-        raise UserError("some image embeddings are not finite: the checkpoint is broken, choose an earlier step")
-    return embedded
-
-
-def labels_of(examples: Sequence[Example], findings: Sequence[str]) -> np.ndarray:
-    """float64 [n, K]: 1 present, 0 absent, NaN for unknown and for uncertain."""
-    values = {LabelState.PRESENT: 1.0, LabelState.ABSENT: 0.0}
-    return np.array(
-        [[values.get(e.labels.get(kind, LabelState.UNKNOWN), np.nan) for kind in findings] for e in examples],
-        np.float64,
-    ).reshape(len(examples), len(findings))
-
-
-def uncertain_only(examples: Iterable[Example]) -> dict[str, int]:
-    """The kinds whose labels are uncertain wherever they are known, with how many there are, in the vocabulary's order.
-
-    Nothing can be scored for them, so they are in no table: a result must name them.
-    """
-    states: dict[str, collections.Counter[LabelState]] = collections.defaultdict(collections.Counter)
-    for example in examples:
-        for kind, state in example.labels.items():
-            states[kind][LabelState(state)] += 1
-    return {
-        kind: seen[LabelState.UNCERTAIN]
-        for kind in prompts.KINDS
-        if (seen := states.get(kind)) and seen.keys() - {LabelState.UNKNOWN} == {LabelState.UNCERTAIN}
-    }
-
-
-def uncertain_text(entry: Mapping[str, Any]) -> str:
-    """Which findings of a part have uncertain labels alone, with their counts; "" if none (or the file is older)."""
-    counts = entry.get("uncertain_only") or {}
-    named = ", ".join(f"{prompts.display_name(kind)} ({count:,})" for kind, count in counts.items())
-    return f"every label is uncertain, so that nothing is scored, of: {named}" if named else ""
-
-
-def with_ancestors(kinds: Iterable[str]) -> set[str]:
-    """The kinds and all broader kinds that they imply."""
-    found = set(kinds)
-    return found.union(*(prompts.ancestors(kind) for kind in found if kind in prompts.KINDS))
-
-
-class Progress:
-    """Bars on stderr, or nothing at all."""
-
-    def __init__(self, shown: bool = True):
-        self._shown = shown
-
-    @contextlib.contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Callable[[int], object]]:
-        """A bar of `total` rows; call what it gives with the number of rows done."""
-        if not self._shown:
-            yield lambda count: None
-            return
-        import tqdm
-
-        with tqdm.tqdm(
-            total=total, desc=label, unit=" rows", file=sys.stderr, mininterval=0.5, leave=sys.stderr.isatty()
-        ) as bar:
-            yield bar.update
-
-
-def chunked(rows: Sequence[int], progress: Progress | None, label: str, size: int = CHUNK) -> Iterator[list[int]]:
-    """Cuts rows into lists of at most `size`, with a progress bar."""
-    with (progress or Progress(False)).bar(label, len(rows)) as advance:
-        for start in range(0, len(rows), size):
-            part = list(rows[start : start + size])
-            yield part
-            advance(len(part))
-
-
-def thinned(rows: Sequence[Any], limit: int) -> list[Any]:
-    """At most `limit` of the rows, evenly spread and the same at every call."""
-    if len(rows) <= limit:
-        return list(rows)
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
+def template(name: str) -> pathlib.Path:
+    """The packaged template of that name."""
+    return pathlib.Path(__file__).parent / "evaluations" / "templates" / f"{name}.html.j2"

@@ -5,13 +5,13 @@
 """
 
 import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
@@ -21,26 +21,17 @@ from mmclip_jax.data.leakage import audit
 from mmclip_jax.data.records import dataset_facts
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import protocols
-from mmclip_jax.evaluate.base import Encoder, Foreign, Model, Progress, Split, embed_images, labels_of
-from mmclip_jax.evaluate.evaluations import (
-    counterfactual,
-    entmlm,
-    grounding,
-    ms_cxr,
-    retrieval,
-    source_probe,
-    studies,
-    zeroshot,
-)
-from mmclip_jax.evaluate.evaluations import trust as trust_lib
+from mmclip_jax.evaluate import protocols, registry
+from mmclip_jax.evaluate.base import Context
+from mmclip_jax.evaluate.model import Encoder, Foreign, Model
 from mmclip_jax.evaluate.protocols import Protocol
-from mmclip_jax.evaluate.report import card
+from mmclip_jax.evaluate.report import card, terminal
 from mmclip_jax.evaluate.report import cases as case_lib
 from mmclip_jax.evaluate.report import page as page_lib
-from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 
-__all__ = ["Model", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
+__all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
@@ -74,8 +65,7 @@ def run(
       data: one or more built data sets; None for those that the run evaluates or, failing that, trains on.
       split: "test", "validation" or "train"; None for the protocol's.
       protocol: a name, or a YAML file of your own (`protocols.load`); None for the one of the data set's name.
-      out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's (for a
-        single checkpoint it must be given).
+      out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's.
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
       told: which sources have ids of one numbering.
@@ -86,42 +76,44 @@ def run(
 
     Raises:
       LeakageError: images of the split are known from training, and `allow_leakage` is empty.
-      UserError: no checkpoint, no data set, no rows in the split, no `out` for a single checkpoint, or one that is a
-        file, or holds results of another split or other data.
+      UserError: no checkpoint, data set or rows; a single checkpoint without `out`; other results, or a file, there.
     """
     if out is not None:
         check_out(out)
     model = mmclip_jax.load(workdir, step, all_devices=True)
     run_dir = checkpoints.absolute_path(workdir)
-    if out is None and checkpoints.is_checkpoint(run_dir):
-        raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
-    if data is None:
-        data = tuple(model.config.data.evaluate) or tuple(model.config.data.train)
+    data = data if data is not None else tuple(model.config.data.evaluate) or tuple(model.config.data.train)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
-    usual = split in (None, chosen.split)
-    split = split or chosen.split
-    name = str(model.step) if usual else f"{model.step}-{split}"
-    out_dir = files.locate(out) if out is not None else run_dir / "evaluation" / name
+    usual, split = split in (None, chosen.split), split or chosen.split
+    out_dir = _place(run_dir, str(model.step) if usual else f"{model.step}-{split}", out)
     check_not_another(out_dir, split, [dataset_facts(directory)["name"] for directory in directories])
-    audited = audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data))
-    results = evaluate_checkpoint(
-        model,
-        data,
-        split,
-        out_dir,
+    options = Options(
         protocol=chosen,
+        bootstrap=Bootstrap(resamples=resamples),
+        phrase_file=phrase_file,
+        labels_from_reports=labels_from_reports,
+        audited=audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data)),
         run_name=run_dir.name,
         curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
-        resamples=resamples,
         progress=progress,
-        audited=audited,
-        phrase_file=phrase_file,
-        labels_from_reports=labels_from_reports,
         primary=jax.process_index() == 0,
     )
-    return summary(results, f"Step {model.step:,}", out_dir)
+    return terminal.summary(evaluate_checkpoint(model, data, split, out_dir, options), f"Step {model.step:,}", out_dir)
+
+
+def _place(run_dir: epath.Path, name: str, out: str | os.PathLike[str] | None) -> epath.Path:
+    """Where to write.
+
+    Raises:
+      UserError: no `out` for a single checkpoint.
+    """
+    if out is not None:
+        return files.locate(out)
+    if checkpoints.is_checkpoint(run_dir):
+        raise UserError(f"{run_dir} is a single checkpoint, and nothing is written into one: say where with --out")
+    return run_dir / "evaluation" / name
 
 
 def audit_scored(
@@ -143,20 +135,6 @@ def audit_scored(
     if protocol.validation != split:
         parts["thresholds"] = audit.check(directories, directories, split, allowed, told, learnt=protocol.validation)
     return audit.combine(parts)
-
-
-def summary(results: dict[str, Any], what: str, out_dir: str | os.PathLike[str]) -> str:
-    """Results as a terminal should show them; what: was evaluated, in a few words."""
-    return "\n".join(
-        [
-            f"{what}, {results['data']['split']} split, {_extent(results)}",
-            page_lib.headline_text(results),
-            *page_lib.protocol_lines(results),
-            *page_lib.referee_lines(results),
-            f"Audit: {audit.text(results['audit'])}",
-            f"Report: {files.locate(out_dir) / page_lib.REPORT_FILE}",
-        ]
-    )
 
 
 def check_out(out: str | os.PathLike[str]) -> None:
@@ -205,30 +183,51 @@ def choose_protocol(spec: str | None, directories: Sequence[str | os.PathLike[st
     return protocols.for_data(dataset_facts(directory)["name"] for directory in directories)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How one evaluation is made, beside model, data and place.
+
+    Attributes:
+      protocol: None for the one of the data sets' names.
+      bootstrap: of the intervals; its seed is that of everything that is drawn. The patients are those of the rows.
+      without: names of evaluations to leave out.
+      phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
+      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
+      loaded: the rows of the split, where they have been read already.
+      audited: what `data.audit.check` says of these data, to be kept with the results.
+      referee: what is to be said of a model of somebody else's (`external.run.Opened`).
+      run_name: what to call the run in the report.
+      curves: the records of the run's metrics.jsonl.
+      cases: how many to show.
+      show_text: shows texts and ids of other data than the phantom.
+      progress: bars on stderr.
+      primary: whether this process writes.
+    """
+
+    protocol: Protocol | None = None
+    bootstrap: Bootstrap = DEFAULT
+    without: Collection[str] = ()
+    phrase_file: str | os.PathLike[str] = ""
+    labels_from_reports: bool = False
+    loaded: Split | None = None
+    audited: Mapping[str, Any] | None = None
+    referee: Mapping[str, Any] | None = None
+    run_name: str = ""
+    curves: Sequence[Mapping[str, Any]] = ()
+    cases: int = case_lib.CASES
+    show_text: bool = False
+    progress: bool = True
+    primary: bool = True
+
+
 def evaluate_checkpoint(
     model: Model | Foreign,
     data_dir: Directories,
     split: str = "test",
     out_dir: str | os.PathLike[str] | None = None,
-    *,
-    protocol: Protocol | None = None,
-    run_name: str = "",
-    curves: Sequence[dict[str, Any]] = (),
-    show_text: bool = False,
-    resamples: int = 1000,
-    level: float = 0.95,
-    cases: int = case_lib.CASES,
-    trust: bool = True,
-    seed: int = 0,
-    progress: bool = True,
-    audited: dict[str, Any] | None = None,
-    phrase_file: str | os.PathLike[str] = "",
-    referee: dict[str, Any] | None = None,
-    loaded: Split | None = None,
-    labels_from_reports: bool = False,
-    primary: bool = True,
+    options: Options | None = None,
 ) -> dict[str, Any]:
-    """Runs every evaluation on one split and, given `out_dir`, writes the four files of a report.
+    """Runs every evaluation on one split and, given `out_dir`, writes the report.
 
     Args:
       model: anything with the methods of `Model`; of a `Foreign` one, scores by prompts and what follows from its
@@ -236,131 +235,130 @@ def evaluate_checkpoint(
       data_dir: one or more directories of built data sets.
       split: "test", "validation" or "train".
       out_dir: None to write nothing.
-      protocol: None for the one of the data sets' names.
-      run_name: what to call the run in the report.
-      curves: the records of the run's metrics.jsonl.
-      show_text: shows texts and ids of other data than the phantom.
-      resamples: of the bootstrap intervals.
-      level: of the same.
-      cases: how many to show.
-      trust: whether to run the probes of `trust` and `counterfactual`.
-      seed: of everything that is drawn.
-      progress: bars on stderr.
-      audited: what `data.audit.check` says of these data, to be kept with the results.
-      phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
-      referee: what is to be said of a model of somebody else's (`referee.Opened`).
-      loaded: the rows of the split, where they have been read already.
-      labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
-      primary: whether this process writes.
+      options: all else.
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
-      "audit" (None where there was none), "zero_shot", "studies" (the same by study, see studies.py), "trust",
-      "counterfactual", "grounding", "entmlm" and "source_probe" (None where the data does not allow them),
-      "contrastive", "headline" and "seconds".
+      "audit" (None where there was none), the summary of each evaluation under its name (`registry.py`; None, or an
+      empty one, where the data do not allow it), "headline" and "seconds".
+
+    Raises:
+      UserError: no such data, or no row of it in the split.
     """
+    options, clock = options or Options(), _Clock()
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
-    protocol = protocol or choose_protocol(None, directories)
-    # Only our own models show where they look, and restore what was masked.
-    inside = None if isinstance(model, Foreign) else model
-    seconds: dict[str, float] = {}
-    bars = Progress(progress)
-    draws: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
+    with clock.timed("total"):
+        context = _context(model, directories, split, options, clock)
+        results = _facts(context, split, options)
+        for evaluation in registry.EVALUATIONS:
+            with clock.timed(evaluation.name):
+                results[evaluation.name] = evaluation.nothing
+                if evaluation.name not in options.without and evaluation.can_run(context):
+                    context.done[evaluation.name] = evaluation.run(context)
+                    results[evaluation.name] = context.done[evaluation.name].summary
+        results |= {"headline": registry.headline(results), "seconds": clock.seconds}
+        if out_dir is not None:
+            with clock.timed("cases"):
+                shown = case_lib.build_cases(context, options.cases)
+    if out_dir is not None and options.primary:  # every process has made the same results; the first one writes them
+        _write(out_dir, results, context, shown, options)
+    return results
+
+
+def _context(
+    model: Model | Foreign,
+    directories: Sequence[str | os.PathLike[str]],
+    split: str,
+    options: Options,
+    clock: "_Clock",
+) -> Context:
+    """Reads the rows and embeds their images."""
+    protocol, bars = options.protocol or choose_protocol(None, directories), Progress(options.progress)
+    with clock.timed("reading"):
+        rows = options.loaded if options.loaded is not None else Split.load(directories, split)
+        if options.labels_from_reports:
+            rows = _with_weak_labels(rows)
+    with clock.timed("embedding"):
+        return Context(
+            model=model,
+            rows=rows,
+            embedded=embed_images(model, rows, bars),
+            protocol=protocol,
+            bootstrap=options.bootstrap.of(rows.patients),
+            validation=_validation(model, directories, rows, protocol, bars),
+            directories=directories,
+            phrase_file=options.phrase_file,
+            progress=bars,
+        )
+
+
+def _write(
+    out_dir: str | os.PathLike[str],
+    results: dict[str, Any],
+    context: Context,
+    cases: Sequence[case_lib.Case],
+    options: Options,
+) -> None:
+    """Writes the folder of a report, whole or not at all."""
+    own = bool(context.rows.sets) and all(data["name"] == _OWN_DATA for data in context.rows.sets)
+    found = {name: result.found for name, result in context.done.items()}
+    with files.whole_folder(out_dir, page_lib.RESULTS_FILE) as unfinished:
+        page_lib.write_report(
+            unfinished, results, found, cases=cases, curves=options.curves, show_text=options.show_text or own
+        )
+        (unfinished / card.CARD_FILE).write_text(card.render(results), encoding="utf-8")
+
+
+class _Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def timed(name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        seconds[name] = round(time.perf_counter() - start, 2)
+        self.seconds[name] = round(time.perf_counter() - start, 2)
 
-    with timed("total"):
-        with timed("reading"):
-            rows = loaded if loaded is not None else Split.load(directories, split)
-            if labels_from_reports:
-                rows = rows.with_labels_from_reports()
-                if not rows.weak_labels:
-                    raise UserError(
-                        f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
-                        "and no label; leave it out"
-                    )
-        with timed("embedding"):
-            embedded = embed_images(model, rows, bars)
-            validation = _validation(model, directories, rows, protocol, bars)
-        with timed("zero_shot"):
-            scored = zeroshot.evaluate(
-                model, rows, embedded, protocol=protocol, validation=validation, progress=bars, **draws
-            )
-        by_study: dict[str, Any] = {}
-        if scored.findings:
-            by_study = studies.evaluate(rows, scored.findings, scored.labels, scored.scores[scored.score], **draws)
-        with timed("contrastive"):
-            contrastive = retrieval.evaluate(model, rows, embedded, recall=draws, progress=bars)
-        with timed("trust"):
-            trusted = trust_lib.evaluate(model, scored, **draws) if trust else None
-            flipped = counterfactual.evaluate(model, rows, embedded, progress=bars, **draws) if trust else None
-        with timed("source_probe"):
-            probe = source_probe.evaluate(
-                embedded, [example.source for example in rows.examples], rows.patients, **draws
-            )
-        with timed("grounding"):
-            held = Split.load_if_any(directories, "validation") if split != "validation" else None
-            pointing = inside and grounding.evaluate(inside, rows, validation=held, progress=bars, **draws)
-            phrases = None
-            if inside and phrase_file:
-                phrases = ms_cxr.evaluate(inside, rows, held, phrase_file, progress=bars, **draws)
-        with timed("entmlm"):
-            restored = inside and entmlm.evaluate(inside, rows, progress=bars, **draws)
-        results: dict[str, Any] = {
-            "schema": SCHEMA,
-            "software": {"mmclip_jax": mmclip_jax.__version__},
-            "checkpoint": {
-                "run": run_name,
-                "step": inside and int(inside.step),
-                "response": inside and inside.config.objective.attmim.response,
-                "model": model.description if isinstance(model, Foreign) else _describe(model),
-                "referee": referee,
-            },
-            "data": {
-                "sets": rows.sets,
-                "split": split,
-                "validation_rows": len(validation[0]) if validation else 0,
-                "rows": len(rows),
-                "patients": len(set(rows.patients)),
-                "labelled_rows": rows.labelled_rows,
-                "weak_labels": rows.weak_labels,
-                "sources": rows.source_counts,
-            },
-            "exposure": inside and inside.manifest.get("exposure"),
-            "audit": audited,
-            "zero_shot": scored.summary,
-            "studies": by_study,
-            "grounding": pointing,
-            "phrases": phrases,
-            "entmlm": restored,
-            "trust": trusted,
-            "counterfactual": flipped,
-            "source_probe": probe,
-            "contrastive": contrastive,
-            "seconds": seconds,
-        }
-        results["headline"] = _headline(results)
-        if out_dir is not None:
-            with timed("cases"):
-                shown = case_lib.build_cases(inside, rows, scored, cases, seed) if inside else []
-    if out_dir is not None and primary:
-        # Every process has made the same results; the first one writes them.
-        with files.whole_folder(out_dir, page_lib.RESULTS_FILE) as unfinished:
-            page_lib.write_report(
-                unfinished,
-                results,
-                examples=rows.examples,
-                scored=scored,
-                cases=shown,
-                curves=curves,
-                show_text=show_text or (bool(rows.sets) and all(data["name"] == _OWN_DATA for data in rows.sets)),
-            )
-            (unfinished / card.CARD_FILE).write_text(card.render(results, page_lib.honesty(results)), encoding="utf-8")
-    return results
+
+def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
+    """What results.json says of model and data."""
+    rows, inside, validation = context.rows, context.inside, context.validation
+    described = context.model.description if isinstance(context.model, Foreign) else inside and _describe(inside)
+    return {
+        "schema": SCHEMA,
+        "software": {"mmclip_jax": mmclip_jax.__version__},
+        "checkpoint": {
+            "run": options.run_name,
+            "step": inside and int(inside.step),
+            "response": inside and inside.config.objective.attmim.response,
+            "model": described,
+            "referee": options.referee,
+        },
+        "data": {
+            "sets": rows.sets,
+            "split": split,
+            "validation_rows": len(validation.rows) if validation else 0,
+            "rows": len(rows),
+            "patients": len(set(rows.patients)),
+            "labelled_rows": rows.labelled_rows,
+            "weak_labels": rows.weak_labels,
+            "sources": rows.source_counts,
+        },
+        "exposure": inside and inside.manifest.get("exposure"),
+        "audit": options.audited,
+    }
+
+
+def _with_weak_labels(rows: Split) -> Split:
+    rows = rows.with_labels_from_reports()
+    if not rows.weak_labels:
+        raise UserError(
+            f"--labels-from-reports: no image of the {rows.name} split has a report that names a finding "
+            "and no label; leave it out"
+        )
+    return rows
 
 
 def _validation(
@@ -369,7 +367,7 @@ def _validation(
     rows: Split,
     protocol: Protocol,
     progress: Progress,
-) -> tuple[Split, np.ndarray] | None:
+) -> Embedded | None:
     """Embedded rows to choose thresholds and the temperature on; None if there are none, or only the scored ones."""
     name = protocol.validation
     if name == rows.name or not any(data["splits"].get(name) for data in rows.sets):
@@ -377,45 +375,26 @@ def _validation(
     split = Split.load(directories, name)
     if rows.weak_labels:
         split = split.with_labels_from_reports()
-    return split, embed_images(model, split, progress)
+    return Embedded(split, embed_images(model, split, progress))
 
 
-def quick_metrics(model: Model, examples: Sequence[Example], *, block: int = retrieval.BLOCK) -> dict[str, float]:
+def quick_metrics(model: Model, examples: Sequence[Example]) -> dict[str, float]:
     """A few numbers of a few hundred held-out examples, for the curves of a training run.
 
-    Returns:
-      "macro_auroc" (by prompts, the headline's source) and "macro_auroc/SOURCE"; for each source and part with at least
-      one block of rows "contrastive_loss/SOURCE/PART", "image_to_text/SOURCE/PART" and "text_to_image/SOURCE/PART"
-      (within the source, in blocks); "source_probe_accuracy" and "source_probe_auroc" where there are two sources. What
-      the examples do not allow is left out.
+    Each evaluation gives its own (`Evaluation.quick`): "macro_auroc" (by prompts, the headline's source) and
+    "macro_auroc/SOURCE"; for each source and part with at least one block of rows "contrastive_loss/SOURCE/PART",
+    "image_to_text/SOURCE/PART" and "text_to_image/SOURCE/PART" (within the source, in blocks); "source_probe_accuracy"
+    and "source_probe_auroc" where there are two sources. What the examples do not allow is left out.
     """
     split = Split.of(examples)
-    embedded = embed_images(model, split)
-    values: dict[str, float] = {}
-    findings = zeroshot.findings_of(split)
-    if findings:
-        scores = zeroshot.score_images(embedded, *zeroshot.prompt_embeddings(model, findings))["difference"]
-        labels = labels_of(split.examples, findings)
-        counts = split.source_counts
-        # As in the full evaluation: a source with reports, then the larger one, gives the headline.
-        for source in sorted(counts, key=lambda name: (counts[name]["paired"], sum(counts[name].values()))):
-            rows = split.rows_of(source)
-            areas = np.array([metrics.auroc(labels[rows, k], scores[rows, k]) for k in range(len(findings))])
-            if not np.isnan(areas).all():
-                values[f"macro_auroc/{source}"] = values["macro_auroc"] = float(np.nanmean(areas))
-    for part in retrieval.evaluate(model, split, embedded, block=block)["parts"]:
-        name = f"{part['source']}/{part['part']}"
-        values |= {
-            f"contrastive_loss/{name}": part["loss"],
-            f"image_to_text/{name}": part["image_to_text"],
-            f"text_to_image/{name}": part["text_to_image"],
-        }
-    probe = source_probe.evaluate(
-        embedded, [example.source for example in split.examples], split.patients, folds=3, resamples=0
+    context = Context(
+        model=model,
+        rows=split,
+        embedded=embed_images(model, split),
+        protocol=protocols.load(protocols.DEFAULT),
+        bootstrap=Bootstrap(split.patients, resamples=0),
     )
-    if probe is not None:
-        values |= {"source_probe_accuracy": probe["accuracy"], "source_probe_auroc": probe["auroc"]}
-    return values
+    return {name: value for each in registry.EVALUATIONS for name, value in each.quick(context).items()}
 
 
 def read_curves(path: epath.Path) -> list[dict[str, Any]]:
@@ -425,32 +404,6 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
     except UserError as error:
         logging.warning("the report has no curves: %s", error)
         return []
-
-
-def _extent(results: dict[str, Any]) -> str:
-    """How much was evaluated, for a line."""
-    data = results["data"]
-    return f"{data['rows']:,} images of {data['patients']:,} patients, {results['seconds']['total']:.0f} s"
-
-
-def _headline(results: dict[str, Any]) -> dict[str, Any]:
-    """The few numbers that a script wants first."""
-    macro = page_lib.primary_macro(results)
-    pointing, restored, probe = results["grounding"], results["entmlm"], results["source_probe"]
-    used, protocol_of = results["checkpoint"]["response"], results["zero_shot"]["protocol"]
-    return {
-        "protocol": protocol_of["name"],
-        "macro_auroc": macro and macro["all"]["auroc"],
-        "macro_auroc_interval": macro and macro["all"]["auroc_interval"],
-        "macro_auroc_called": macro and macro["all"]["called"],
-        "pointing": pointing and pointing["overall"][used]["rate"],
-        "pointing_random": pointing and pointing["overall"]["random"],
-        "pointing_lift": pointing and pointing["overall"][used]["lift"],
-        "entmlm_own": restored and restored["overall"]["own"]["tokens"],
-        "entmlm_swapped": restored and restored["overall"]["swapped"]["tokens"],
-        "entmlm_drop": restored and restored["overall"]["drop"]["tokens"],
-        "source_probe_auroc": probe and probe["auroc"],
-    }
 
 
 def _describe(model: Model) -> str:

@@ -19,7 +19,9 @@ from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
-from mmclip_jax.evaluate.base import Split
+from mmclip_jax.evaluate.report import terminal
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.external import encoders as encoders_lib
 from mmclip_jax.external import preprocess
 from mmclip_jax.fields import field, fits, read_json
@@ -194,23 +196,20 @@ def run(
         chosen = chosen.with_prompts(wanted.title, wanted.prompts)
     opened = open_model(wanted, checkpoints, vocabulary, all_devices=True)
     opened.facts["enlarged"] = sum(opened.rules.enlarges(shape) for shape in rows.shapes)
-    results = evaluation.evaluate_checkpoint(
-        opened.model,
-        data,
-        split,
-        out,
+    options = evaluation.Options(
         protocol=chosen,
-        run_name=wanted.title,
-        show_text=show_text,
-        resamples=resamples,
-        progress=progress,
+        bootstrap=Bootstrap(resamples=resamples),
+        labels_from_reports=labels_from_reports,
+        loaded=rows,
         audited=audited(wanted, rows),
         referee=opened.facts,
-        loaded=rows,
-        labels_from_reports=labels_from_reports,
+        run_name=wanted.title,
+        show_text=show_text,
+        progress=progress,
         primary=jax.process_index() == 0,
     )
-    return evaluation.summary(results, wanted.title, out)
+    results = evaluation.evaluate_checkpoint(opened.model, data, split, out, options)
+    return terminal.summary(results, wanted.title, out)
 
 
 def audited(spec: Spec, rows: Split) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from mmclip_jax.data.batch import Row
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.base import Progress, Split, uncertain_text
+from mmclip_jax.evaluate.rows import Progress, Split, uncertain_text
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.finetune import head as head_lib
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune.task import DEFAULTS, Settings, Task
@@ -147,12 +148,11 @@ def _run(
                 "sources": scores_lib.summarize(
                     task.scored_labels,
                     np.stack([one.scores for one in made]),
-                    task.scored.patients,
                     [example.source for example in task.scored.examples],
                     task.findings,
                     saved.manifest,
-                    task=settings.task,
-                    resamples=resamples,
+                    Bootstrap(task.scored.patients, resamples),
+                    settings.task,
                 ),
             },
         )
@@ -209,7 +209,7 @@ def _audit_learning(
 
 
 def _finite(value: Any) -> Any:
-    from mmclip_jax.evaluate.report.page import finite
+    from mmclip_jax.evaluate.report.formats import finite
 
     return finite(value)
 

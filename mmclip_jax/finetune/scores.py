@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.evaluations.zeroshot import exposure
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.evaluations.exposure import exposure
+from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_replicates
 from mmclip_jax.text import prompts
 
 TASKS = ("multi-label", "multi-class")
@@ -46,22 +47,22 @@ def macro_auroc(labels: np.ndarray, scores: np.ndarray, sources: Sequence[str]) 
 def spread(
     values: Sequence[float],
     replicates: np.ndarray,
-    level: float,
+    bootstrap: Bootstrap,
     patients: int | None = None,
     left_out: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """{"mean", "sd" (n-1; None for one seed), "seeds" [...], "interval", "unusable_resamples"}.
 
     values: one a seed; replicates: [R, S], the same of resampled patients. patients, left_out: of the seeds' mean, as
-    `metrics.logit_interval` takes them.
+    `Bootstrap.logit_interval` takes them.
     """
     mean = statistics.fmean(values)
-    interval = metrics.logit_interval(mean, replicates.mean(axis=1), level, patients, left_out)
+    interval = bootstrap.logit_interval(mean, replicates.mean(axis=1), patients, left_out)
     return {
         "mean": mean,
         "sd": statistics.stdev(values) if len(values) > 1 else None,
         "seeds": list(values),
-        "interval": [interval.low, interval.high],
+        "interval": interval.bounds,
         "unusable_resamples": interval.unusable,
     }
 
@@ -69,29 +70,22 @@ def spread(
 def summarize(
     labels: np.ndarray,
     scores: np.ndarray,
-    patients: Sequence[str],
     sources: Sequence[str],
     findings: Sequence[str],
     manifest: Mapping[str, Any],
-    *,
+    bootstrap: Bootstrap,
     task: str = "multi-label",
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Metrics of each source and finding.
 
     Args:
       labels: float [n, K]: 1, 0, NaN unknown (of a multi-class task: one-hot, unknown rows all NaN).
       scores: [S, n, K], of S seeds; probabilities of the classes for a multi-class task.
-      patients: [n].
       sources: [n].
       findings: K kinds.
       manifest: of the pre-training run, for the exposure of each finding.
+      bootstrap: of the n rows.
       task: one of `TASKS`.
-      resamples: of patients.
-      level: of the intervals.
-      seed: of the resamples.
 
     Returns (for JSON):
       {source: {"rows", "patients", "macro_auroc", "macro_auprc" and, for a multi-class task, "accuracy" and
@@ -103,12 +97,10 @@ def summarize(
         source: _of_source(
             labels[names == source],
             scores[:, names == source],
-            [patient for patient, name in zip(patients, sources, strict=True) if name == source],
             findings,
             [exposure(kind, source, manifest) for kind in findings],
             task,
-            {"resamples": resamples, "seed": seed},
-            level,
+            bootstrap.among(names == source),
         )
         for source in sorted(set(sources))
     }
@@ -117,82 +109,77 @@ def summarize(
 def _of_source(
     labels: np.ndarray,
     scores: np.ndarray,
-    patients: Sequence[str],
     findings: Sequence[str],
     stamps: Sequence[str],
     task: str,
-    draws: dict[str, int],
-    level: float,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    seeds, _, kinds = scores.shape
-    # Seeds side by side: all of them see the same resamples.
-    wide_labels = np.tile(labels, (1, seeds))
-    wide_scores = scores.transpose(1, 0, 2).reshape(len(labels), seeds * kinds)
-    positives, negatives = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
-    defined = np.flatnonzero((positives > 0) & (negatives > 0))
+    kinds = scores.shape[2]
+    counted = [metrics.counts(labels[:, k]) for k in range(kinds)]
+    defined = [k for k in range(kinds) if not counted[k].note]
     rows: list[dict[str, Any]] = [
         {
             "finding": kind,
             "name": prompts.display_name(kind),
-            "positives": int(positives[k]),
-            "negatives": int(negatives[k]),
-            "unknown": len(labels) - int(positives[k]) - int(negatives[k]),
+            "positives": counted[k].positives,
+            "negatives": counted[k].negatives,
+            "unknown": counted[k].unknown,
             "exposure": stamps[k],
         }
         for k, kind in enumerate(findings)
     ]
-    result: dict[str, Any] = {"rows": len(labels), "patients": len(set(patients))}
+    result: dict[str, Any] = {"rows": len(labels), "patients": bootstrap.count}
     for name, metric in (("auroc", metrics.auroc), ("auprc", metrics.auprc)):
-        replicates = metrics.resample_metric(wide_labels, wide_scores, patients, metric=metric, **draws)
-        replicates = replicates.reshape(-1, seeds, kinds)
-        points = np.array([[metric(labels[:, k], scores[s, :, k]) for k in range(kinds)] for s in range(seeds)])
-        for k, row in enumerate(rows):
-            row[name] = None
-            if k in defined:
-                column = labels[:, k]
-                left_out = None
-                if metric is metrics.auprc:
-                    tiled = np.tile(column[:, np.newaxis], (1, seeds))
-                    left = metrics.leave_out_metric(tiled, scores[:, :, k].T, patients, metric=metric)
-                    left_out = left.mean(axis=1)
-                fewest = metrics.fewest_patients(column, patients)
-                row[name] = spread(points[:, k].tolist(), replicates[:, :, k], level, fewest, left_out)
-        result[f"macro_{name}"] = (
-            spread(
-                points[:, defined].mean(axis=1).tolist(),
-                np.stack([metrics.macro_replicates(replicates[:, s][:, defined]) for s in range(seeds)], axis=1),
-                level,
-            )
-            if len(defined)
-            else None
-        )
+        found, result[f"macro_{name}"] = _rankings(labels, scores, metric, defined, bootstrap)
+        for row, value in zip(rows, found, strict=True):
+            row[name] = value
     if task == "multi-class":
-        result |= _accuracies(labels, scores, patients, draws, level)
+        result |= _accuracies(labels, scores, bootstrap)
     return result | {"findings": rows, "undefined": [findings[k] for k in range(kinds) if k not in defined]}
 
 
-def _accuracies(
-    labels: np.ndarray, scores: np.ndarray, patients: Sequence[str], draws: dict[str, int], level: float
-) -> dict[str, Any]:
+def _rankings(
+    labels: np.ndarray, scores: np.ndarray, metric: metrics.Metric, defined: Sequence[int], bootstrap: Bootstrap
+) -> tuple[list[dict[str, Any] | None], dict[str, Any] | None]:
+    """(`spread` of a metric of each finding, that of their mean): None of those that are not defined."""
+    seeds, _, kinds = scores.shape
+    # Seeds side by side: all of them see the same resamples.
+    wide_labels = np.tile(labels, (1, seeds))
+    wide_scores = scores.transpose(1, 0, 2).reshape(len(labels), seeds * kinds)
+    replicates = bootstrap.metric(wide_labels, wide_scores, metric).reshape(-1, seeds, kinds)
+    points = np.array([[metric(labels[:, k], scores[s, :, k]) for k in range(kinds)] for s in range(seeds)])
+    found: list[dict[str, Any] | None] = [None] * kinds
+    for k in defined:
+        column, left_out = labels[:, k], None
+        if metric is metrics.auprc:
+            tiled = np.tile(column[:, np.newaxis], (1, seeds))
+            left_out = bootstrap.jackknife(tiled, scores[:, :, k].T, metric).mean(axis=1)
+        fewest = fewest_patients(column, bootstrap.patients)
+        found[k] = spread(points[:, k].tolist(), replicates[:, :, k], bootstrap, fewest, left_out)
+    if not len(defined):
+        return found, None
+    means = np.stack([macro_replicates(replicates[:, s][:, list(defined)]) for s in range(seeds)], axis=1)
+    return found, spread(points[:, list(defined)].mean(axis=1).tolist(), means, bootstrap)
+
+
+def _accuracies(labels: np.ndarray, scores: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     """Accuracy, and the mean of the classes' recalls, of the class of highest score (ties: the first)."""
     known = ~np.isnan(labels).any(axis=1)
     truth = labels[known].argmax(axis=1)
     right = (scores[:, known].argmax(axis=2) == truth).T.astype(np.float64)
-    groups = [patient for patient, there in zip(patients, known, strict=True) if there]
+    bootstrap = bootstrap.among(known)
     classes = [c for c in range(labels.shape[1]) if (truth == c).any()]
     if not classes:
         return {"accuracy": None, "balanced_accuracy": None}
     recalls, points = [], []
     for c in classes:
         of_class = (truth == c).astype(np.float64)[:, np.newaxis]
-        recalls.append(metrics.resample_ratio(right * of_class, of_class, groups, **draws))
+        recalls.append(bootstrap.ratio(right * of_class, of_class))
         points.append(right[truth == c].mean(axis=0))
-    people = [intervals.count_patients(np.array(groups, object)[truth == c]) for c in classes]
-    drawn = metrics.resample_ratio(right, 1.0, groups, **draws)
-    return {
-        "accuracy": spread(right.mean(axis=0).tolist(), drawn, level, intervals.count_patients(groups)),
-        "balanced_accuracy": spread(np.mean(points, axis=0).tolist(), np.mean(recalls, axis=0), level, min(people)),
-    }
+    fewest = min(bootstrap.among(truth == c).count for c in classes)
+    balanced = spread(np.mean(points, axis=0).tolist(), np.mean(recalls, axis=0), bootstrap, fewest)
+    accuracy = spread(right.mean(axis=0).tolist(), bootstrap.ratio(right), bootstrap, bootstrap.count)
+    return {"accuracy": accuracy, "balanced_accuracy": balanced}
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mmclip_jax.data.builders.options import UNCERTAIN_POLICIES
 from mmclip_jax.data.records import dataset_dir, dataset_facts
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.base import Split, labels_of, uncertain_only
+from mmclip_jax.evaluate.rows import Split, labels_of, uncertain_only
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.text import prompts
 

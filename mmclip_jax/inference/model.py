@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mmclip_jax import checkpoints, ranges, sharding
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
+from mmclip_jax.inference import scoring
 from mmclip_jax.inference.inputs import (
     BATCH,
     as_pixels,
@@ -169,15 +170,12 @@ class Model:
           UserError: a finding that the vocabulary does not know.
         """
         check_several("findings", findings)
-        embeddings = self.encode_image(images)
-        scores = {}
-        for finding in findings:
-            positive, negative = (
-                _normalize(self.encode_text(texts).mean(axis=0)) for texts in prompts.zero_shot_prompts(finding)
-            )
-            margin = self.logit_scale * (embeddings @ positive - embeddings @ negative)
-            scores[finding] = (1.0 / (1.0 + np.exp(-margin.astype(np.float64)))).astype(np.float32)
-        return scores
+        embedded = self.encode_image(images)
+        if not findings:
+            return {}
+        scores = scoring.score_images(embedded, *scoring.prompt_embeddings(self, findings))["difference"]
+        chances = 1.0 / (1.0 + np.exp(-self.logit_scale * scores))
+        return dict(zip(findings, chances.T.astype(np.float32), strict=True))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Looking inside
@@ -389,7 +387,3 @@ class Model:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
         return self._jit(compute)
-
-
-def _normalize(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)

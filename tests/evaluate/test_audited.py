@@ -17,9 +17,9 @@ from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import LeakageError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
-from mmclip_jax.evaluate.base import Split
-from mmclip_jax.evaluate.evaluations import zeroshot
+from mmclip_jax.evaluate.evaluations import exposure
 from mmclip_jax.evaluate.report import page as page_lib
+from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.external import run as external
 
 
@@ -100,33 +100,33 @@ def test_of_a_model_of_others_the_stated_sources_are_told_by_family() -> None:
 
 @pytest.mark.parametrize(
     ("learnt", "scored", "expected"),
-    [("nih", "chestxray14", zeroshot.SAME_SOURCE), ("chestxray14", "nih", zeroshot.SAME_SOURCE),
-     ("chestxray14", "rsna", zeroshot.SAME_SOURCE), ("siim", "chestxray14", zeroshot.SAME_SOURCE),
-     ("rsna", "covidx", zeroshot.SAME_SOURCE), ("vinbigdata", "vindr", zeroshot.SAME_SOURCE),
-     ("mimic_cxr", "ms_cxr", zeroshot.SAME_SOURCE), ("chexpert", "chexlocalize", zeroshot.SAME_SOURCE),
-     ("chexpert", "mimic_cxr", zeroshot.OTHER_SOURCE), ("padchest", "chestxray14", zeroshot.OTHER_SOURCE),
-     ("mine", "ours", zeroshot.OTHER_SOURCE), ("mine", "mine", zeroshot.SAME_SOURCE)],
+    [("nih", "chestxray14", exposure.SAME_SOURCE), ("chestxray14", "nih", exposure.SAME_SOURCE),
+     ("chestxray14", "rsna", exposure.SAME_SOURCE), ("siim", "chestxray14", exposure.SAME_SOURCE),
+     ("rsna", "covidx", exposure.SAME_SOURCE), ("vinbigdata", "vindr", exposure.SAME_SOURCE),
+     ("mimic_cxr", "ms_cxr", exposure.SAME_SOURCE), ("chexpert", "chexlocalize", exposure.SAME_SOURCE),
+     ("chexpert", "mimic_cxr", exposure.OTHER_SOURCE), ("padchest", "chestxray14", exposure.OTHER_SOURCE),
+     ("mine", "ours", exposure.OTHER_SOURCE), ("mine", "mine", exposure.SAME_SOURCE)],
 )  # fmt: skip
 def test_a_source_under_another_name_is_the_same_source(learnt: str, scored: str, expected: str) -> None:
     manifest = {"exposure": {"label_kinds": {learnt: ["edema"], "else": ["hernia"]}}}
-    assert zeroshot.exposure("edema", scored, manifest) == expected
-    assert zeroshot.exposure("nodule", scored, manifest) == zeroshot.REPORT_ONLY
+    assert exposure.exposure("edema", scored, manifest) == expected
+    assert exposure.exposure("nodule", scored, manifest) == exposure.REPORT_ONLY
 
 
 def test_a_start_from_weights_of_others_is_what_their_authors_state() -> None:
     own = {"exposure": {"label_kinds": {"mine": ["edema"]}}}
     silent = own | {"start": {"name": "theirs", "exposure": None}}
-    assert zeroshot.exposure("edema", "mine", silent) == zeroshot.SAME_SOURCE
-    assert zeroshot.exposure("edema", "ours", silent) == zeroshot.OTHER_SOURCE
-    assert zeroshot.exposure("hernia", "mine", silent) == zeroshot.STARTED_ELSEWHERE
-    assert zeroshot.called([zeroshot.STARTED_ELSEWHERE]) == "by prompts, exposure unknown"
+    assert exposure.exposure("edema", "mine", silent) == exposure.SAME_SOURCE
+    assert exposure.exposure("edema", "ours", silent) == exposure.OTHER_SOURCE
+    assert exposure.exposure("hernia", "mine", silent) == exposure.STARTED_ELSEWHERE
+    assert exposure.called([exposure.STARTED_ELSEWHERE]) == "by prompts, exposure unknown"
     stated = own | {"start": {"name": "theirs", "exposure": {"label_kinds": {"chestxray14": ["hernia"]}}}}
-    assert zeroshot.exposure("hernia", "nih", stated) == zeroshot.SAME_SOURCE + zeroshot.AS_STATED
-    assert zeroshot.exposure("hernia", "ours", stated) == zeroshot.OTHER_SOURCE + zeroshot.AS_STATED
-    assert zeroshot.exposure("nodule", "ours", stated) == zeroshot.REPORT_ONLY + zeroshot.AS_STATED
-    assert zeroshot.exposure("edema", "mine", stated) == zeroshot.SAME_SOURCE
-    for stamp in (zeroshot.STARTED_ELSEWHERE, *(zeroshot.exposure(k, "nih", stated) for k in ("hernia", "nodule"))):
-        assert stamp in zeroshot.EXPOSURES
+    assert exposure.exposure("hernia", "nih", stated) == exposure.SAME_SOURCE + exposure.AS_STATED
+    assert exposure.exposure("hernia", "ours", stated) == exposure.OTHER_SOURCE + exposure.AS_STATED
+    assert exposure.exposure("nodule", "ours", stated) == exposure.REPORT_ONLY + exposure.AS_STATED
+    assert exposure.exposure("edema", "mine", stated) == exposure.SAME_SOURCE
+    for stamp in (exposure.STARTED_ELSEWHERE, *(exposure.exposure(k, "nih", stated) for k in ("hernia", "nodule"))):
+        assert stamp in exposure.EXPOSURES
 
 
 def test_images_that_were_trained_on_are_counted_by_family() -> None:

@@ -83,7 +83,7 @@ def test_killed_while_embedding_writing_and_moving(tmp_path: pathlib.Path, phant
     (unfinished,) = (path for path in out.parent.iterdir() if path != out)
     assert {path.name for path in unfinished.iterdir()} == set(old) - {"model_card.md"}, "it was writing"
     assert _content(out) == old
-    assert comparison.Evaluation.read(run).path == out
+    assert comparison.SavedEvaluation.read(run).path == out
 
     _kill_at("os", "replace", 3, out, arguments)
     assert set(_content(out)) == set(old) - {"results.json"}
@@ -91,7 +91,7 @@ def test_killed_while_embedding_writing_and_moving(tmp_path: pathlib.Path, phant
     assert (unfinished / "results.json").exists(), "it was about to be moved, after all others"
     for folder in (run, out):
         with pytest.raises(UserError, match=f"{folder} has no results.json"):
-            comparison.Evaluation.read(folder)
+            comparison.SavedEvaluation.read(folder)
 
     _whole(arguments)
     assert list(out.parent.iterdir()) == [out]

@@ -10,6 +10,7 @@ import pytest
 import mmclip_jax
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import run as evaluation
+from mmclip_jax.evaluate.report import terminal
 
 
 @pytest.fixture
@@ -19,14 +20,14 @@ def evaluate(tmp_path: pathlib.Path, phantom_dir: pathlib.Path, monkeypatch: pyt
     model = types.SimpleNamespace(step=7, config=settings, manifest={"data": {}})
     monkeypatch.setattr(mmclip_jax, "load", lambda *arguments, **named: model)
 
-    def written(model: Any, data: Any, split: str, out: Any, **named: Any) -> dict[str, Any]:
+    def written(model: Any, data: Any, split: str, out: Any, options: Any) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
         results = {"data": {"split": split, "sets": [{"name": "phantom"}]}}
         (out / "results.json").write_text(json.dumps(results))
         return results
 
     monkeypatch.setattr(evaluation, "evaluate_checkpoint", written)
-    monkeypatch.setattr(evaluation, "summary", lambda results, what, out: str(out))
+    monkeypatch.setattr(terminal, "summary", lambda results, what, out: str(out))
     (tmp_path / "run").mkdir()
     return lambda **named: pathlib.Path(evaluation.run(tmp_path / "run", **named))
 

@@ -9,7 +9,9 @@ from mmclip_jax.data.schema import LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
-from mmclip_jax.evaluate.base import Split
+from mmclip_jax.evaluate.report import terminal
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 WORDS = ["There is a nodule. No pneumothorax.", "No nodule. No pneumothorax.", "Pneumothorax. No nodule."]
@@ -44,19 +46,29 @@ def test_labels_are_what_the_reports_say_and_nothing_else() -> None:
 
 def _evaluated(out: pathlib.Path | None = None, **options):  # type: ignore[no-untyped-def]
     return evaluation.evaluate_checkpoint(
-        toy.ToyModel(), [], "test", out, protocol=protocols.load("table"), resamples=20, trust=False, cases=0,
-        progress=False, **options,
-    )  # fmt: skip
+        toy.ToyModel(),
+        [],
+        "test",
+        out,
+        options=evaluation.Options(
+            bootstrap=Bootstrap(resamples=20),
+            protocol=protocols.load("table"),
+            without=("trust", "counterfactual"),
+            cases=0,
+            progress=False,
+            **options,
+        ),
+    )
 
 
 def test_without_labels_it_is_said_what_is_needed(tmp_path: pathlib.Path) -> None:
     results = _evaluated(tmp_path / "none", loaded=Split.of(_rows(), "test"))
-    said = evaluation.summary(results, "Step 7", tmp_path / "none")
+    said = terminal.summary(results, "Step 7", tmp_path / "none")
     for text in (said, (tmp_path / "none" / "report.html").read_text(encoding="utf-8")):
         assert "No image of this split has a label" in text
         assert "--labels-from-reports" in text
     one_class = _evaluated(loaded=Split.of(_rows(labels={"nodule": P}), "test"))
-    assert "No finding has both classes" in evaluation.summary(one_class, "Step 7", tmp_path)
+    assert "No finding has both classes" in terminal.summary(one_class, "Step 7", tmp_path)
 
 
 def test_scores_by_weak_labels_say_so_everywhere(tmp_path: pathlib.Path) -> None:
@@ -65,7 +77,7 @@ def test_scores_by_weak_labels_say_so_everywhere(tmp_path: pathlib.Path) -> None
     findings = {f["finding"]: f for f in results["zero_shot"]["sources"]["here"]["findings"]}
     assert (findings["nodule"]["positives"], findings["nodule"]["negatives"]) == (8, 16)
     assert findings["nodule"]["difference"]["auroc"] == 1.0
-    said = evaluation.summary(results, "Step 7", tmp_path / "weak")
+    said = terminal.summary(results, "Step 7", tmp_path / "weak")
     card = (tmp_path / "weak" / "model_card.md").read_text(encoding="utf-8")
     page = (tmp_path / "weak" / "report.html").read_text(encoding="utf-8")
     for text in (said, card, page):

@@ -21,9 +21,13 @@ from mmclip_jax import cli
 from mmclip_jax.data.records import RecordsBuilder, build
 from mmclip_jax.data.schema import SPLITS, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate import base, protocols
-from mmclip_jax.evaluate.evaluations import retrieval, zeroshot
+from mmclip_jax.evaluate import protocols
+from mmclip_jax.evaluate import rows as rows_lib
+from mmclip_jax.evaluate.evaluations import exposure, retrieval
+from mmclip_jax.evaluate.evaluations.scored import score_by_protocol
+from mmclip_jax.evaluate.model import Foreign
 from mmclip_jax.external import run as external
+from mmclip_jax.inference import scoring
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Specs
@@ -155,16 +159,16 @@ def test_what_is_stated_is_never_taken_for_a_record() -> None:
     unknown = {"foreign": True, "exposure": None}
     none = {"foreign": True, "exposure": {"label_kinds": {}}}
     some = {"foreign": True, "exposure": {"label_kinds": {"there": ["viral_pneumonia"]}}}
-    assert zeroshot.exposure("edema", "here", unknown) == "unknown: not trained by this software"
-    assert zeroshot.exposure("edema", "here", none) == "report-only, as the spec's author states"
-    assert zeroshot.exposure("pneumonia", "there", some) == "same source's labels, as the spec's author states"
+    assert exposure.exposure("edema", "here", unknown) == "unknown: not trained by this software"
+    assert exposure.exposure("edema", "here", none) == "report-only, as the spec's author states"
+    assert exposure.exposure("pneumonia", "there", some) == "same source's labels, as the spec's author states"
     seen = "kind seen through another source's labels, as the spec's author states"
-    assert zeroshot.exposure("pneumonia", "here", some) == seen
-    assert zeroshot.called([zeroshot.NOT_OURS]) == "by prompts, exposure unknown"
-    assert zeroshot.called([zeroshot.exposure("edema", "here", none)]) == "zero-shot, as the spec's author states"
-    both = [zeroshot.exposure(kind, "here", some) for kind in ("edema", "pneumonia")]
-    assert zeroshot.called(both) == "partly prompt-supervised, as the spec's author states"
-    assert all(stamp in zeroshot.EXPOSURES for stamp in (*both, zeroshot.NOT_OURS))
+    assert exposure.exposure("pneumonia", "here", some) == seen
+    assert exposure.called([exposure.NOT_OURS]) == "by prompts, exposure unknown"
+    assert exposure.called([exposure.exposure("edema", "here", none)]) == "zero-shot, as the spec's author states"
+    both = [exposure.exposure(kind, "here", some) for kind in ("edema", "pneumonia")]
+    assert exposure.called(both) == "partly prompt-supervised, as the spec's author states"
+    assert all(stamp in exposure.EXPOSURES for stamp in (*both, exposure.NOT_OURS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,11 +205,11 @@ def sigmoid(x: Any) -> Any:
 @pytest.mark.parametrize("ensemble", ["embeddings", "scores"])
 def test_an_ensemble_is_the_mean_of_probabilities(ensemble: str) -> None:
     model = Planted()
-    assert isinstance(model, base.Foreign)
+    assert isinstance(model, Foreign)
     protocol = dataclasses.replace(protocols.load("chexpert-5"), ensemble=ensemble)
     findings = ["edema", "pleural_effusion"]
     images = [f"image {number}" for number in range(4)]
-    made = zeroshot.score_by_protocol(model, model.encode_text(images), findings, protocol)
+    made = score_by_protocol(model, model.encode_text(images), findings, protocol)
     for row, image in enumerate(images):
         for k, finding in enumerate(findings):
             probabilities, similarities = [], []
@@ -233,16 +237,16 @@ def test_one_member_is_scored_as_any_model() -> None:
 
     model = One()
     images = model.encode_text(["a", "b"])
-    positive, negative = zeroshot.prompt_embeddings(model, ["edema"])
+    positive, negative = scoring.prompt_embeddings(model, ["edema"])
     np.testing.assert_allclose(np.linalg.norm(positive, axis=1), 1, atol=1e-12)
-    made = zeroshot.score_images(images, positive, negative, model)["difference"]
+    made = scoring.score_images(images, positive, negative, model)["difference"]
     np.testing.assert_allclose(made, images.astype(np.float64) @ (positive - negative).T, atol=1e-12)
 
 
 def test_the_contrastive_loss_is_at_the_trained_scale() -> None:
     model = Planted()
-    split = base.Split.of([e for e in toy.collection(patients=60) if e.part == "paired"])
-    embedded = base.embed_images(model, split)
+    split = rows_lib.Split.of([e for e in toy.collection(patients=60) if e.part == "paired"])
+    embedded = rows_lib.embed_images(model, split)
     (part,) = retrieval.evaluate(model, split, embedded, block=16)["parts"]
     model.trained_logit_scale = model.logit_scale
     (other,) = retrieval.evaluate(model, split, embedded, block=16)["parts"]
@@ -333,7 +337,7 @@ def read(refereed: Refereed, out: str) -> dict[str, Any]:
 def test_the_numbers_are_those_of_transformers(refereed: Refereed) -> None:
     from transformers import CLIPTokenizer
 
-    rows = base.Split.load([refereed.data], "test")
+    rows = rows_lib.Split.load([refereed.data], "test")
     pixels = rows.pixels(range(len(rows)))
     small = [Image.fromarray(each).resize((21, 21), Image.Resampling.BILINEAR) for each in pixels]
     grey = (np.stack([np.asarray(each, np.float32) for each in small]) - 110) / 60
@@ -393,7 +397,7 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
             assert fact in text, fact
     assert "Tiny &amp; friends, a model that this software did not train," in page
     assert "zero-shot" not in refereed.said.lower()
-    assert {f["exposure"] for f in results["zero_shot"]["sources"]["here"]["findings"]} == {zeroshot.NOT_OURS}
+    assert {f["exposure"] for f in results["zero_shot"]["sources"]["here"]["findings"]} == {exposure.NOT_OURS}
     assert "AttMIM" not in page
 
 

@@ -25,6 +25,7 @@ from mmclip_jax.data.builders import fractions
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import LeakageError, UserError
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.finetune import head as head_lib
 from mmclip_jax.finetune import run as finetuning
 from mmclip_jax.finetune import scores as scores_lib
@@ -225,9 +226,9 @@ def test_summary_equals_scikit_learn_and_the_interval_a_direct_bootstrap() -> No
     labels[rng.random((60, 2)) < 0.2] = np.nan
     scores = rng.normal(size=(3, 60, 2)) + np.nan_to_num(labels)
     patients = [f"p{n // 3}" for n in range(60)]
-    found = scores_lib.summarize(
-        labels, scores, patients, ["s"] * 60, ("edema", "nodule"), {}, resamples=200, seed=9
-    )["s"]  # fmt: skip
+    found = scores_lib.summarize(labels, scores, ["s"] * 60, ("edema", "nodule"), {}, Bootstrap(patients, 200, seed=9))[
+        "s"
+    ]
     for k, row in enumerate(found["findings"]):
         known = ~np.isnan(labels[:, k])
         for name, function in (("auroc", oracle.roc_auc_score), ("auprc", oracle.average_precision_score)):
@@ -256,7 +257,7 @@ def test_summary_equals_scikit_learn_and_the_interval_a_direct_bootstrap() -> No
 def test_a_finding_with_one_class_is_named_and_left_out_of_the_macro() -> None:
     labels = np.array([[1, 1.0], [0, 1], [1, np.nan]])
     scores = np.array([[[0.9, 0.1], [0.2, 0.3], [0.6, 0.5]]])
-    found = scores_lib.summarize(labels, scores, list("abc"), ["s"] * 3, ("edema", "nodule"), {}, resamples=20)["s"]
+    found = scores_lib.summarize(labels, scores, ["s"] * 3, ("edema", "nodule"), {}, Bootstrap(list("abc"), 20))["s"]
     assert found["undefined"] == ["nodule"]
     assert found["findings"][1]["auroc"] is None
     assert found["macro_auroc"]["mean"] == 1.0
@@ -272,9 +273,14 @@ def test_accuracies_equal_scikit_learn() -> None:
     scores = rng.random((2, 50, 3))
     scores /= scores.sum(axis=2, keepdims=True)
     found = scores_lib.summarize(
-        scores_lib.one_hot(truth, 3), scores, [str(n) for n in range(50)], ["s"] * 50,
-        ("no_finding", "pneumonia", "covid_19"), {}, task="multi-class", resamples=50,
-    )["s"]  # fmt: skip
+        scores_lib.one_hot(truth, 3),
+        scores,
+        ["s"] * 50,
+        ("no_finding", "pneumonia", "covid_19"),
+        {},
+        Bootstrap([str(n) for n in range(50)], 50),
+        task="multi-class",
+    )["s"]
     known = truth >= 0
     for name, function in (("accuracy", oracle.accuracy_score), ("balanced_accuracy", oracle.balanced_accuracy_score)):
         want = [function(truth[known], scores[s, known].argmax(axis=1)) for s in range(2)]

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.base import Encoder, Progress, Split, chunked, thinned
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.base import REPORTS, Context, Evaluation, Part, Result, Results, template
+from mmclip_jax.evaluate.evaluations.trust import TRUST_SECTION
+from mmclip_jax.evaluate.model import Encoder
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 from mmclip_jax.text.entities import find_entities
 from mmclip_jax.text.schema import Entity
@@ -125,9 +128,7 @@ def evaluate(
     image_embed: np.ndarray,
     *,
     limit: int = MAX_REPORTS,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """P(v·u_true > v·u_flipped), ties one half, by what was flipped; None if no report can be flipped.
@@ -137,9 +138,7 @@ def evaluate(
       split: the rows.
       image_embed: [n, E] of the rows.
       limit: of reports.
-      resamples: of the intervals, over patients.
-      level: of the same.
-      seed: of the draws.
+      bootstrap: of the intervals; its seed also chooses the findings to flip.
       progress: bars.
 
     Returns (for JSON): "reports", "patients", "counts" (of `pairs_of`), "flips": [{"flip", "pairs", "rate", "interval",
@@ -147,33 +146,15 @@ def evaluate(
     (mean of v·u_true - v·u_flipped)}], the polarity once more by what the report says, and "findings": the same by
     "name", of the polarity.
     """
-    pairs, counts = pairs_of(split, limit, seed)
+    pairs, counts = pairs_of(split, limit, bootstrap.seed)
     if not pairs:
         return None
-    margins = np.zeros(len(pairs))
-    for numbers in chunked(range(len(pairs)), progress, "counterfactual reports"):
-        part = [pairs[number] for number in numbers]
-        embedded = np.asarray(model.encode_text([p.true for p in part] + [p.flipped for p in part]), np.float64)
-        images = image_embed[[pair.row for pair in part]].astype(np.float64)
-        margins[numbers] = (images * (embedded[: len(part)] - embedded[len(part) :])).sum(axis=1)
-    wins = (margins > 0) + 0.5 * (margins == 0)
+    margins = _margins(model, pairs, image_embed, progress)
     patients = split.patients
     groups = np.array([patients[pair.row] for pair in pairs], object)
 
     def entry(chosen: Sequence[bool]) -> dict[str, Any]:
-        rows = np.flatnonzero(chosen)
-        if not len(rows):
-            return {"pairs": 0, "rate": float("nan"), "interval": [float("nan")] * 2, "ties": 0, "margin": float("nan")}
-        rate = float(wins[rows].mean())
-        replicates = metrics.resample_ratio(wins[rows], 1.0, groups[rows], resamples=resamples, seed=seed)
-        interval = intervals.rate_interval(rate, replicates, level, intervals.count_patients(groups[rows]))
-        return {
-            "pairs": len(rows),
-            "rate": rate,
-            "interval": [interval.low, interval.high],
-            "ties": int((margins[rows] == 0).sum()),
-            "margin": float(margins[rows].mean()),
-        }
+        return _entry(margins[np.array(chosen)], bootstrap.of(groups[np.array(chosen)]))
 
     flips = []
     for flip in FLIPS:
@@ -181,7 +162,7 @@ def evaluate(
         if flip == "polarity":
             for name, affirmed in (("polarity: affirmed, now denied", True), ("polarity: denied, now affirmed", False)):
                 flips.append({"flip": name, **entry([p.flip == flip and p.affirmed == affirmed for p in pairs])})
-    kinds = {pair.kind for pair in pairs if pair.flip == "polarity"}
+    kinds = in_order(pair.kind for pair in pairs if pair.flip == "polarity")
     return {
         "reports": len({pair.row for pair in pairs}),
         "patients": len(set(groups)),
@@ -189,10 +170,35 @@ def evaluate(
         "flips": flips,
         "findings": [
             {"name": prompts.display_name(kind), **entry([p.flip == "polarity" and p.kind == kind for p in pairs])}
-            for kind in prompts.KINDS
-            if kind in kinds
+            for kind in kinds
         ],
     }
+
+
+def _entry(margins: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Of pairs with these margins, which may be none."""
+    if not len(margins):
+        return {"pairs": 0, "rate": float("nan"), "interval": [float("nan")] * 2, "ties": 0, "margin": float("nan")}
+    wins = (margins > 0) + 0.5 * (margins == 0)
+    rate = float(wins.mean())
+    return {
+        "pairs": len(margins),
+        "rate": rate,
+        "interval": bootstrap.rate_interval(rate, bootstrap.ratio(wins)).bounds,
+        "ties": int((margins == 0).sum()),
+        "margin": float(margins.mean()),
+    }
+
+
+def _margins(model: Encoder, pairs: Sequence[Pair], image_embed: np.ndarray, progress: Progress | None) -> np.ndarray:
+    """v·u_true - v·u_flipped of each pair: float64 [pairs]."""
+    margins = np.zeros(len(pairs))
+    for numbers in chunked(range(len(pairs)), progress, "counterfactual reports"):
+        part = [pairs[number] for number in numbers]
+        embedded = np.asarray(model.encode_text([p.true for p in part] + [p.flipped for p in part]), np.float64)
+        images = image_embed[[pair.row for pair in part]].astype(np.float64)
+        margins[numbers] = (images * (embedded[: len(part)] - embedded[len(part) :])).sum(axis=1)
+    return margins
 
 
 _EDITS: dict[str, Callable[[str, Entity], str | None]] = {
@@ -235,3 +241,23 @@ def _phrase_start(text: str, entity: Entity) -> int:
             break
         start = modifier.start
     return start
+
+
+class CounterfactualEvaluation(Evaluation[None]):
+    """Reports with one thing turned round."""
+
+    name = "counterfactual"
+    needs = (REPORTS,)
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        given = context.model, context.rows, context.embedded
+        return Result(evaluate(*given, bootstrap=context.bootstrap, progress=context.progress))
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """A table among the reasons to trust the scores."""
+        there = results["counterfactual"] and results["trust"]
+        return [Part(TRUST_SECTION, template("counterfactual"), guest=True)] if there else ()
+
+
+COUNTERFACTUAL = CounterfactualEvaluation()

@@ -6,20 +6,35 @@ does not have the finding. What the accuracy loses is what the image contributed
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmclip_jax.data.schema import Example, LabelState
-from mmclip_jax.evaluate.base import Model, Progress, Split, chunked, thinned, with_ancestors
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.base import (
+    INSIDE,
+    REPORTS,
+    Card,
+    Context,
+    Evaluation,
+    Part,
+    Result,
+    Results,
+    Section,
+    template,
+)
+from mmclip_jax.evaluate.model import Model
+from mmclip_jax.evaluate.report.formats import interval, number
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned, with_ancestors
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 from mmclip_jax.text.prompts import KINDS
 from mmclip_jax.text.schema import Entity
 
 NO_FINDING = "no_finding"
 MAX_QUERIES = 1000
+RESTORING = Section("restoring", "Restoring findings", "Restoring masked findings")
 ENTITY_LABELS = ("observation", "device", "anatomy", "modifier")
 # Entity labels whose affirmed mentions are asked for.
 LABELS = ("observation",)
@@ -91,9 +106,7 @@ def evaluate(
     split: Split,
     *,
     limit: int = MAX_QUERIES,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Restores each affirmed kind with its own and with another patient's image; None if there is no such report.
@@ -104,70 +117,67 @@ def evaluate(
     "tokens_interval", "whole" (share of queries with every token right), "whole_interval"}, and "drop": the same keys,
     own - swapped. Intervals resample patients, own and swapped together.
     """
-    queries, alone = queries_of(split, limit)
-    if not queries:
-        return None
-    # Of each query: tokens, right with the own image, right with the other's.
-    sums = np.zeros((len(queries), 3))
-    for numbers in chunked(range(len(queries)), progress, "restoring entities"):
-        part = [queries[number] for number in numbers]
-        texts = [split.examples[query.row].text for query in part]
-        masked = [list(query.masked) for query in part]
-        more = foreign_entities(split, [query.row for query in part])
-        for column, rows in ((1, [query.row for query in part]), (2, [query.other for query in part])):
-            answers = model.restore(split.pixels(rows), texts, masked, **more)
-            for number, (true, restored) in zip(numbers, answers, strict=True):
-                sums[number, 0] = len(true)
-                sums[number, column] = np.sum(np.asarray(true) == np.asarray(restored))
+    asked, alone = queries_of(split, limit)
+    sums = _restore(model, split, asked, progress)
     seen = sums[:, 0] > 0
-    cut_off = int((~seen).sum())
-    queries = [query for query, kept in zip(queries, seen, strict=True) if kept]
-    sums = sums[seen]
+    queries = [query for query, kept in zip(asked, seen, strict=True) if kept]
     if not queries:
         return None
-    groups = [split.patients[query.row] for query in queries]
-    # Columns: tokens right own, swapped, and whole answers right own, swapped.
-    above = np.column_stack([sums[:, 1:], sums[:, 1:] == sums[:, :1]])
-    below = np.column_stack([sums[:, [0, 0]], np.ones((len(sums), 2))])
+    sums, patients = sums[seen], split.patients
+    groups = np.array([patients[query.row] for query in queries], object)
+    kinds = np.array([query.kind for query in queries])
 
     def entry(kind: str, name: str, rows: np.ndarray) -> dict[str, Any]:
-        points = above[rows].sum(axis=0) / below[rows].sum(axis=0)
-        mine = [groups[row] for row in rows]
-        people = intervals.count_patients(mine)
-        replicates = metrics.resample_ratio(above[rows], below[rows], mine, resamples=resamples, seed=seed)
-        result: dict[str, Any] = {
-            "finding": kind,
-            "name": name,
-            "queries": len(rows),
-            "tokens": int(sums[rows, 0].sum()),
-        }
-        for image, columns in (("own", (0, 2)), ("swapped", (1, 3)), ("drop", ())):
-            result[image] = {}
-            for m, measure in enumerate(("tokens", "whole")):
-                if image == "drop":
-                    point = float(points[2 * m] - points[2 * m + 1])
-                    apart = replicates[:, 2 * m] - replicates[:, 2 * m + 1]
-                    interval = intervals.difference_interval(point, apart, level, people)
-                else:
-                    point = float(points[columns[m]])
-                    interval = intervals.rate_interval(point, replicates[:, columns[m]], level, people)
-                result[image] |= {measure: point, f"{measure}_interval": [interval.low, interval.high]}
-        return result
+        head = {"finding": kind, "name": name, "queries": len(rows), "tokens": int(sums[rows, 0].sum())}
+        return head | _shares(sums[rows], bootstrap.of(groups[rows]))
 
-    kinds = np.array([query.kind for query in queries])
     return {
         "queries": len(queries),
         "reports": len({query.row for query in queries}),
         "patients": len(set(groups)),
         "without_other": alone,
-        "cut_off": cut_off,
+        "cut_off": int((~seen).sum()),
         "overall": entry("", "all findings", np.arange(len(queries))),
         "findings": [
-            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind))
-            for kind in KINDS
-            if (kinds == kind).any()
+            entry(kind, prompts.display_name(kind), np.flatnonzero(kinds == kind)) for kind in in_order(kinds)
         ],
     }
+
+
+def _restore(model: Model, split: Split, queries: Sequence[Query], progress: Progress | None) -> np.ndarray:
+    """Of each query: tokens, right with the own image, right with the other's: float64 [n, 3]."""
+    sums = np.zeros((len(queries), 3))
+    for numbers in chunked(range(len(queries)), progress, "restoring entities") if queries else ():
+        part = [queries[n] for n in numbers]
+        texts = [split.examples[query.row].text for query in part]
+        masked = [list(query.masked) for query in part]
+        more = foreign_entities(split, [query.row for query in part])
+        for column, rows in ((1, [query.row for query in part]), (2, [query.other for query in part])):
+            answers = model.restore(split.pixels(rows), texts, masked, **more)
+            for n, (true, restored) in zip(numbers, answers, strict=True):
+                sums[n, 0] = len(true)
+                sums[n, column] = np.sum(np.asarray(true) == np.asarray(restored))
+    return sums
+
+
+def _shares(sums: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    """{"own", "swapped", "drop"} of queries with these sums [n, 3]."""
+    # Columns: tokens right own, swapped, and whole answers right own, swapped.
+    above = np.column_stack([sums[:, 1:], sums[:, 1:] == sums[:, :1]])
+    below = np.column_stack([sums[:, [0, 0]], np.ones((len(sums), 2))])
+    points = above.sum(axis=0) / below.sum(axis=0)
+    replicates = bootstrap.ratio(above, below)
+    result: dict[str, Any] = {"own": {}, "swapped": {}, "drop": {}}
+    for m, measure in enumerate(("tokens", "whole")):
+        for column, image in ((2 * m, "own"), (2 * m + 1, "swapped")):
+            point = float(points[column])
+            bounds = bootstrap.rate_interval(point, replicates[:, column]).bounds
+            result[image] |= {measure: point, f"{measure}_interval": bounds}
+        lost = float(points[2 * m] - points[2 * m + 1])
+        apart = replicates[:, 2 * m] - replicates[:, 2 * m + 1]
+        bounds = bootstrap.difference_interval(lost, apart, bootstrap.count).bounds
+        result["drop"] |= {measure: lost, f"{measure}_interval": bounds}
+    return result
 
 
 def group_by_entity(model: Model, text: str, entities: Sequence[Entity], masked: Sequence[int]) -> list[int]:
@@ -179,3 +189,41 @@ def group_by_entity(model: Model, text: str, entities: Sequence[Entity], masked:
     tokenized = model.tokenizer.tokenize(text, entities, length, entity_labels=ENTITY_LABELS)
     chosen = set(masked)
     return [int(number) - 1 for number in np.asarray(tokenized.entity) if number and int(number) - 1 in chosen]
+
+
+class EntMLMEvaluation(Evaluation[None]):
+    """Findings masked in reports and restored."""
+
+    name = "entmlm"
+    needs = (INSIDE, REPORTS)
+    compared = (("EntMLM drop", "entmlm_drop"),)
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        assert context.inside is not None
+        return Result(evaluate(context.inside, context.rows, bootstrap=context.bootstrap, progress=context.progress))
+
+    def headline(self, results: Results) -> Mapping[str, Any]:
+        """Shares of masked tokens restored with the own image and with another's, and what is lost."""
+        overall = results["entmlm"] and results["entmlm"]["overall"]
+        return {f"entmlm_{image}": overall and overall[image]["tokens"] for image in ("own", "swapped", "drop")}
+
+    def cards(self, results: Results) -> Sequence[Card]:
+        """What the image contributed, in percentage points."""
+        if not results["entmlm"]:
+            return ()
+        overall = results["entmlm"]["overall"]
+        line = (
+            f"points lost when the image is another patient's: {number(overall['own']['tokens'])} of masked tokens "
+            f"restored with the own image, {number(overall['swapped']['tokens'])} with the other"
+        )
+        low, high = overall["drop"]["tokens_interval"]
+        value, beside = number(100 * overall["drop"]["tokens"], 1), interval([100 * low, 100 * high], 1)
+        return [Card("Masked findings: what the image gives", value, beside, [line])]
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """Its section."""
+        return [Part(RESTORING, template("entmlm"))] if results["entmlm"] else ()
+
+
+ENTMLM = EntMLMEvaluation()

@@ -18,9 +18,13 @@ from typing import Any
 from mmclip_jax.data.images.transforms import fit_boxes
 from mmclip_jax.data.schema import Box
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.base import Model, Split
+from mmclip_jax.evaluate.base import INSIDE, Context, Evaluation, Part, Result, Results, template
+from mmclip_jax.evaluate.base import PHRASES as PHRASE_FILE
 from mmclip_jax.evaluate.evaluations import grounding
-from mmclip_jax.evaluate.evaluations.grounding import Query
+from mmclip_jax.evaluate.evaluations.grounding import GROUNDING_SECTION, Query
+from mmclip_jax.evaluate.model import Model
+from mmclip_jax.evaluate.rows import Progress, Split
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 
 _COLUMNS = ("dicom_id", "category_name", "label_text", "x", "y", "w", "h", "image_width", "image_height")
@@ -129,7 +133,13 @@ def queries_of(split: Split, phrases: Sequence[Phrase]) -> tuple[list[Query], in
 
 
 def evaluate(
-    model: Model, split: Split, validation: Split | None, file: str | os.PathLike[str], **options: Any
+    model: Model,
+    split: Split,
+    validation: Split | None,
+    file: str | os.PathLike[str],
+    *,
+    bootstrap: Bootstrap = DEFAULT,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`grounding.evaluate` with the phrases of a file as queries; "elsewhere" counts those of other splits.
 
@@ -144,7 +154,39 @@ def evaluate(
             "mimic_cxr, whose ids are dicom_id, and a split that has some"
         )
     result = grounding.evaluate(
-        model, split, validation=validation, queries=lambda part: queries_of(part, phrases)[0], **options
+        model,
+        split,
+        validation=validation,
+        queries=lambda part: queries_of(part, phrases)[0],
+        bootstrap=bootstrap,
+        progress=progress,
     )
     assert result is not None
     return result | {"phrases": len(phrases), "elsewhere": elsewhere}
+
+
+class PhrasesEvaluation(Evaluation[None]):
+    """Grounding of the phrases of a file."""
+
+    name = "phrases"
+    needs = (INSIDE, PHRASE_FILE)
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        assert context.inside is not None
+        found = evaluate(
+            context.inside,
+            context.rows,
+            context.other_regions,
+            context.phrase_file,
+            bootstrap=context.bootstrap,
+            progress=context.progress,
+        )
+        return Result(found)
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """Tables below those of the findings' prompts."""
+        return [Part(GROUNDING_SECTION, template("phrases"), guest=True)] if results["phrases"] else ()
+
+
+PHRASES = PhrasesEvaluation()

@@ -6,17 +6,22 @@ a fixed number of rows, so that the numbers of data sets of different size compa
 image's report, and each report's image, among all of the source, as the literature does.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmclip_jax.data.texts import full_text, text_ids
-from mmclip_jax.evaluate.base import Encoder, Foreign, Progress, Split
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.base import Card, Context, Evaluation, Part, Result, Results, Section, template
+from mmclip_jax.evaluate.evaluations import source_probe
+from mmclip_jax.evaluate.model import Encoder, Foreign
+from mmclip_jax.evaluate.report.formats import interval, number
+from mmclip_jax.evaluate.rows import Progress, Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 BLOCK = 64
 RECALL_AT = (1, 5, 10)
+RECALL = Section("retrieval", "Retrieval", "Retrieval")
 # Queries that are compared with the whole gallery at a time.
 QUERIES = 256
 
@@ -83,14 +88,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, ids: np.ndarray, chunk: int 
 
 
 def recall_numbers(
-    image_embed: np.ndarray,
-    text_embed: np.ndarray,
-    ids: np.ndarray,
-    patients: Sequence[Hashable],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    image_embed: np.ndarray, text_embed: np.ndarray, ids: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Recall@1, 5, 10 and the median rank, of images among all texts and of texts among all images.
 
@@ -98,10 +96,7 @@ def recall_numbers(
       image_embed: [n, E], L2-normalised.
       text_embed: the same.
       ids: int [n, G], see `ranks`.
-      patients: [n]; intervals resample the patients of the queries, the gallery stays whole.
-      resamples: of the intervals.
-      level: of the same.
-      seed: of the same.
+      bootstrap: of the n rows; intervals resample the patients of the queries, the gallery stays whole.
 
     Returns (for JSON):
       {"rows", "with_several" (queries with more than one positive), "image_to_text" and "text_to_image": {"recall@1",
@@ -117,21 +112,18 @@ def recall_numbers(
     for name, pair in (("image_to_text", (image_embed, text_embed)), ("text_to_image", (text_embed, image_embed))):
         rank = ranks(*pair, ids)
         hits = np.stack([rank <= k for k in RECALL_AT], axis=1).astype(np.float64)
-        replicates = metrics.resample_ratio(hits, 1.0, patients, resamples=resamples, seed=seed)
+        replicates = bootstrap.ratio(hits)
         entry: dict[str, Any] = {}
         for i, k in enumerate(RECALL_AT):
             value = float(hits[:, i].mean())
-            interval = intervals.rate_interval(value, replicates[:, i], level, intervals.count_patients(patients))
             entry[f"recall@{k}"] = {
                 "value": value,
-                "interval": [interval.low, interval.high],
+                "interval": bootstrap.rate_interval(value, replicates[:, i]).bounds,
                 "random": float(_random_recall(positives, n, k).mean()),
             }
-        medians = metrics.resample_metric(
-            np.zeros(n), rank, patients, metric=lambda _, drawn: float(np.median(drawn)), resamples=resamples, seed=seed
-        )
-        interval = metrics.percentile_interval(medians, level)
-        entry["median_rank"] = {"value": float(np.median(rank)), "interval": [interval.low, interval.high]}
+        medians = bootstrap.metric(np.zeros(n), rank, lambda _, drawn: float(np.median(drawn)))
+        middle = bootstrap.percentile_interval(medians)
+        entry["median_rank"] = {"value": float(np.median(rank)), "interval": middle.bounds}
         result[name] = entry
     return result
 
@@ -149,20 +141,21 @@ def evaluate(
     split: Split,
     image_embed: np.ndarray,
     *,
-    block: int = BLOCK,
-    recall: dict[str, Any] | None = None,
+    block: int | None = None,
+    recall: Bootstrap | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`contrastive_numbers` of each source and part: {"block", "parts": [{"source", "part", ...}]}.
 
     The text of a paired row is its whole report, that of an unpaired row a prompt of its labels. Parts of fewer rows
-    than a block are left out. Rows are shuffled once, the same way at every call.
+    than a block (None: `BLOCK`) are left out. Rows are shuffled once, the same way at every call.
 
-    Given `recall` (keywords of `recall_numbers`: resamples, level, seed), "recall": [{"source", ...}] holds those of
-    every source with reports. Positives of each other are rows of one study, and rows whose reports have the same
-    sentences; normal reports in other words are not, whatever training took them for.
+    Given `recall`, "recall": [{"source", ...}] holds the `recall_numbers` of every source with reports. Positives of
+    each other are rows of one study, and rows whose reports have the same sentences; normal reports in other words are
+    not, whatever training took them for.
     """
     galleries = []
+    block = block or BLOCK
     share = bool(getattr(getattr(getattr(model, "config", None), "data", None), "share_no_finding", True))
     scale = float(model.trained_logit_scale if isinstance(model, Foreign) else model.logit_scale)
     groups: dict[tuple[str, str], list[int]] = {}
@@ -182,7 +175,7 @@ def evaluate(
             if recall is not None and part == "paired":
                 strict = np.stack([text_ids(full_text(split.examples[row], False)) for row in rows])
                 patients = [split.patients[row] for row in rows]
-                found = recall_numbers(image_embed[rows], embedded, strict, patients, **recall)
+                found = recall_numbers(image_embed[rows], embedded, strict, recall.of(patients))
                 galleries.append({"source": source, **found})
             advance(len(rows))
     return {"block": block, "parts": parts} | ({} if recall is None else {"recall": galleries})
@@ -199,3 +192,48 @@ def encode_texts(model: Encoder, texts: Sequence[str]) -> np.ndarray:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+class RetrievalEvaluation(Evaluation[None]):
+    """Images and texts of one source, which find each other."""
+
+    name = "contrastive"
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        given = context.model, context.rows, context.embedded
+        return Result(evaluate(*given, recall=context.bootstrap, progress=context.progress))
+
+    def cards(self, results: Results) -> Sequence[Card]:
+        """Recall at 10 in the first source with reports."""
+        cards = []
+        for found in results["contrastive"]["recall"][:1]:
+            there, back = found["image_to_text"], found["text_to_image"]
+            recall, rank = there["recall@10"], there["median_rank"]["value"]
+            lines = [
+                f"image → report, {found['rows']:,} images of {found['source']} (random {number(recall['random'])})",
+                f"Median rank {number(rank, 0)}; report → image: {number(back['recall@10']['value'])}",
+            ]
+            cards.append(Card("Retrieval R@10", number(recall["value"]), interval(recall["interval"]), lines))
+        return cards
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """A section on recall, and a table of blocks among the sources."""
+        recall = [Part(RECALL, template("retrieval"))] if results["contrastive"]["recall"] else []
+        blocks = Part(source_probe.PAGE_SECTION, template("contrastive_blocks"), guest=True)
+        return [*recall, *([blocks] if results["contrastive"]["parts"] else [])]
+
+    def quick(self, context: Context) -> Mapping[str, float]:
+        """Of each source and part "contrastive_loss/SOURCE/PART", "image_to_text/..." and "text_to_image/..."."""
+        values: dict[str, float] = {}
+        for part in evaluate(context.model, context.rows, context.embedded)["parts"]:
+            name = f"{part['source']}/{part['part']}"
+            values |= {
+                f"contrastive_loss/{name}": part["loss"],
+                f"image_to_text/{name}": part["image_to_text"],
+                f"text_to_image/{name}": part["text_to_image"],
+            }
+        return values
+
+
+RETRIEVAL = RetrievalEvaluation()

@@ -6,16 +6,20 @@ sources apart. Accuracy near the majority share (AUROC near 0.5) means that embe
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.base import thinned
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.base import SOURCES, Card, Context, Evaluation, Part, Result, Results, Section, template
+from mmclip_jax.evaluate.report.formats import interval, number
+from mmclip_jax.evaluate.rows import thinned
+from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap, macro_replicates
 
 FOLDS = 5
 MAX_ROWS = 5000
+PAGE_SECTION = Section("sources", "Sources", "Sources")
 
 
 def evaluate(
@@ -25,9 +29,7 @@ def evaluate(
     *,
     folds: int = FOLDS,
     limit: int = MAX_ROWS,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any] | None:
     """Logistic regression on standardised embeddings [n, E]; scores are out of fold.
 
@@ -49,7 +51,7 @@ def evaluate(
         return None
     x = np.asarray(embeddings, np.float64)[rows]
     scores = np.zeros((len(rows), len(names)))
-    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, target, groups)
+    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=bootstrap.seed).split(x, target, groups)
     for fit, held_out in splits:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-3, max_iter=200))
         with warnings.catch_warnings():
@@ -58,24 +60,63 @@ def evaluate(
             probe.fit(x[fit], target[fit])
         scores[np.ix_(held_out, probe.classes_)] = probe.predict_proba(x[held_out])
     right = scores.argmax(axis=1) == target
-    accuracy = intervals.rate_interval(
-        float(right.mean()),
-        metrics.resample_ratio(right.astype(float), 1.0, groups, resamples=resamples, seed=seed),
-        level,
-        intervals.count_patients(groups),
-    )
+    bootstrap = bootstrap.of(groups)
+    accuracy = bootstrap.rate_interval(float(right.mean()), bootstrap.ratio(right.astype(float)))
     one_hot = (target[:, np.newaxis] == np.arange(len(names))).astype(float)
     columns = [1] if len(names) == 2 else list(range(len(names)))
     mean = float(np.mean([metrics.auroc(one_hot[:, c], scores[:, c]) for c in columns]))
-    drawn = metrics.resample_metric(one_hot[:, columns], scores[:, columns], groups, resamples=resamples, seed=seed)
-    area = metrics.logit_interval(mean, metrics.macro_replicates(drawn), level, min(people))
+    drawn = bootstrap.metric(one_hot[:, columns], scores[:, columns])
+    area = bootstrap.logit_interval(mean, macro_replicates(drawn), min(people))
     return {
         "rows": len(rows),
         "sources": {str(name): int((target == c).sum()) for c, name in enumerate(names)},
         "folds": folds,
         "accuracy": float(right.mean()),
-        "accuracy_interval": [accuracy.low, accuracy.high],
+        "accuracy_interval": accuracy.bounds,
         "majority": float(np.bincount(target).max() / len(target)),
         "auroc": mean,
-        "auroc_interval": [area.low, area.high],
+        "auroc_interval": area.bounds,
     }
+
+
+class SourceProbeEvaluation(Evaluation[None]):
+    """The linear probe of the image embeddings."""
+
+    name = "source_probe"
+    needs = (SOURCES,)
+    compared = (("Source probe", "source_probe_auroc"),)
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        return Result(_of(context))
+
+    def headline(self, results: Results) -> Mapping[str, Any]:
+        """The AUROC."""
+        probe = results["source_probe"]
+        return {"source_probe_auroc": probe and probe["auroc"]}
+
+    def cards(self, results: Results) -> Sequence[Card]:
+        """The AUROC."""
+        if not (probe := results["source_probe"]):
+            return ()
+        line = f"Lower is better; accuracy {number(probe['accuracy'])}, majority {number(probe['majority'])}"
+        return [Card("Source probe AUROC", number(probe["auroc"]), interval(probe["auroc_interval"]), [line])]
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """A paragraph, also where there is one source only."""
+        return [Part(PAGE_SECTION, template("source_probe"))]
+
+    def quick(self, context: Context) -> Mapping[str, float]:
+        """{"source_probe_accuracy", "source_probe_auroc"}, of three folds."""
+        probe = _of(context, folds=3)
+        if probe is None:
+            return {}
+        return {"source_probe_accuracy": probe["accuracy"], "source_probe_auroc": probe["auroc"]}
+
+
+def _of(context: Context, folds: int = FOLDS) -> dict[str, Any] | None:
+    sources = [example.source for example in context.rows.examples]
+    return evaluate(context.embedded, sources, context.rows.patients, folds=folds, bootstrap=context.bootstrap)
+
+
+SOURCE_PROBE = SourceProbeEvaluation()

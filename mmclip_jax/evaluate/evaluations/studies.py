@@ -4,12 +4,15 @@ CheXpert and MIMIC-CXR label studies, not images: an image that does not show a 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mmclip_jax.evaluate.base import Split
+from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results, Summary, template
+from mmclip_jax.evaluate.evaluations.zeroshot import FINDINGS, ZERO_SHOT
+from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap, macro_replicates
 
 WAYS = ("mean", "max")
 
@@ -45,10 +48,7 @@ def evaluate(
     findings: Sequence[str],
     labels: np.ndarray,
     scores: np.ndarray,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
     """AUROC of each source's images and studies.
 
@@ -70,14 +70,11 @@ def evaluate(
         areas: dict[str, list[float]] = {}
         for name, (label, score, first) in sets.items():
             areas[name] = [metrics.auroc(label[:, k], score[:, k]) for k in range(len(findings))]
-            replicates = metrics.resample_metric(label, score, patients[mine[first]], resamples=resamples, seed=seed)
+            replicates = bootstrap.of(patients[mine[first]]).metric(label, score)
             known = [area for area in areas[name] if not np.isnan(area)]
             mean = float(np.mean(known)) if known else float("nan")
-            interval = metrics.logit_interval(mean, metrics.macro_replicates(replicates), level)
-            macro[name] = {
-                "auroc": mean,
-                "auroc_interval": [interval.low, interval.high],
-            }
+            interval = bootstrap.logit_interval(mean, macro_replicates(replicates))
+            macro[name] = {"auroc": mean, "auroc_interval": interval.bounds}
         result[source] = {
             "images": len(mine),
             "studies": len(counts),
@@ -88,3 +85,26 @@ def evaluate(
             ],
         }
     return result
+
+
+class StudiesEvaluation(Evaluation[None]):
+    """The scores by prompts, by study."""
+
+    name = "studies"
+    after = (ZERO_SHOT,)
+    nothing: ClassVar[Summary] = {}
+
+    def run(self, context: Context) -> Result[None]:
+        """See `evaluate`."""
+        scored = context.found(ZERO_SHOT)
+        if scored is None or not scored.findings:
+            return Result({})
+        scores = scored.scores[scored.score]
+        return Result(evaluate(context.rows, scored.findings, scored.labels, scores, context.bootstrap))
+
+    def parts(self, results: Results, found: None) -> Sequence[Part]:
+        """A table below those of the findings."""
+        return [Part(FINDINGS, template("studies"), guest=True)] if results["studies"] else ()
+
+
+STUDIES = StudiesEvaluation()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data.schema import Example
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, macro_replicates
 
 AGE_BANDS = ((0, 18), (18, 40), (40, 60), (60, 80), (80, 200))
 MIN_ROWS = 30
@@ -39,14 +40,10 @@ def evaluate(
     examples: Sequence[Example],
     labels: np.ndarray,
     scores: np.ndarray,
-    patients: np.ndarray,
     names: Sequence[str],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap,
 ) -> list[dict[str, Any]]:
-    """Compares groups of rows; labels and scores [n, K], patients [n], names [K].
+    """Compares groups of rows; labels and scores [n, K], names [K], bootstrap of the n rows.
 
     Within an attribute all groups are compared over the same findings: those of which every group has at least
     `MIN_CLASS` positives and negatives. Groups share the resamples of patients.
@@ -59,7 +56,7 @@ def evaluate(
     result = []
     for name, key in ATTRIBUTES.items():
         group_of = np.array([key(example) for example in examples], object)
-        result.append(_compare(name, group_of, labels, scores, patients, names, resamples, level, seed))
+        result.append(_compare(name, group_of, labels, scores, names, bootstrap))
     return result
 
 
@@ -68,11 +65,8 @@ def _compare(
     group_of: np.ndarray,
     labels: np.ndarray,
     scores: np.ndarray,
-    patients: np.ndarray,
     names: Sequence[str],
-    resamples: int,
-    level: float,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     sizes = {str(group): int((group_of == group).sum()) for group in sorted(set(group_of) - {""}, key=_order)}
     kept = [group for group, size in sizes.items() if size >= MIN_ROWS]
@@ -100,34 +94,28 @@ def _compare(
     def macro(inside: np.ndarray) -> tuple[float, np.ndarray]:
         masked = np.where(inside[:, np.newaxis], labels[:, usable], np.nan)
         points = [metrics.auroc(masked[:, i], scores[:, k]) for i, k in enumerate(usable)]
-        drawn = metrics.resample_metric(masked, scores[:, usable], patients, resamples=resamples, seed=seed)
-        return float(np.mean(points)), metrics.macro_replicates(drawn)
+        return float(np.mean(points)), macro_replicates(bootstrap.metric(masked, scores[:, usable]))
 
     everyone = np.isin(group_of, kept)
     found = {group: macro(group_of == group) for group in kept}
     for group, (point, drawn) in found.items():
         inside = group_of == group
         rest, drawn_rest = macro(everyone & ~inside)
-        own = metrics.logit_interval(point, drawn, level)
-        apart = intervals.difference_interval(point - rest, drawn - drawn_rest, level)
         result["groups"].append(
             {
                 "group": group,
                 "rows": sizes[group],
-                "patients": len(set(patients[inside])),
+                "patients": bootstrap.among(inside).count,
                 "auroc": point,
-                "auroc_interval": [own.low, own.high],
+                "auroc_interval": bootstrap.logit_interval(point, drawn).bounds,
                 "difference": point - rest,
-                "difference_interval": [apart.low, apart.high],
+                "difference_interval": bootstrap.difference_interval(point - rest, drawn - drawn_rest).bounds,
             }
         )
     highest, lowest = (choose(found, key=lambda group: found[group][0]) for choose in (max, min))
     gap = found[highest][0] - found[lowest][0]
-    between = intervals.difference_interval(gap, found[highest][1] - found[lowest][1], level)
-    return result | {
-        "gap": gap,
-        "gap_interval": [between.low, between.high],
-    }
+    between = bootstrap.difference_interval(gap, found[highest][1] - found[lowest][1])
+    return result | {"gap": gap, "gap_interval": between.bounds}
 
 
 def _order(group: str) -> tuple[float, str]:

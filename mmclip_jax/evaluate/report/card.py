@@ -1,19 +1,23 @@
 """The model card of an evaluated checkpoint, in Markdown: intended use, data, audit, metrics, limits."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from mmclip_jax.data.leakage import audit
-from mmclip_jax.evaluate.report.page import headline_cards, interval, number, protocol_lines, referee_facts
+from mmclip_jax.evaluate import registry
+from mmclip_jax.evaluate.base import Results
+from mmclip_jax.evaluate.report.notes import about, honesty, referee_facts
 
 CARD_FILE = "model_card.md"
 
 
-def render(results: Mapping[str, Any], limits: list[str]) -> str:
-    """The card of what `common.evaluate_checkpoint` returned; `limits` are what its numbers do not say."""
-    checkpoint, exposure = results["checkpoint"], results["exposure"]
-    scored = results["zero_shot"]
-    lines = [
+def render(results: Results) -> str:
+    """The card of what `run.evaluate_checkpoint` returned."""
+    lines = [*_head(results), "", "## Training data", "", *_training(results), "", *_numbers(results)]
+    limits = honesty(results, registry.limits(results))
+    return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in limits), ""])
+
+
+def _head(results: Results) -> list[str]:
+    checkpoint = results["checkpoint"]
+    return [
         f"# Model card: {checkpoint['run'] or 'unnamed run'}"
         + ("" if checkpoint["referee"] else f", step {checkpoint['step']:,}"),
         "",
@@ -26,10 +30,11 @@ def render(results: Mapping[str, Any], limits: list[str]) -> str:
         "",
         "Research on language-image pre-training for chest radiographs. Not for diagnosis, triage or any decision on "
         "a patient. Scores rank images of one source; they were not validated in a clinic.",
-        "",
-        "## Training data",
-        "",
     ]
+
+
+def _training(results: Results) -> list[str]:
+    checkpoint, exposure, lines = results["checkpoint"], results["exposure"], []
     if exposure:
         for source, parts in exposure.get("sources", {}).items():
             labels = ", ".join(exposure.get("label_kinds", {}).get(source, ())) or "none"
@@ -42,27 +47,23 @@ def render(results: Mapping[str, Any], limits: list[str]) -> str:
         lines.append(stated or "Unknown: not trained by this software.")
     else:
         lines.append("The checkpoint does not say what it was trained on.")
+    return lines
+
+
+def _numbers(results: Results) -> list[str]:
     data = results["data"]
     sets = "; ".join(f"{s['name']} {s['version']} (contents {s['fingerprint'][:12]})" for s in data["sets"])
-    lines += [
-        "",
+    lines = [
         "## Evaluation",
         "",
         f"{data['rows']:,} images of {data['patients']:,} patients, {data['split']} split of {sets or 'memory'}.",
         "",
-        *(f"- {line}" for line in protocol_lines(results)),
+        *(f"- {line}" for line in registry.lines(results)),
         f"- Audit: {audit.text(results['audit'])}",
         "",
-        f"| measure | value ({100 * scored['level']:g} % interval) | |",
+        f"| measure | value ({100 * about(results).level:g} % interval) | |",
         "|---|---|---|",
     ]
-    for card in headline_cards(results):
-        value = f"{card['value']} {card['beside']}".strip()
-        lines.append(f"| {card['title']} | {value} | {'; '.join(card['lines'])} |")
-    if scored["primary"] is not None:
-        lines += ["", f"| finding, {scored['primary']} | positives | AUROC | exposure |", "|---|---|---|---|"]
-        for row in scored["sources"][scored["primary"]]["findings"]:
-            value = row[scored["score"]]
-            area = row["note"] or f"{number(value['auroc'])} {interval(value['auroc_interval'])}".strip()
-            lines.append(f"| {row['name']} | {row['positives']:,} | {area} | {row['exposure']} |")
-    return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in limits), ""])
+    for card in registry.cards(results):
+        lines.append(f"| {card.title} | {f'{card.value} {card.beside}'.strip()} | {'; '.join(card.lines)} |")
+    return [*lines, *(line for each in registry.EVALUATIONS for line in each.tables(results))]

@@ -9,10 +9,12 @@ import numpy as np
 from mmclip_jax.data.images.transforms import fit_boxes
 from mmclip_jax.data.schema import Box, LabelState
 from mmclip_jax.data.texts import full_text
-from mmclip_jax.evaluate.base import Model, Split
+from mmclip_jax.evaluate.base import Context
 from mmclip_jax.evaluate.evaluations.entmlm import NO_FINDING, affirmed_kinds, foreign_entities, group_by_entity
 from mmclip_jax.evaluate.evaluations.grounding import prompt_of
-from mmclip_jax.evaluate.evaluations.zeroshot import ZeroShot
+from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, ZeroShot
+from mmclip_jax.evaluate.model import Model
+from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.text import prompts
 
 CASES = 12
@@ -113,8 +115,11 @@ def choose_cases(split: Split, source: str | None, count: int = CASES) -> list[t
     return chosen
 
 
-def build_cases(model: Model, split: Split, scored: ZeroShot, count: int = CASES, seed: int = 0) -> list[Case]:
-    """Runs the model on the chosen cases, all of them in one batch a task."""
+def build_cases(context: Context, count: int = CASES) -> list[Case]:
+    """Runs the model on the chosen cases, all of them in one batch a task; [] of a model that shows nothing inside."""
+    model, split, seed, scored = context.inside, context.rows, context.bootstrap.seed, context.found(ZERO_SHOT)
+    if model is None or scored is None:
+        return []
     chosen = choose_cases(split, scored.summary["primary"], count)
     if not chosen:
         return []

@@ -16,8 +16,12 @@ import numpy as np
 
 from mmclip_jax import files
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.report.page import RESULTS_FILE, SCORES_FILE, finite
+from mmclip_jax.evaluate.report.formats import finite
+from mmclip_jax.evaluate.report.notes import about
+from mmclip_jax.evaluate.report.page import RESULTS_FILE
+from mmclip_jax.evaluate.report.scores_file import NAME as SCORES_FILE
 from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_replicates
 from mmclip_jax.text import prompts
 
 COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
@@ -28,7 +32,7 @@ FEWEST_PATIENTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class SavedEvaluation:
     """An evaluation as read back: its results, and the rows of scores.csv.
 
     name: what to call it; ids, sources, patients: of the n rows; labels, scores: float64 [n, K] of `findings`.
@@ -45,7 +49,7 @@ class Evaluation:
     scores: np.ndarray
 
     @classmethod
-    def read(cls, directory: str | os.PathLike[str]) -> "Evaluation":
+    def read(cls, directory: str | os.PathLike[str]) -> "SavedEvaluation":
         """Reads results.json and scores.csv of a directory (or of the newest evaluation of a training run).
 
         Raises:
@@ -67,7 +71,7 @@ class Evaluation:
             raise UserError(f"{path}: {RESULTS_FILE} or {SCORES_FILE} is damaged ({said}): evaluate again") from error
 
     @classmethod
-    def _read(cls, path: pathlib.Path) -> "Evaluation":
+    def _read(cls, path: pathlib.Path) -> "SavedEvaluation":
         import pandas as pd
 
         for name in (RESULTS_FILE, SCORES_FILE):
@@ -114,7 +118,7 @@ def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
     return max(found, key=lambda each: (int(each.name) if each.name.isdigit() else -1, each.name), default=path)
 
 
-def check_comparable(evaluations: Sequence[Evaluation]) -> None:
+def check_comparable(evaluations: Sequence[SavedEvaluation]) -> None:
     """Refuses evaluations that are not of the same images by the same protocol.
 
     Raises:
@@ -139,7 +143,7 @@ def check_comparable(evaluations: Sequence[Evaluation]) -> None:
 
 
 def compare(
-    evaluations: Sequence[Evaluation], *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+    evaluations: Sequence[SavedEvaluation], *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
     """Compares every evaluation with the first.
 
@@ -160,7 +164,8 @@ def compare(
     sources = {}
     for source in dict.fromkeys(first.sources.tolist()):
         rows = np.flatnonzero(first.sources == source)
-        sources[source] = _compare_source(evaluations, rows, resamples, level, seed)
+        patients = first.patients[rows]
+        sources[source] = _compare_source(evaluations, rows, Bootstrap(patients, resamples, level, seed))
     return {
         "runs": [
             {
@@ -172,13 +177,13 @@ def compare(
                 "exposure": each.results["exposure"],
                 "audit": each.results["audit"],
                 "referee": each.results["checkpoint"].get("referee"),
-                "prompts": each.results["zero_shot"]["protocol"].get("prompts", ""),
+                "prompts": about(each.results).protocol.get("prompts", ""),
                 "headline": each.results["headline"],
             }
             for each in evaluations
         ],
-        "protocol": first.results["zero_shot"]["protocol"],
-        "primary": first.results["zero_shot"]["primary"],
+        "protocol": about(first.results).protocol,
+        "primary": about(first.results).source,
         "data": first.results["data"],
         "level": level,
         "resamples": resamples,
@@ -186,11 +191,9 @@ def compare(
     }
 
 
-def _compare_source(
-    evaluations: Sequence[Evaluation], rows: np.ndarray, resamples: int, level: float, seed: int
-) -> dict[str, Any]:
+def _compare_source(evaluations: Sequence[SavedEvaluation], rows: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     first = evaluations[0]
-    labels, patients = first.labels[rows], first.patients[rows]
+    labels = first.labels[rows]
     counts = [metrics.counts(labels[:, k]) for k in range(labels.shape[1])]
     defined = [k for k, counted in enumerate(counts) if not counted.note]
     table: list[dict[str, Any]] = [
@@ -205,33 +208,43 @@ def _compare_source(
     ]
     macro: dict[str, Any] = {"name": f"mean of {len(defined)}"}
     for metric, function in METRICS.items():
-        points = np.full((len(evaluations), len(table)), np.nan)
-        drawn = np.full((len(evaluations), resamples, len(table)), np.nan)
-        for e, each in enumerate(evaluations):
-            scores = each.scores[rows]
-            for k in defined:
-                points[e, k] = function(labels[:, k], scores[:, k])
-            drawn[e][:, defined] = metrics.resample_metric(
-                labels[:, defined], scores[:, defined], patients, metric=function, resamples=resamples, seed=seed
-            )
-        for k, row in enumerate(table):
-            found = Drawn(points[:, k], drawn[:, :, k], metrics.fewest_patients(labels[:, k], patients))
-            if function is metrics.auprc and k in defined:
-                found.left_out = [
-                    metrics.leave_out_metric(labels[:, k], each.scores[rows, k], patients, metric=function)
-                    for each in evaluations
-                ]
-            row[metric] = found.entry(level)
+        compared = _compare_metric(function, labels, [each.scores[rows] for each in evaluations], defined, bootstrap)
+        for row, found in zip(table, compared, strict=True):
+            row[metric] = found.entry(bootstrap)
         for e in range(1, len(evaluations)):
             entries = [table[k][metric]["differences"][e] for k in defined]
             tested = [entry for entry in entries if not np.isnan(entry["p"])]
             for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
                 entry["p_holm"] = adjusted
         if defined:
-            means = np.stack([metrics.macro_replicates(each[:, defined]) for each in drawn])
-            macros = points[:, defined].mean(axis=1)
-            macro[metric] = Drawn(macros, means).entry(level)
-    return {"rows": len(rows), "patients": len(set(patients.tolist())), "findings": table, "macro": macro}
+            points = np.stack([compared[k].points for k in defined], axis=1)
+            drawn = np.stack([compared[k].replicates for k in defined], axis=2)
+            means = np.stack([macro_replicates(each) for each in drawn])
+            macro[metric] = Drawn(points.mean(axis=1), means).entry(bootstrap)
+    return {"rows": len(rows), "patients": bootstrap.count, "findings": table, "macro": macro}
+
+
+def _compare_metric(
+    function: metrics.Metric,
+    labels: np.ndarray,
+    scores: Sequence[np.ndarray],
+    defined: Sequence[int],
+    bootstrap: Bootstrap,
+) -> list["Drawn"]:
+    """A metric of each finding; labels [n, K], scores [n, K] of each run, defined: the findings with both classes."""
+    points = np.full((len(scores), labels.shape[1]), np.nan)
+    drawn = np.full((len(scores), bootstrap.resamples, labels.shape[1]), np.nan)
+    for e, each in enumerate(scores):
+        for k in defined:
+            points[e, k] = function(labels[:, k], each[:, k])
+        drawn[e][:, defined] = bootstrap.metric(labels[:, defined], each[:, defined], function)
+    result = []
+    for k in range(labels.shape[1]):
+        found = Drawn(points[:, k], drawn[:, :, k], fewest_patients(labels[:, k], bootstrap.patients))
+        if function is metrics.auprc and k in defined:
+            found.left_out = [bootstrap.jackknife(labels[:, k], each[:, k], function) for each in scores]
+        result.append(found)
+    return result
 
 
 @dataclasses.dataclass
@@ -246,11 +259,11 @@ class Drawn:
     fewest: int | None = None
     left_out: Sequence[np.ndarray] | None = None
 
-    def entry(self, level: float) -> dict[str, Any]:
+    def entry(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """The values with intervals, and the differences to the first run with intervals and p."""
         left_out: Sequence[np.ndarray | None] = self.left_out if self.left_out else [None for _ in self.points]
         own = [
-            metrics.logit_interval(float(point), drawn, level, self.fewest, left)
+            bootstrap.logit_interval(float(point), drawn, self.fewest, left)
             for point, drawn, left in zip(self.points, self.replicates, left_out, strict=True)
         ]
         differences: list[dict[str, Any] | None] = [None]
@@ -258,19 +271,19 @@ class Drawn:
             apart = float(point - self.points[0])
             paired = drawn - self.replicates[0]
             left_apart = None if left is None or left_out[0] is None else left - left_out[0]
-            found = intervals.difference_interval(apart, paired, level, self.fewest, left_apart)
+            found = bootstrap.difference_interval(apart, paired, self.fewest, left_apart)
             few = self.fewest is not None and self.fewest < FEWEST_PATIENTS
             differences.append(
                 {
                     "difference": apart,
-                    "interval": [found.low, found.high],
+                    "interval": found.bounds,
                     "p": float("nan") if few else intervals.p_value(apart, paired, self.fewest, left_apart),
                     "p_holm": float("nan"),
                 }
             )
         return {
             "values": self.points.tolist(),
-            "intervals": [[interval.low, interval.high] for interval in own],
+            "intervals": [interval.bounds for interval in own],
             "differences": differences,
         }
 
@@ -295,7 +308,7 @@ def run(
     """
     from mmclip_jax.evaluate.report import comparison_page
 
-    result = compare([Evaluation.read(directory) for directory in directories], resamples=resamples)
+    result = compare([SavedEvaluation.read(directory) for directory in directories], resamples=resamples)
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_whole(folder / COMPARISON_JSON, json.dumps(finite(result), indent=1, ensure_ascii=False) + "\n")
@@ -317,5 +330,5 @@ def _split(results: dict[str, Any]) -> str:
 
 
 def _protocol(results: dict[str, Any]) -> str:
-    protocol = results["zero_shot"]["protocol"]
+    protocol = about(results).protocol
     return f"{protocol['name']} {protocol['digest']}"

@@ -7,9 +7,11 @@ from typing import Any
 
 import mmclip_jax
 from mmclip_jax.data.leakage import audit
+from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.report import figures
 from mmclip_jax.evaluate.report.comparison import FEWEST_PATIENTS
-from mmclip_jax.evaluate.report.page import interval, number, page_environment
+from mmclip_jax.evaluate.report.formats import interval, number
+from mmclip_jax.evaluate.report.page import page_environment
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -29,6 +31,7 @@ def render(result: Mapping[str, Any]) -> str:
     return environment.get_template("compare.html.j2").render(
         c=result,
         letters=string.ascii_uppercase,
+        columns=dict(column for each in registry.EVALUATIONS for column in each.compared),
         audits=[audit.text(each["audit"]) for each in result["runs"]],
         span=[number(end, 2) for end in span],
         fewest=FEWEST_PATIENTS,

@@ -5,14 +5,14 @@ validation rows, and T = 1 is the model as trained. A temperature changes no ran
 that finds too much of everything stays so.
 """
 
-import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 BINS = 15
 ECE_PATIENTS = 50
@@ -54,15 +54,7 @@ def reliability(labels: Any, probabilities: Any, bins: int = BINS) -> list[dict[
     ]
 
 
-def resample_calibration(
-    labels: Any,
-    probabilities: Any,
-    groups: Sequence[Hashable] | np.ndarray | None,
-    *,
-    bins: int = BINS,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
+def resample_calibration(labels: Any, probabilities: Any, bootstrap: Bootstrap, bins: int = BINS) -> np.ndarray:
     """(ECE, Brier score) of each resample of patients, findings [n, K] being pooled: float64 [R, 2].
 
     The ECE of a resample is larger than that of the rows it comes from on average, since noise adds to every bin.
@@ -74,7 +66,7 @@ def resample_calibration(
         known = ~np.isnan(column)
         rows[known, :3] += _bin_sums(column[known], chances[known], bins)
         rows[known, 3, 0] += (chances[known] - column[known]) ** 2
-    sums = metrics.resample_sums(rows, groups, resamples=resamples, seed=seed)
+    sums = bootstrap.sums(rows)
     return np.stack([_ece_of(sums[:, :3]), metrics.divide(sums[:, 3, 0], sums[:, 0].sum(axis=1))], axis=1)
 
 
@@ -147,27 +139,20 @@ def _checked(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
 def evaluate(
     margins: np.ndarray,
     labels: np.ndarray,
-    groups: np.ndarray,
     names: Sequence[str],
     validation: tuple[np.ndarray, np.ndarray] | None,
-    *,
+    bootstrap: Bootstrap,
     bins: int = BINS,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Calibration as trained, and with a temperature fitted on validation.
 
     Args:
       margins: [n, K], logits.
       labels: [n, K].
-      groups: [n], patients.
       names: [K], of the findings.
       validation: (margins, labels) of other patients, or None.
+      bootstrap: of the rows.
       bins: of the ECE.
-      resamples: of the intervals.
-      level: of the same.
-      seed: of the same.
 
     Returns (for JSON): "bins", "temperature" (NaN with a "note" why), "as_trained" and "fitted" (None without a
     temperature): {"ece", "ece_interval", "brier", "brier_interval", "reliability"} of all findings pooled, and
@@ -177,23 +162,6 @@ def evaluate(
     if validation is not None:
         temperature = fit_temperature(validation[1], validation[0])
         note = "validation lacks one class" if np.isnan(temperature) else ""
-
-    people = intervals.count_patients(groups[~np.isnan(labels).all(axis=1)])
-
-    def pooled(chances: np.ndarray) -> dict[str, Any]:
-        replicates = resample_calibration(labels, chances, groups, bins=bins, resamples=resamples, seed=seed)
-        values: dict[str, Any] = {"reliability": reliability(labels, chances, bins)}
-        values |= {"ece": ece(labels, chances, bins), "brier": brier(labels, chances)}
-        for column, name in enumerate(("ece", "brier")):
-            if name == "ece":  # resamples of it are too high, and no formula for a rate fits
-                interval = metrics.percentile_interval(replicates[:, column], level)
-                if people < ECE_PATIENTS:
-                    interval = dataclasses.replace(interval, low=float("nan"), high=float("nan"))
-            else:
-                interval = intervals.rate_interval(values[name], replicates[:, column], level, people)
-            values[f"{name}_interval"] = [interval.low, interval.high]
-        return values
-
     before = sigmoid(margins)
     after = None if note else sigmoid(margins, temperature)
     table = []
@@ -208,7 +176,20 @@ def evaluate(
         "bins": bins,
         "temperature": temperature,
         "note": note,
-        "as_trained": pooled(before),
-        "fitted": None if after is None else pooled(after),
+        "as_trained": _pooled(labels, before, bootstrap, bins),
+        "fitted": None if after is None else _pooled(labels, after, bootstrap, bins),
         "findings": table,
     }
+
+
+def _pooled(labels: np.ndarray, chances: np.ndarray, bootstrap: Bootstrap, bins: int) -> dict[str, Any]:
+    """Of all findings [n, K] together."""
+    replicates = resample_calibration(labels, chances, bootstrap, bins)
+    patients = bootstrap.among(~np.isnan(labels).all(axis=1)).count
+    values: dict[str, Any] = {"reliability": reliability(labels, chances, bins)}
+    values |= {"ece": ece(labels, chances, bins), "brier": brier(labels, chances)}
+    # Resamples of the ECE are too high, and no formula for a rate fits.
+    of_ece = bootstrap.percentile_interval(replicates[:, 0])
+    values["ece_interval"] = of_ece.bounds if patients >= ECE_PATIENTS else [float("nan"), float("nan")]
+    values["brier_interval"] = bootstrap.rate_interval(values["brier"], replicates[:, 1], patients).bounds
+    return values

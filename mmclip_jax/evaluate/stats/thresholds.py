@@ -4,12 +4,13 @@ A row is called positive if its score is at least the threshold. The threshold i
 that are scored. `max_f1`, which others publish, chooses it on the scored patients themselves and is too good.
 """
 
-from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.stats import intervals, metrics
+from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.evaluate.stats.intervals import Interval
 
 MEASURES = ("f1", "accuracy", "sensitivity", "specificity")
 CRITERIA = ("f1", "youden")
@@ -49,38 +50,23 @@ def at_threshold(labels: Any, scores: Any, threshold: float) -> dict[str, float]
     return dict(zip(MEASURES, values.tolist(), strict=True))
 
 
-def resample_at_threshold(
-    labels: Any,
-    scores: Any,
-    threshold: float,
-    groups: Sequence[Hashable] | np.ndarray | None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
+def resample_at_threshold(labels: Any, scores: Any, threshold: float, bootstrap: Bootstrap) -> np.ndarray:
     """`MEASURES` of each resample of patients, the threshold being fixed: float64 [R, 4], NaN where undefined."""
     above, below = _ratios(labels, scores, threshold)
     # The last column counts positives, without which F1 is undefined here.
-    sums = metrics.resample_sums(np.stack([above, below], axis=1), groups, resamples=resamples, seed=seed)
+    sums = bootstrap.sums(np.stack([above, below], axis=1))
     values = metrics.divide(sums[:, 0], sums[:, 1])
     values[sums[:, 1, MEASURES.index("sensitivity")] == 0, MEASURES.index("f1")] = np.nan
     return values
 
 
-def interval(
-    measure: str,
-    point: float,
-    replicates: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[Hashable] | np.ndarray,
-    level: float,
-) -> metrics.Interval:
+def interval(measure: str, point: float, replicates: np.ndarray, labels: np.ndarray, bootstrap: Bootstrap) -> Interval:
     """Of one of `MEASURES`: `intervals.rate_interval` over the patients that it counts, F1 over those of positives."""
     counted = {"accuracy": ~np.isnan(labels), "specificity": labels == 0}.get(measure, labels == 1)
-    people = intervals.count_patients(np.asarray(groups, object)[counted])
+    patients = bootstrap.among(counted).count
     if measure == "f1":  # a ratio of counts, not a rate over rows
-        return metrics.logit_interval(point, replicates, level, people)
-    return intervals.rate_interval(point, replicates, level, people)
+        return bootstrap.logit_interval(point, replicates, patients)
+    return bootstrap.rate_interval(point, replicates, patients)
 
 
 def choose_threshold(labels: Any, scores: Any, criterion: str = "f1") -> float:

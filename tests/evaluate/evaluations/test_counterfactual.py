@@ -5,8 +5,9 @@ import pytest
 import toy
 
 from mmclip_jax.data.schema import Example
-from mmclip_jax.evaluate.base import Split, embed_images
 from mmclip_jax.evaluate.evaluations import counterfactual
+from mmclip_jax.evaluate.rows import Split, embed_images
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.text.entities import find_entities
 
 ROWS = toy.collection(patients=80, paired_only=True)
@@ -76,7 +77,7 @@ class Reader(toy.ToyModel):
 
 def test_polarity_is_won_where_the_planted_score_says_so() -> None:
     split, model = Split.of(ROWS, "test"), Reader()
-    found = counterfactual.evaluate(model, split, embed_images(model, split), resamples=100)
+    found = counterfactual.evaluate(model, split, embed_images(model, split), bootstrap=Bootstrap(resamples=100))
     assert found is not None
     pairs, _ = counterfactual.pairs_of(split)
     planted = [toy.planted_scores(p) for p in split.pixels(range(len(ROWS)))]
@@ -101,7 +102,7 @@ def test_sides_are_won_by_a_model_that_sees_them(see: float, rate: float, ties: 
         report = f"There is a small {side} pleural effusion."
         rows.append(toy.example(n, toy.plant([5000] * 5, source=n % 2), {}, report=report))
     split, model = Split.of(rows, "test"), Reader(see_source=see)
-    found = counterfactual.evaluate(model, split, embed_images(model, split), resamples=50)
+    found = counterfactual.evaluate(model, split, embed_images(model, split), bootstrap=Bootstrap(resamples=50))
     assert found is not None
     flips = {each["flip"]: each for each in found["flips"]}
     assert (flips["side"]["rate"], flips["side"]["ties"], flips["side"]["pairs"]) == (rate, ties, 40)

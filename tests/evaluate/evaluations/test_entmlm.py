@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmclip_jax.data.schema import LabelState
-from mmclip_jax.evaluate.base import Split
 from mmclip_jax.evaluate.evaluations import counterfactual, entmlm
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.text import vocabulary
 from mmclip_jax.text.entities import find_entities
 
@@ -24,7 +25,7 @@ def test_own_and_swapped_accuracy_are_those_planted() -> None:
     # Ten reports of an effusion, eight images of which show it; the twenty others do not.
     rows = [_row(n, EFFUSION, (int(n < 8), 0, 0, 0, 0)) for n in range(10)]
     rows += [_row(n, CLEAR) for n in range(10, 30)]
-    result = entmlm.evaluate(toy.ToyModel(), Split.of(rows), resamples=200)
+    result = entmlm.evaluate(toy.ToyModel(), Split.of(rows), bootstrap=Bootstrap(resamples=200))
     assert result is not None
     assert (result["queries"], result["reports"], result["without_other"], result["cut_off"]) == (10, 10, 0, 0)
     overall = result["overall"]
@@ -44,13 +45,13 @@ def test_a_model_that_ignores_the_image_shows_no_drop() -> None:
             return super().restore([images[0]] * len(images), texts, masked_entities)
 
     rows = [_row(0, EFFUSION, (1, 0, 0, 0, 0))] + [_row(n, EFFUSION if n % 2 else CLEAR) for n in range(1, 20)]
-    result = entmlm.evaluate(Blind(), Split.of(rows), resamples=50)
+    result = entmlm.evaluate(Blind(), Split.of(rows), bootstrap=Bootstrap(resamples=50))
     assert result is not None
     # The first image of both calls decides, and it shows the finding in neither or both.
     assert result["overall"]["own"]["tokens"] in (0.0, 1.0)
     both = toy.ToyModel()
     both.restore = lambda i, t, m: [(np.arange(3), np.array([0, 1, 9])) for _ in t]  # type: ignore[method-assign]
-    result = entmlm.evaluate(both, Split.of(rows), resamples=50)
+    result = entmlm.evaluate(both, Split.of(rows), bootstrap=Bootstrap(resamples=50))
     assert result is not None
     assert result["overall"]["own"]["tokens"] == pytest.approx(2 / 3)
     assert result["overall"]["own"]["whole"] == 0.0
@@ -107,7 +108,7 @@ def test_reports_without_a_counterpart_are_counted() -> None:
 def test_mentions_beyond_the_texts_length_are_counted() -> None:
     late = "The heart and the mediastinum are normal. " * 3 + "There is pleural effusion."
     rows = [_row(0, late), _row(1, EFFUSION), _row(2, CLEAR)]
-    result = entmlm.evaluate(toy.ToyModel(length=12), Split.of(rows), resamples=10)
+    result = entmlm.evaluate(toy.ToyModel(length=12), Split.of(rows), bootstrap=Bootstrap(resamples=10))
     assert result is not None
     assert (result["cut_off"], result["queries"]) == (1, 1)
 
@@ -145,7 +146,7 @@ def test_reports_of_another_language_are_read_as_their_data_set_was() -> None:
     rows = [_row(n, reports[n % 2], (int(n % 2 == 0), 0, 0, 0, 0)) for n in range(8)]
     rows = [dataclasses.replace(row, entities=tuple(find_entities(row.text, german))) for row in rows]
     split = dataclasses.replace(Split.of(rows), languages=["de"])
-    result = entmlm.evaluate(toy.ToyModel(), split, resamples=50)
+    result = entmlm.evaluate(toy.ToyModel(), split, bootstrap=Bootstrap(resamples=50))
     assert result is not None
     assert (result["queries"], result["reports"]) == (4, 4)
     assert result["overall"]["own"]["whole"] == 1.0

@@ -4,8 +4,9 @@ import toy
 
 from mmclip_jax.data.schema import Box, Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.base import Split
 from mmclip_jax.evaluate.evaluations import grounding
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 G = toy.GRID
 
@@ -39,7 +40,7 @@ def test_rate_and_chance_are_exact() -> None:
     # The box holds 2 x 2 of 6 x 6 centres; three of four maps point into it.
     inside, box = 2 * G + 3, (3 / G, 2 / G, 5 / G, 4 / G)
     rows = [_row(n, "nodule", inside if n % 4 else 0, box) for n in range(20)]
-    result = grounding.evaluate(toy.ToyModel(), Split.of(rows), resamples=100)
+    result = grounding.evaluate(toy.ToyModel(), Split.of(rows), bootstrap=Bootstrap(resamples=100))
     assert result is not None
     overall = result["overall"]
     assert overall["random"] == pytest.approx(4 / 36)
@@ -64,7 +65,7 @@ def test_each_finding_of_an_image_is_a_query_of_its_own() -> None:
         {},
         boxes=(Box("pleural_effusion", *box), Box("pneumothorax", *box), Box("cardiomegaly", *box)),
     )
-    result = grounding.evaluate(toy.ToyModel(), Split.of([row]), resamples=10)
+    result = grounding.evaluate(toy.ToyModel(), Split.of([row]), bootstrap=Bootstrap(resamples=10))
     assert result is not None
     rates = {f["finding"]: f["similarity"]["rate"] for f in result["findings"]}
     assert rates == {"pleural_effusion": 1.0, "pneumothorax": 1.0, "cardiomegaly": 0.0}
@@ -82,7 +83,7 @@ def test_another_findings_prompt_is_a_control() -> None:
         for n, row in enumerate(nodules)
     ]
     rows += [_row(10, "fibrosis", 0, box)]
-    result = grounding.evaluate(toy.ToyModel(), Split.of(rows), resamples=10)
+    result = grounding.evaluate(toy.ToyModel(), Split.of(rows), bootstrap=Bootstrap(resamples=10))
     assert result is not None
     nodule = next(f for f in result["findings"] if f["finding"] == "nodule")
     assert nodule["similarity"]["rate"] == 1.0
@@ -94,19 +95,21 @@ def test_boxes_are_of_the_stored_image_and_maps_of_the_padded_square() -> None:
     # 48 x 24 pixels: the square pads 12 pixels left and right, so that the left half of the image is columns 1.5 to 3
     # of 6. Patch column 2 has its centre at 20 px: 8 px into the image.
     rows = [_row(0, "nodule", 2, (0.0, 0.0, 0.5, 0.2), shape=(48, 24))]
-    result = grounding.evaluate(toy.ToyModel(), Split.of(rows), resamples=10)
+    result = grounding.evaluate(toy.ToyModel(), Split.of(rows), bootstrap=Bootstrap(resamples=10))
     assert result is not None
     assert result["overall"]["similarity"]["rate"] == 1.0
     # Centres at x = 4, 12, 20, ... px: those at 12 (its edge) and 20 lie between 12 and 24; y 4 only is below 9.6.
     assert result["overall"]["random"] == pytest.approx(2 / 36)
     square = [_row(0, "nodule", 2, (0.0, 0.0, 0.5, 0.2))]
-    result = grounding.evaluate(toy.ToyModel(), Split.of(square), resamples=10)
+    result = grounding.evaluate(toy.ToyModel(), Split.of(square), bootstrap=Bootstrap(resamples=10))
     assert result is not None
     assert result["overall"]["random"] == pytest.approx(3 / 36)
 
 
 def test_a_box_between_the_centres_is_counted_as_a_miss() -> None:
-    result = grounding.evaluate(toy.ToyModel(), Split.of([_row(0, "nodule", 0, (0.0, 0.0, 0.05, 0.05))]), resamples=10)
+    result = grounding.evaluate(
+        toy.ToyModel(), Split.of([_row(0, "nodule", 0, (0.0, 0.0, 0.05, 0.05))]), bootstrap=Bootstrap(resamples=10)
+    )
     assert result is not None
     assert result["without_centre"] == 1
     assert result["overall"]["similarity"]["rate"] == 0.0
@@ -133,7 +136,9 @@ def test_a_random_map_hits_at_the_random_rate() -> None:
         def response_maps(self, images, texts, response="similarity"):  # type: ignore[no-untyped-def]
             return rng.random((len(images), G, G))
 
-    result = grounding.evaluate(Noise(), Split.of(toy.collection(150, paired_only=True)), resamples=200)
+    result = grounding.evaluate(
+        Noise(), Split.of(toy.collection(150, paired_only=True)), bootstrap=Bootstrap(resamples=200)
+    )
     assert result is not None
     assert result["queries"] > 250
     low, high = result["overall"]["similarity"]["interval"]

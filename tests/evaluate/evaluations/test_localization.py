@@ -15,8 +15,9 @@ from PIL import Image
 
 from mmclip_jax.data.schema import Box, Example, Mask
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.base import Split
 from mmclip_jax.evaluate.evaluations import grounding, localization, ms_cxr
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 G = toy.GRID
 
@@ -93,7 +94,7 @@ def test_the_threshold_is_that_of_validation() -> None:
     # Of validation, the map is as wide as the box; of test it is the same map, but the box is the inner square.
     validation = Split.of([_painted(n, square, (1, 1, 3, 3)) for n in range(3)], "validation")
     test = Split.of([_painted(n, wide, (1, 1, 3, 3)) for n in range(4)], "test")
-    found = grounding.evaluate(_Painter(), test, validation=validation, resamples=20)
+    found = grounding.evaluate(_Painter(), test, validation=validation, bootstrap=Bootstrap(resamples=20))
     assert found is not None
 
     def by_pillow(painted: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -118,7 +119,7 @@ def test_the_threshold_is_that_of_validation() -> None:
     assert overall["cnr"] > 0 > found["overall"]["cross_attention"]["cnr"]
     assert found["overall"]["dice_everything"] == pytest.approx(2 * (1 / 9) / (1 + 1 / 9), abs=0.02)
     # Without validation there is no threshold, and no number that would need one.
-    alone = grounding.evaluate(_Painter(), test, resamples=20)
+    alone = grounding.evaluate(_Painter(), test, bootstrap=Bootstrap(resamples=20))
     assert alone is not None
     assert alone["thresholds"] is None
     assert alone["overall"]["similarity"]["iou"] is None
@@ -136,7 +137,9 @@ def test_a_mask_counts_in_place_of_its_box() -> None:
     stream = io.BytesIO()
     Image.fromarray(shape).convert("1").save(stream, "PNG")
     masked = dataclasses.replace(row, masks=(Mask("nodule", stream.getvalue()),))
-    by_box, by_mask = (grounding.evaluate(_Painter(), Split.of([each]), resamples=5) for each in (row, masked))
+    by_box, by_mask = (
+        grounding.evaluate(_Painter(), Split.of([each]), bootstrap=Bootstrap(resamples=5)) for each in (row, masked)
+    )
     assert by_box is not None
     assert by_mask is not None
     assert by_box["overall"]["similarity"]["rate"] == 1.0
@@ -216,7 +219,7 @@ def test_phrases_are_found_in_the_split_that_has_their_images(tmp_path: pathlib.
     corner = np.zeros((G, G), bool)
     corner[2, 1] = True  # centre at (1.5, 2.5) / 6: x 0.25, y 0.417: in the first box of the pneumothorax alone
     rows = [toy.example(n, _pixels(corner), {}) for n in (0, 1)]
-    found = ms_cxr.evaluate(_Painter(), Split.of(rows, "test"), None, file, resamples=10)
+    found = ms_cxr.evaluate(_Painter(), Split.of(rows, "test"), None, file, bootstrap=Bootstrap(resamples=10))
     assert (found["queries"], found["phrases"], found["elsewhere"]) == (3, 4, 1)
     rates = {row["finding"]: row["similarity"]["rate"] for row in found["findings"]}
     assert rates == {"pneumothorax": 0.5, "pleural_effusion": 0.0}

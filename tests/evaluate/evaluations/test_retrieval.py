@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from mmclip_jax.data.schema import Example
-from mmclip_jax.evaluate.base import Split
 from mmclip_jax.evaluate.evaluations import retrieval
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 def _rank_by_sorting(likeness: np.ndarray, positive: np.ndarray) -> list[int]:
@@ -37,7 +38,7 @@ def test_ranks_equal_a_sort_with_ties_and_duplicates(n: int, chunk: int, seed: i
 
 def test_one_embedding_for_everything_finds_nothing() -> None:
     same = np.ones((12, 3)) / np.sqrt(3)
-    found = retrieval.recall_numbers(same, same, np.arange(12)[:, np.newaxis], range(12), resamples=10)
+    found = retrieval.recall_numbers(same, same, np.arange(12)[:, np.newaxis], Bootstrap(range(12), 10))
     assert [found["image_to_text"][f"recall@{k}"]["value"] for k in (1, 5, 10)] == [0, 0, 0]
     assert found["image_to_text"]["median_rank"]["value"] == 12
 
@@ -65,7 +66,7 @@ def _known_ranks(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_known_recall() -> None:
     image, text, want = _known_ranks(40)
     found = retrieval.recall_numbers(
-        image, text, np.arange(40)[:, np.newaxis], [i // 2 for i in range(40)], resamples=200
+        image, text, np.arange(40)[:, np.newaxis], Bootstrap([i // 2 for i in range(40)], 200)
     )
     values = {name: entry["value"] for name, entry in found["image_to_text"].items()}
     assert values == {"recall@1": 0.25, "recall@5": 0.5, "recall@10": 0.75, "median_rank": np.median(want)}
@@ -83,7 +84,7 @@ def test_joint_positives_raise_the_rank_to_the_best_of_them() -> None:
     image, text, _ = _known_ranks(40)
     ids = np.arange(40)[:, np.newaxis]
     ids[[3, 4]] = 99  # image 3 finds text 4 first, which is the same report as its own
-    found = retrieval.recall_numbers(image, text, ids, range(40), resamples=5)
+    found = retrieval.recall_numbers(image, text, ids, Bootstrap(range(40), 5))
     assert retrieval.ranks(image, text, np.arange(40)[:, np.newaxis])[3] == 12
     assert retrieval.ranks(image, text, ids)[3] == 11  # ten others are as like as text 4
     assert found["with_several"] == 2
@@ -110,7 +111,7 @@ def test_a_model_with_known_recall_through_the_evaluator() -> None:
     split = Split.of([_row(n, r, s) for n, (r, s) in enumerate(zip(reports, studies, strict=True))], "test")
     image = np.eye(16, dtype=np.float32)[reports]
     image[3] = np.eye(16)[4]  # finds another's report first
-    found = retrieval.evaluate(_Planted(), split, image, recall={"resamples": 20})["recall"]
+    found = retrieval.evaluate(_Planted(), split, image, recall=Bootstrap(resamples=20))["recall"]
     (here,) = found
     assert here["rows"] == 11
     assert here["with_several"] == 4
@@ -127,7 +128,7 @@ def test_two_normal_reports_in_other_words_are_not_each_others_answer() -> None:
     model = toy.ToyModel()
     split = Split.of(rows)
     embedded = np.asarray(model.encode_image(split.pixels(range(6))))
-    (found,) = retrieval.evaluate(model, split, embedded, recall={"resamples": 5})["recall"]
+    (found,) = retrieval.evaluate(model, split, embedded, recall=Bootstrap(resamples=5))["recall"]
     assert (found["rows"], found["with_several"]) == (6, 6)  # each of the three texts twice
     got = [found["image_to_text"][f"recall@{k}"]["random"] for k in (1, 5, 10)]
     assert got == pytest.approx([2 / 6, 1.0, 1.0])  # two of six are right, not all

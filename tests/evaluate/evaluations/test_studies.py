@@ -5,8 +5,9 @@ import toy
 from sklearn.metrics import roc_auc_score
 
 from mmclip_jax.data.schema import LabelState
-from mmclip_jax.evaluate.base import Split
 from mmclip_jax.evaluate.evaluations import studies
+from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 @pytest.mark.parametrize("way", studies.WAYS)
@@ -34,7 +35,9 @@ def test_images_and_studies_side_by_side() -> None:
             labels.append([float(n % 2)])
             scores.append([1.0 + 0.01 * n if n % 2 and view else 0.001 * n - 0.02 * view])
     split = Split.of(rows, "test")
-    (found,) = studies.evaluate(split, ["nodule"], np.array(labels), np.array(scores), resamples=50).values()
+    (found,) = studies.evaluate(
+        split, ["nodule"], np.array(labels), np.array(scores), bootstrap=Bootstrap(resamples=50)
+    ).values()
     assert (found["images"], found["studies"], found["several"]) == (24, 12, 12)
     assert found["macro"]["max"]["auroc"] == found["macro"]["mean"]["auroc"] == 1.0
     assert found["macro"]["image"]["auroc"] == pytest.approx(
@@ -76,8 +79,17 @@ def test_the_score_of_studies_is_the_protocols(score: str) -> None:
             return made
 
     results = evaluation.evaluate_checkpoint(
-        Skewed(), [], "test", protocol=protocol, loaded=split, resamples=20, trust=False, progress=False
-    )  # fmt: skip
+        Skewed(),
+        [],
+        "test",
+        options=evaluation.Options(
+            bootstrap=Bootstrap(resamples=20),
+            protocol=protocol,
+            loaded=split,
+            without=("trust", "counterfactual"),
+            progress=False,
+        ),
+    )
     macros = results["zero_shot"]["sources"]["here"]["macro"]
     assert macros["difference"]["all"]["auroc"] != pytest.approx(macros["positive"]["all"]["auroc"], abs=0.05)
     by_study = results["studies"]["here"]["macro"]["image"]["auroc"]

@@ -11,9 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.evaluate import protocols
-from mmclip_jax.evaluate.base import Split, embed_images
 from mmclip_jax.evaluate.evaluations import subgroups, trust, zeroshot
+from mmclip_jax.evaluate.rows import Embedded, Split, embed_images
 from mmclip_jax.evaluate.stats import calibration
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.inference.inputs import as_pixels
 
 P, A = LabelState.PRESENT, LabelState.ABSENT
@@ -28,13 +29,13 @@ def _scored(model: toy.ToyModel, rows: Sequence[Example] = ROWS, validation: boo
         split,
         embed_images(model, split),
         protocol=protocols.load("table"),
-        validation=(other, embed_images(model, other)) if other else None,
-        resamples=20,
+        validation=Embedded(other, embed_images(model, other)) if other else None,
+        bootstrap=Bootstrap(resamples=20),
     )
 
 
 def _trust(model: toy.ToyModel, rows: Sequence[Example] = ROWS, **options: Any) -> dict[str, Any]:
-    found = trust.evaluate(model, _scored(model, rows, **options), resamples=200)
+    found = trust.evaluate(model, _scored(model, rows, **options), bootstrap=Bootstrap(resamples=200))
     assert found is not None
     return found
 
@@ -191,7 +192,7 @@ def _order(kind: str) -> int:
 def test_calibration_uses_the_logit_scale_and_the_validation_rows() -> None:
     model = toy.ToyModel()
     scored = _scored(model, validation=True)
-    found = trust.evaluate(model, scored, resamples=50)
+    found = trust.evaluate(model, scored, bootstrap=Bootstrap(resamples=50))
     assert found is not None
     assert scored.validation is not None
     expected = calibration.fit_temperature(scored.validation.labels, 10 * scored.validation.scores["difference"])
@@ -229,7 +230,7 @@ def _people(count: int = 400, seed: int = 0) -> tuple[list[Example], np.ndarray,
 
 def test_subgroups_have_their_own_auroc_and_gaps_with_intervals() -> None:
     examples, labels, scores, patients = _people()
-    found = subgroups.evaluate(examples, labels, scores, patients, ["a", "b"], resamples=300)
+    found = subgroups.evaluate(examples, labels, scores, ["a", "b"], Bootstrap(patients, 300))
     age, sex, view, _ = found
     assert [each["attribute"] for each in found] == ["age", "sex", "view", "scanner"]
     for attribute in (age, sex):
@@ -261,13 +262,15 @@ def test_small_groups_and_rare_findings_are_named_not_dropped() -> None:
     examples[:20] = [dataclasses.replace(example, age=10.0) for example in examples[:20]]
     labels[:, 1] = 0
     labels[:6, 1] = 1
-    age, sex, *_ = subgroups.evaluate(examples, labels, scores, patients, ["a", "b"], resamples=20)
+    age, sex, *_ = subgroups.evaluate(examples, labels, scores, ["a", "b"], Bootstrap(patients, 20))
     assert age["left_out"] == {"0-17": 20}
     assert (age["findings"], sex["findings"]) == (["a"], ["a"])
     labels[:, 0] = 0
-    assert subgroups.evaluate(examples, labels, scores, patients, ["a", "b"])[1]["note"].startswith("no finding has")
+    assert subgroups.evaluate(examples, labels, scores, ["a", "b"], Bootstrap(patients))[1]["note"].startswith(
+        "no finding has"
+    )
     unknown = [dataclasses.replace(example, sex="") for example in examples]
-    assert subgroups.evaluate(unknown, labels, scores, patients, ["a", "b"])[1]["note"] == "not recorded"
+    assert subgroups.evaluate(unknown, labels, scores, ["a", "b"], Bootstrap(patients))[1]["note"] == "not recorded"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from sklearn.metrics import f1_score, roc_auc_score
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
-from mmclip_jax.evaluate.base import Split, embed_images, labels_of, uncertain_text
-from mmclip_jax.evaluate.evaluations import zeroshot
+from mmclip_jax.evaluate.evaluations import exposure, zeroshot
+from mmclip_jax.evaluate.evaluations.scored import score_by_protocol
 from mmclip_jax.evaluate.report import page as page_lib
+from mmclip_jax.evaluate.rows import Embedded, Split, embed_images, labels_of, uncertain_text
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.inference import scoring
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 
@@ -23,7 +26,7 @@ def rows() -> list[Example]:
 
 def _evaluate(rows: list[Example], manifest: dict | None = None) -> zeroshot.ZeroShot:
     model, split = toy.ToyModel(toy.MANIFEST if manifest is None else manifest), Split.of(rows, "test")
-    return zeroshot.evaluate(model, split, embed_images(model, split), resamples=97)
+    return zeroshot.evaluate(model, split, embed_images(model, split), bootstrap=Bootstrap(resamples=97))
 
 
 def test_auroc_is_that_of_the_planted_scores(rows: list[Example]) -> None:
@@ -73,7 +76,7 @@ def test_macros_are_means_of_their_findings(rows: list[Example]) -> None:
         assert macro["min_positives"]["auroc"] == pytest.approx(np.mean([areas[kind] for kind in many]))
     else:
         assert macro["min_positives"]["auroc"] is None
-    assert macro[zeroshot.REPORT_ONLY]["auroc"] == pytest.approx(areas["fibrosis"])
+    assert macro[exposure.REPORT_ONLY]["auroc"] == pytest.approx(areas["fibrosis"])
     low, high = macro["all"]["auroc_interval"]
     assert low < macro["all"]["auroc"] < high
     widths = [f["difference"]["auroc_interval"][1] - f["difference"]["auroc_interval"][0] for f in entry["findings"]]
@@ -93,28 +96,28 @@ def test_min_positives_counts_from_thirty() -> None:
 def test_stamps(rows: list[Example]) -> None:
     sources = _evaluate(rows).summary["sources"]
     stamp = {s: {f["finding"]: f["exposure"] for f in sources[s]["findings"]} for s in toy.SOURCES}
-    assert stamp["here"]["fibrosis"] == zeroshot.REPORT_ONLY
-    assert stamp["here"]["nodule"] == zeroshot.OTHER_SOURCE
-    assert stamp["there"]["nodule"] == zeroshot.SAME_SOURCE
+    assert stamp["here"]["fibrosis"] == exposure.REPORT_ONLY
+    assert stamp["here"]["nodule"] == exposure.OTHER_SOURCE
+    assert stamp["there"]["nodule"] == exposure.SAME_SOURCE
     called = {f["finding"]: f["called"] for f in sources["here"]["findings"]}
     assert (called["fibrosis"], called["nodule"]) == ("zero-shot", "prompt-supervised")
     assert sources["here"]["macro"]["difference"]["all"]["called"] == "partly prompt-supervised"
     assert sources["there"]["macro"]["difference"]["all"]["called"] == "prompt-supervised"
     assert sources["here"]["macro"]["difference"]["all"]["exposures"] == {
-        zeroshot.REPORT_ONLY: 1,
-        zeroshot.OTHER_SOURCE: 4,
+        exposure.REPORT_ONLY: 1,
+        exposure.OTHER_SOURCE: 4,
     }
 
 
 def test_a_narrower_label_exposes_the_broader_kind() -> None:
     manifest = {"exposure": {"label_kinds": {"elsewhere": ["viral_pneumonia"]}}}
-    assert zeroshot.exposure("pneumonia", "here", manifest) == zeroshot.OTHER_SOURCE
-    assert zeroshot.exposure("bacterial_pneumonia", "here", manifest) == zeroshot.REPORT_ONLY
+    assert exposure.exposure("pneumonia", "here", manifest) == exposure.OTHER_SOURCE
+    assert exposure.exposure("bacterial_pneumonia", "here", manifest) == exposure.REPORT_ONLY
 
 
 def test_without_a_record_nothing_is_called_zero_shot(rows: list[Example]) -> None:
     entry = _evaluate(rows, {}).summary["sources"]["here"]
-    assert {f["exposure"] for f in entry["findings"]} == {zeroshot.UNKNOWN_EXPOSURE}
+    assert {f["exposure"] for f in entry["findings"]} == {exposure.UNKNOWN_EXPOSURE}
     assert "zero-shot" not in {f["called"] for f in entry["findings"]}
 
 
@@ -137,7 +140,7 @@ def test_a_finding_of_uncertain_labels_alone_is_named_with_their_number() -> Non
     assert summary["sources"]["there"]["uncertain_only"] == {"mass": 1}
     said = "every label is uncertain, so that nothing is scored, of: edema (2)"
     assert uncertain_text(summary["sources"]["here"]) == said
-    assert f"In here {said}" in page_lib.protocol_lines({"zero_shot": summary, "data": {"sets": []}})
+    assert f"In here {said}" in zeroshot.ZERO_SHOT.lines({"zero_shot": summary, "data": {"sets": []}})
     template = page_lib.page_environment().from_string("{{ entry | uncertain_text }}")
     assert template.render(entry=summary["sources"]["here"]) == said
     assert uncertain_text({}) == "", "of a file that an older version wrote"
@@ -153,16 +156,6 @@ def test_rows_without_usable_labels_give_no_findings() -> None:
     macro = scored.summary["sources"]["here"]["macro"]["difference"]["all"]
     assert (macro["auroc"], macro["findings"], macro["undefined"]) == (None, 0, ["nodule"])
     assert _evaluate([toy.example(0, toy.plant([1] * 5), {})]).findings == []
-
-
-def test_prompts_are_averaged_and_normalised() -> None:
-    model = toy.ToyModel()
-    positive, negative = zeroshot.prompt_embeddings(model, toy.KINDS[:3])
-    np.testing.assert_allclose(np.linalg.norm(positive, axis=1), 1.0)
-    images = model.encode_image([toy.plant([9999, 0, 5000, 7, 9])])
-    scores = zeroshot.score_images(images, positive, negative)
-    np.testing.assert_allclose(scores["difference"], images @ (positive - negative).T, atol=1e-7)
-    assert scores["difference"][0, 0] > scores["difference"][0, 2] > scores["difference"][0, 1]
 
 
 def test_a_broken_checkpoint_is_refused() -> None:
@@ -192,8 +185,8 @@ def _with(rows: list[Example], validation: list[Example] | None = None, **change
         split,
         embed_images(model, split),
         protocol=_protocol(**changes),
-        validation=(other, embed_images(model, other)) if other else None,
-        resamples=53,
+        validation=Embedded(other, embed_images(model, other)) if other else None,
+        bootstrap=Bootstrap(resamples=53),
     )
 
 
@@ -276,9 +269,9 @@ def test_an_ensemble_of_scores_is_the_mean_of_softmax_probabilities() -> None:
     images = rng.normal(size=(7, 12)).astype(np.float32)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     state = rng.bit_generator.state
-    pairs = zeroshot.embed_prompts(model, ["nodule", "no_finding"], _protocol())
+    pairs = scoring.embed_prompts(model, ["nodule", "no_finding"], _protocol().prompts_of)
     rng.bit_generator.state = state
-    scores = zeroshot.score_by_protocol(model, images, ["nodule", "no_finding"], _protocol(ensemble="scores"))
+    scores = score_by_protocol(model, images, ["nodule", "no_finding"], _protocol(ensemble="scores"))
     for k, (positive, negative) in enumerate(pairs):
         for n, image in enumerate(images.astype(np.float64)):
             chances = [1 / (1 + np.exp(-10 * (image @ p - image @ q))) for p in positive for q in negative]
@@ -295,28 +288,11 @@ def test_cosine_is_the_similarity_to_the_affirming_prompts(rows: list[Example]) 
 def test_seen_findings_are_those_of_the_runs_texts(rows: list[Example]) -> None:
     model = toy.ToyModel({"exposure": {"label_kinds": {"x": ["nodule"]}, "report_kinds": {"y": ["fibrosis"]}}})
     split = Split.of(rows, "test")
-    scored = zeroshot.evaluate(model, split, embed_images(model, split), protocol=_protocol(seen=True), resamples=11)
+    scored = zeroshot.evaluate(
+        model, split, embed_images(model, split), protocol=_protocol(seen=True), bootstrap=Bootstrap(resamples=11)
+    )
     entry = scored.summary["sources"]["here"]
     areas = {f["finding"]: f["difference"]["auroc"] for f in entry["findings"]}
     macro = entry["macro"]["difference"]
     assert macro["seen"]["auroc"] == pytest.approx(np.mean([areas["nodule"], areas["fibrosis"]]))
     assert (macro["seen"]["findings"], macro["unseen"]["findings"]) == (2, 3)
-
-
-def test_the_mean_of_prompts_that_point_elsewhere_is_normalised() -> None:
-    """Templates of other directions: their mean is shorter than 1, and by a different length for each finding."""
-
-    class Scattered(toy.ToyModel):
-        def encode_text(self, texts):  # type: ignore[no-untyped-def]
-            rng = [np.random.default_rng(list(text.encode())) for text in texts]
-            made = np.stack([draw.normal(size=7) for draw in rng])
-            return made / np.linalg.norm(made, axis=1, keepdims=True)
-
-    model = Scattered()
-    embedded = zeroshot.embed_prompts(model, toy.KINDS[:3])
-    for polarity, got in enumerate(zeroshot.prompt_embeddings(model, toy.KINDS[:3])):
-        means = np.stack([texts[polarity].mean(axis=0) for texts in embedded])
-        lengths = np.linalg.norm(means, axis=1)
-        assert (lengths < 0.95).all()
-        assert np.ptp(lengths) > 1e-3
-        np.testing.assert_allclose(got, means / lengths[:, np.newaxis], atol=1e-12)

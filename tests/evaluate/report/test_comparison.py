@@ -15,8 +15,9 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
-from mmclip_jax.evaluate.report.comparison import Evaluation
+from mmclip_jax.evaluate.report.comparison import SavedEvaluation
 from mmclip_jax.evaluate.stats import metrics
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 class ToyBuilder(RecordsBuilder):
@@ -64,14 +65,24 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Pat
     ]
     for name, model, where, split, protocol in runs:
         evaluation.evaluate_checkpoint(
-            model, where, split, out / name, protocol=protocol, run_name=name, resamples=20, trust=False, cases=0,
-            progress=False,
-        )  # fmt: skip
+            model,
+            where,
+            split,
+            out / name,
+            options=evaluation.Options(
+                bootstrap=Bootstrap(resamples=20),
+                protocol=protocol,
+                run_name=name,
+                without=("trust", "counterfactual"),
+                cases=0,
+                progress=False,
+            ),
+        )
     return {name: out / name for name, *_ in runs}
 
 
-def _read(evaluated: dict[str, pathlib.Path], *names: str) -> list[Evaluation]:
-    return [Evaluation.read(evaluated[name]) for name in names]
+def _read(evaluated: dict[str, pathlib.Path], *names: str) -> list[SavedEvaluation]:
+    return [SavedEvaluation.read(evaluated[name]) for name in names]
 
 
 def test_differences_are_those_of_scikit_learn_and_of_copied_rows(evaluated: dict[str, pathlib.Path]) -> None:
@@ -151,9 +162,9 @@ def test_chance_is_called_a_difference_no_more_often_than_said(positive: int) ->
     for trial in range(200):
         shared = labels + rng.normal(size=100)[groups]
         scores = [shared + rng.normal(size=100)[groups] + rng.normal(size=200) for _ in range(2)]
-        drawn = [metrics.resample_metric(labels, each, groups, resamples=200, seed=trial) for each in scores]
+        drawn = [Bootstrap(groups, 200, seed=trial).metric(labels, each) for each in scores]
         points = np.array([metrics.auroc(labels, each) for each in scores])
-        change = comparison.Drawn(points, np.stack(drawn), positive).entry(0.95)["differences"][1]
+        change = comparison.Drawn(points, np.stack(drawn), positive).entry(Bootstrap(groups))["differences"][1]
         assert change is not None
         refused += np.isnan(change["p"])
         small += change["p"] < 0.05
@@ -179,7 +190,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_edited_files_are_refused(evaluated: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
-    good = Evaluation.read(evaluated["good"])
+    good = SavedEvaluation.read(evaluated["good"])
     lines = (evaluated["good"] / "scores.csv").read_text().splitlines()
     for number, (edited, message) in enumerate(
         [
@@ -192,14 +203,14 @@ def test_edited_files_are_refused(evaluated: dict[str, pathlib.Path], tmp_path: 
         (folder / "results.json").write_text((evaluated["good"] / "results.json").read_text())
         (folder / "scores.csv").write_text("\n".join(edited) + "\n")
         with pytest.raises(UserError, match=message):
-            comparison.compare([good, Evaluation.read(folder)])
+            comparison.compare([good, SavedEvaluation.read(folder)])
     old = json.loads((evaluated["good"] / "results.json").read_text())
     del old["zero_shot"]["protocol"]
     (tmp_path / "0" / "results.json").write_text(json.dumps(old))
     with pytest.raises(UserError, match="has no protocol: evaluate the checkpoint again"):
-        Evaluation.read(tmp_path / "0")
+        SavedEvaluation.read(tmp_path / "0")
     with pytest.raises(UserError, match=r"has no results\.json"):
-        Evaluation.read(tmp_path)
+        SavedEvaluation.read(tmp_path)
 
 
 def test_a_training_run_stands_for_its_newest_evaluation(tmp_path: pathlib.Path) -> None:

@@ -15,10 +15,11 @@ from mmclip_jax.data.records import RecordsBuilder, build
 from mmclip_jax.data.schema import Box, Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import run as evaluation
-from mmclip_jax.evaluate.base import Split, embed_images
 from mmclip_jax.evaluate.evaluations import retrieval, source_probe, zeroshot
-from mmclip_jax.evaluate.report import figures
+from mmclip_jax.evaluate.report import figures, formats
 from mmclip_jax.evaluate.report import page as page_lib
+from mmclip_jax.evaluate.rows import Split, embed_images
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 CHROMIUM = pathlib.Path("/usr/bin/chromium")
 CURVES: list[dict[str, Any]] = [
@@ -49,11 +50,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     data = build(ToyBuilder(tmp_path_factory.mktemp("data")))
     out = tmp_path_factory.mktemp("evaluation") / "7"
     model = toy.ToyModel(toy.MANIFEST, see_source=0.5)
-    options: dict[str, Any] = {"resamples": 100, "progress": False, "curves": CURVES}
-    evaluation.evaluate_checkpoint(model, data, "test", out, **options)
+    options: dict[str, Any] = {"bootstrap": Bootstrap(resamples=100), "progress": False, "curves": CURVES}
+    evaluation.evaluate_checkpoint(model, data, "test", out, options=evaluation.Options(**options))
     hidden = (out / "report.html").read_text()
     results = evaluation.evaluate_checkpoint(
-        model, data, "test", out, run_name="<toy> & run", show_text=True, **options
+        model, data, "test", out, options=evaluation.Options(run_name="<toy> & run", show_text=True, **options)
     )
     return Evaluated(data, out, results, (out / "report.html").read_text(), hidden)
 
@@ -81,7 +82,7 @@ def test_results_json_is_strict_json_and_the_same(evaluated: Evaluated) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     read = json.loads((evaluated.out / "results.json").read_text(), parse_constant=refuse)
-    assert read["headline"] == page_lib.finite(evaluated.results["headline"])
+    assert read["headline"] == formats.finite(evaluated.results["headline"])
     assert read["zero_shot"]["primary"] == "here"
 
 
@@ -107,7 +108,7 @@ def test_the_model_card_holds_data_audit_numbers_and_limits(evaluated: Evaluated
     assert "here: 600 images with reports, 0 without; labels that became texts: none" in card
     assert "Audit: not audited: these rows were not compared" in card
     for finding in evaluated.results["zero_shot"]["sources"]["here"]["findings"]:
-        area = page_lib.number(finding["difference"]["auroc"])
+        area = formats.number(finding["difference"]["auroc"])
         assert f"| {finding['name']} | {finding['positives']} | {area} (" in card
 
 
@@ -155,19 +156,19 @@ def test_retrieval_and_overlap_are_on_the_page(evaluated: Evaluated) -> None:
     rows = cells(evaluated.html, "Retrieval")
     for row, way in zip(rows, ("image_to_text", "text_to_image"), strict=True):
         numbers = [found[0][way][f"recall@{k}"] for k in (1, 5, 10)]
-        rank = page_lib.number(found[0][way]["median_rank"]["value"], 1)
+        rank = formats.number(found[0][way]["median_rank"]["value"], 1)
         assert [cell.split()[0] for cell in row[3::2]] == [
-            *(page_lib.number(entry["value"]) for entry in numbers),
+            *(formats.number(entry["value"]) for entry in numbers),
             rank,
         ]
-        assert row[4:9:2] == [page_lib.number(entry["random"], 4) for entry in numbers]
+        assert row[4:9:2] == [formats.number(entry["random"], 4) for entry in numbers]
     grounding = evaluated.results["grounding"]
     rows = cells(evaluated.html, "Overlap and contrast, findings")
     assert [row[0] for row in rows] == [*(f["name"] for f in grounding["findings"]), "all findings"]
     for row, entry in zip(rows, [*grounding["findings"], grounding["overall"]], strict=True):
         shown = [cell.split()[0] for cell in row[2:]]
         digits = {"iou": 3, "dice": 3, "cnr": 2}
-        assert shown == [page_lib.number(entry[name][m], digits[m]) for name in grounding["responses"] for m in digits]
+        assert shown == [formats.number(entry[name][m], digits[m]) for name in grounding["responses"] for m in digits]
 
 
 def test_studies_and_phrases_are_on_the_page_where_there_are_some(evaluated: Evaluated) -> None:
@@ -181,8 +182,8 @@ def test_studies_and_phrases_are_on_the_page_where_there_are_some(evaluated: Eva
     results["zero_shot"] = results["zero_shot"] | {"sources": results["zero_shot"]["sources"] | {"here": here}}
     results["phrases"] = results["grounding"] | {"phrases": 1163, "elsewhere": 1009}
     model, split = toy.ToyModel(toy.MANIFEST), Split.load([evaluated.data], "test")
-    scored = zeroshot.evaluate(model, split, embed_images(model, split), resamples=20)
-    page = page_lib.render(results, scored=scored, examples=split.examples, cases=(), curves=(), show_text=False)
+    scored = zeroshot.evaluate(model, split, embed_images(model, split), bootstrap=Bootstrap(resamples=20))
+    page = page_lib.render(results, {"zero_shot": scored})
     assert [[cell.split()[0] for cell in row] for row in cells(page, "Scores by study")] == [
         ["here", "31", "17", "11", "0.811", "0.822", "0.833"]
     ]
@@ -203,7 +204,9 @@ def test_the_reliability_chart_has_a_dot_a_bin_above_its_probability() -> None:
 
 def test_a_split_without_rows_names_those_that_have_some(evaluated: Evaluated) -> None:
     with pytest.raises(UserError, match=r"no rows in split 'validation' \(toy: test 90\)"):
-        evaluation.evaluate_checkpoint(toy.ToyModel(), evaluated.data, "validation", progress=False)
+        evaluation.evaluate_checkpoint(
+            toy.ToyModel(), evaluated.data, "validation", options=evaluation.Options(progress=False)
+        )
 
 
 def test_data_without_labels_boxes_or_reports_still_gives_a_report(tmp_path: pathlib.Path) -> None:
@@ -216,7 +219,9 @@ def test_data_without_labels_boxes_or_reports_still_gives_a_report(tmp_path: pat
                     yield toy.example(n, toy.plant([n] * 5, shape=(48, 31)), {})
 
     data = build(Bare(tmp_path))
-    results = evaluation.evaluate_checkpoint(toy.ToyModel(), data, "test", tmp_path / "out", progress=False)
+    results = evaluation.evaluate_checkpoint(
+        toy.ToyModel(), data, "test", tmp_path / "out", options=evaluation.Options(progress=False)
+    )
     assert results["headline"]["macro_auroc"] is None
     assert results["grounding"] is results["entmlm"] is results["source_probe"] is None
     assert "No finding has both" in (tmp_path / "out" / "report.html").read_text()
@@ -244,8 +249,9 @@ def test_run_loads_evaluates_and_says_where(
         evaluation.run(tmp_path, 7, evaluated.data, resamples=20, progress=False)
 
 
-def test_quick_metrics_agree_with_the_full_evaluation(evaluated: Evaluated) -> None:
-    quick = evaluation.quick_metrics(toy.ToyModel(toy.MANIFEST, see_source=0.5), toy.collection(patients=60), block=16)
+def test_quick_metrics_agree_with_the_full_evaluation(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK", 16)
+    quick = evaluation.quick_metrics(toy.ToyModel(toy.MANIFEST, see_source=0.5), toy.collection(patients=60))
     assert quick["macro_auroc"] == quick["macro_auroc/here"]
     assert quick["macro_auroc"] == pytest.approx(evaluated.results["headline"]["macro_auroc"])
     there = evaluated.results["zero_shot"]["sources"]["there"]["macro"]["difference"]["all"]["auroc"]
@@ -286,7 +292,7 @@ def test_the_source_probe_finds_the_source_if_it_is_there(see: float, low: float
     ]  # fmt: skip
     split = Split.of(rows)
     embedded = embed_images(toy.ToyModel(see_source=see), split)
-    probe = source_probe.evaluate(embedded, [r.source for r in rows], split.patients, resamples=50)
+    probe = source_probe.evaluate(embedded, [r.source for r in rows], split.patients, bootstrap=Bootstrap(resamples=50))
     assert probe is not None
     assert low <= probe["auroc"] <= high
     assert low <= probe["accuracy"] <= high
@@ -299,7 +305,7 @@ def test_the_source_probe_keeps_patients_apart() -> None:
     patients = np.repeat(np.arange(40), 6)
     embedded = np.eye(40)[patients] + 0.01 * rng.normal(size=(240, 40))
     sources = [toy.SOURCES[p % 2] for p in patients]
-    probe = source_probe.evaluate(embedded, sources, [str(p) for p in patients], resamples=10)
+    probe = source_probe.evaluate(embedded, sources, [str(p) for p in patients], bootstrap=Bootstrap(resamples=10))
     assert probe is not None
     assert probe["accuracy"] < 0.75
 

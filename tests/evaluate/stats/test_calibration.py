@@ -8,7 +8,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.stats import calibration, metrics
+from mmclip_jax.evaluate.stats import calibration
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 @st.composite
@@ -95,7 +96,8 @@ def test_resamples_equal_copied_rows() -> None:
     rng = np.random.default_rng(0)
     groups, probabilities = rng.integers(0, 11, 43), rng.random(43)
     labels = np.where(rng.random(43) < 0.1, np.nan, (rng.random(43) < 0.3).astype(float))
-    fast = calibration.resample_calibration(labels, probabilities, groups, bins=7, resamples=37, seed=5)
+    drawn = Bootstrap(groups, 37, seed=5)
+    fast = calibration.resample_calibration(labels, probabilities, drawn, bins=7)
     for column, metric in enumerate((lambda y, p: calibration.ece(y, p, 7), calibration.brier)):
-        slow = metrics.resample_metric(labels, probabilities, groups, metric=metric, resamples=37, seed=5)
+        slow = drawn.metric(labels, probabilities, metric)
         np.testing.assert_allclose(fast[:, column], slow, atol=1e-12)

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from mmclip_jax.evaluate.stats import calibration, intervals, metrics, thresholds
+from mmclip_jax.evaluate.stats import calibration, intervals, thresholds
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 @given(
@@ -17,7 +18,7 @@ def test_rates_are_students_t_on_the_logit_and_exact_at_the_ends(
     values = np.zeros(patients)
     values[: min(hits, patients)] = 1
     point = values.mean()
-    drawn = metrics.resample_ratio(values, 1.0, np.arange(patients), resamples=100, seed=seed)
+    drawn = Bootstrap(np.arange(patients), 100, seed=seed).ratio(values)
     got = intervals.rate_interval(float(point), drawn, level, patients)
     if point in (0, 1):
         ends = stats.binomtest(int(values.sum()), patients).proportion_ci(level, method="exact")
@@ -71,9 +72,9 @@ def test_rates_hold_the_truth_as_often_as_they_say() -> None:
     for seed in range(400):
         groups = np.repeat(np.arange(20), rng.integers(1, 4, 20))
         right = (rng.random(len(groups)) < rng.beta(2.4, 0.6, 20)[groups]).astype(float)
-        drawn = metrics.resample_ratio(right, 1.0, groups, resamples=200, seed=seed)
+        drawn = Bootstrap(groups, 200, seed=seed).ratio(right)
         for way, found in enumerate(
-            (intervals.rate_interval(float(right.mean()), drawn, 0.95, 20), metrics.percentile_interval(drawn))
+            (intervals.rate_interval(float(right.mean()), drawn, 0.95, 20), intervals.percentile_interval(drawn))
         ):
             held[way] += found.low <= 0.8 <= found.high
     assert held[0] / 400 > 0.925
@@ -84,7 +85,7 @@ def test_each_measure_at_a_threshold_counts_its_own_patients() -> None:
     labels = np.array([1, 1, 0, 0, 0, np.nan])
     groups = ["a", "b", "b", "c", "d", "e"]
     for measure, patients in (("sensitivity", 2), ("specificity", 3), ("accuracy", 4)):
-        got = thresholds.interval(measure, 1.0, np.ones(9), labels, groups, 0.95)
+        got = thresholds.interval(measure, 1.0, np.ones(9), labels, Bootstrap(groups, level=0.95))
         assert got.low == pytest.approx(0.025 ** (1 / patients))
 
 
@@ -92,8 +93,7 @@ def test_a_calibration_error_of_few_patients_has_no_interval() -> None:
     rng = np.random.default_rng(0)
     for patients, known in ((calibration.ECE_PATIENTS - 1, False), (calibration.ECE_PATIENTS, True)):
         labels = (rng.random((patients, 2)) < 0.5).astype(float)
-        found = calibration.evaluate(
-            rng.normal(size=labels.shape), labels, np.arange(patients), ["a", "b"], None, resamples=30
-        )
+        drawn = Bootstrap(np.arange(patients), 30)
+        found = calibration.evaluate(rng.normal(size=labels.shape), labels, ["a", "b"], None, drawn)
         assert np.isfinite(found["as_trained"]["ece_interval"]).all() == known
         assert np.isfinite(found["as_trained"]["brier_interval"]).all()

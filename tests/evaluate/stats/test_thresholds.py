@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve, recall_score, roc_curve
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.stats import metrics, thresholds
+from mmclip_jax.evaluate.stats import thresholds
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 
 
 @st.composite
@@ -94,11 +95,11 @@ def test_resamples_equal_copied_rows() -> None:
     groups = rng.integers(0, 11, 43)
     labels = np.where(rng.random(43) < 0.1, np.nan, (rng.random(43) < 0.2).astype(float))
     scores = np.nan_to_num(labels) + rng.normal(size=43)
-    fast = thresholds.resample_at_threshold(labels, scores, 0.4, groups, resamples=37, seed=5)
+    fast = thresholds.resample_at_threshold(labels, scores, 0.4, Bootstrap(groups, 37, seed=5))
     for column, name in enumerate(thresholds.MEASURES):
 
         def metric(labels: Any, scores: Any, name: str = name) -> float:
             return thresholds.at_threshold(labels, scores, 0.4)[name]
 
-        slow = metrics.resample_metric(labels, scores, groups, metric=metric, resamples=37, seed=5)
+        slow = Bootstrap(groups, 37, seed=5).metric(labels, scores, metric)
         np.testing.assert_allclose(fast[:, column], slow, atol=1e-12)

@@ -1,0 +1,120 @@
+"""Sentences about an evaluation as a whole, for page, model card and terminal.
+
+results.json keeps the protocol, the level of the intervals and the source of the headline under "zero_shot", though
+they are those of the whole evaluation.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmclip_jax.data.leakage import audit
+from mmclip_jax.evaluate.base import Results
+from mmclip_jax.evaluate.report.formats import number
+
+
+class About(NamedTuple):
+    """What an evaluation was made with: protocol (as in results.json), source of the headline, level and resamples."""
+
+    protocol: Mapping[str, Any]
+    source: str | None
+    level: float
+    resamples: int
+
+
+def about(results: Results) -> About:
+    """Where results.json keeps them."""
+    kept = results["zero_shot"]
+    return About(kept["protocol"], kept["primary"], kept["level"], kept["resamples"])
+
+
+def referee_facts(results: Results) -> list[tuple[str, str]]:
+    """(what, value) of a model of somebody else's, as the report tells it; [] of one of our own."""
+    facts = results["checkpoint"]["referee"]
+    if not facts:
+        return []
+    rows = results["data"]["rows"]
+    files = [f"{each['file']} ({each['bytes']:,} bytes, SHA-256 {each['sha256']})" for each in facts["checkpoints"]]
+    enlarged = facts.get("enlarged", 0)
+    alone = ", ".join(number(area) for area in results["zero_shot"].get("members", ()))
+    lines = [
+        ("Another program's model", f"{facts['title']}, {facts['source'] or 'no source given'}"),
+        ("Read by", f"spec {facts['spec']} ({facts['digest']}), layout {facts['layout']}"),
+        ("Checkpoint" if len(files) == 1 else f"{len(files)} checkpoints", "; ".join(files)),
+        ("Ensemble", facts["ensemble"] + (f"; macro AUROC of each alone: {alone}" if alone else "")),
+        ("Vocabulary", f"{facts['vocabulary']['file']} (SHA-256 {facts['vocabulary']['sha256']})"),
+        ("Preprocessing", facts["preprocess"] + ", from the stored images"),
+        ("Images smaller than its input", f"{enlarged:,} of {rows:,}, which were enlarged" if enlarged else ""),
+        ("Prompts", facts["prompts"]),
+        ("Scale of probabilities", facts["scale"]),
+        ("Trained on", facts["trained_on"] or "unknown: not trained by this software"),
+        ("Note", facts["note"]),
+    ]
+    return [(what, value) for what, value in lines if value]
+
+
+def why_no_scores(results: Results) -> str:
+    """Why no finding could be scored, and what would change that."""
+    if results["data"].get("labelled_rows", 1):
+        return "No finding has both classes in this split."
+    return (
+        "No image of this split has a label, and scores by prompts need some: name label columns when you build the "
+        "data, or take weak labels made from the reports with --labels-from-reports."
+    )
+
+
+def weak_labels_text(results: Results) -> str:
+    """What must be said of labels that were made from reports; "" where there are none."""
+    made = results["data"].get("weak_labels", 0)
+    if not made:
+        return ""
+    return (
+        f"Weak labels: those of {made:,} of {results['data']['rows']:,} images were read from their own reports by the "
+        "entity recogniser. Nobody looked at the images for them, and a finding that a report leaves out is unknown"
+    )
+
+
+def policy_text(results: Results) -> str:
+    """Protocol, uncertain labels and audit in a few sentences, for the caption of a table."""
+    protocol = results["zero_shot"]["protocol"]
+    return (
+        f"Protocol {protocol['name']}. Uncertain labels: {protocol['uncertain_text']}. "
+        f"Audit: {audit.text(results['audit'])}." + (f" {weak}." if (weak := weak_labels_text(results)) else "")
+    )
+
+
+def honesty(results: Results, limits: Sequence[str]) -> list[str]:
+    """What these numbers do not say, as far as it applies here; limits: those of each evaluation."""
+    lines = [
+        "“Zero-shot” is said only of findings whose labels were never turned into training texts. All other scores by "
+        "prompts are prompt-supervised: their labels taught the model, if in other images.",
+        f"Audit of these images against what was learnt from: {audit.text(results['audit'])}. Nothing was chosen on "
+        "this split here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
+        "An interval covers the choice of patients, not that of the training seed: two runs differ by more.",
+    ]
+    if facts := results["checkpoint"]["referee"]:
+        lines[0] = (
+            "“Zero-shot” is said only of findings of which somebody states that their labels were no training texts. "
+            "This software did not train the model, and cannot check it."
+        )
+        lines[1] = (
+            "Whether the model has seen these images or patients is unknown: no audit is possible. A checkpoint that "
+            "was chosen by these very numbers makes them too good."
+        )
+        lines.append(
+            "The weights were converted, and run in JAX with the preprocessing stated above, on the images as this "
+            "data set stores them. It is not its authors' program; their published numbers may differ."
+        )
+        if facts["ensemble"]:
+            lines.append(
+                f"An ensemble ({facts['ensemble']}) is to be compared with ensembles. Retrieval, negation and "
+                "counterfactual reports use the mean of its members' similarities."
+            )
+    if weak := weak_labels_text(results):
+        lines.append(f"{weak}. Such scores say how well images and reports agree, not how well a finding is seen.")
+    lines += limits
+    if any(data["name"] == "phantom" for data in results["data"]["sets"]):
+        lines.append(
+            "The phantom is drawn by a program. Scores on it show that the method and this code work; they say nothing "
+            "about patients."
+        )
+    return lines

@@ -1,0 +1,122 @@
+"""Findings by prompts: an image's similarity to what affirms a finding, against what denies it.
+
+Two scores of an image v for a finding, from the normalised means p and n of its affirming and denying prompts:
+"difference" is v.p - v.n, whose softmax is sigmoid(logit scale * difference); "positive" is v.p alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from mmclip_jax.text import prompts
+
+SCORES = ("difference", "positive")
+
+PromptsOf = Callable[[str], tuple[Sequence[str], Sequence[str]]]
+"""finding -> (texts that affirm it, texts that deny it)."""
+
+
+class TextEncoder(Protocol):
+    """What scoring by prompts needs of a model; embeddings of size E."""
+
+    @property
+    def logit_scale(self) -> float:
+        """What similarities are multiplied by to give logits."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, E], L2-normalised."""
+
+
+@runtime_checkable
+class Ensemble(TextEncoder, Protocol):
+    """Several models whose embeddings stand side by side, each over the root of their number."""
+
+    @property
+    def members(self) -> Sequence[tuple[slice, float]]:
+        """(columns of the embedding, logit scale) of each."""
+
+
+def members(model: TextEncoder) -> list[tuple[slice, float, float]]:
+    """(columns of the embedding, logit scale, root of their number) of the models that `model` is made of."""
+    if not isinstance(model, Ensemble):
+        return [(slice(None), float(model.logit_scale), 1.0)]
+    return [(columns, float(scale), len(model.members) ** 0.5) for columns, scale in model.members]
+
+
+def embed_prompts(
+    model: TextEncoder, findings: Sequence[str], prompts_of: PromptsOf = prompts.zero_shot_prompts
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each finding the embeddings of its affirming texts, float64 [P, E], and of its denying ones [N, E].
+
+    Raises:
+      UserError: a finding that the vocabulary does not know.
+    """
+    lists = [texts for finding in findings for texts in prompts_of(finding)]
+    embedded = np.asarray(model.encode_text([text for texts in lists for text in texts]), np.float64)
+    parts = np.split(embedded, np.cumsum([len(texts) for texts in lists])[:-1])
+    return list(zip(parts[0::2], parts[1::2], strict=True))
+
+
+def prompt_embeddings(
+    model: TextEncoder, findings: Sequence[str], prompts_of: PromptsOf = prompts.zero_shot_prompts
+) -> tuple[np.ndarray, np.ndarray]:
+    """(positive, negative) float64 [K, E]: of each finding the normalised mean of its prompts' embeddings.
+
+    Each member of an ensemble normalises its own.
+    """
+    embedded = embed_prompts(model, findings, prompts_of)
+    means = [np.stack([texts.mean(axis=0) for texts in polarity]) for polarity in zip(*embedded, strict=True)]
+    for mean in means:
+        for columns, _, root in members(model):
+            length = np.linalg.norm(mean[:, columns], axis=1, keepdims=True)
+            mean[:, columns] /= np.maximum(length, 1e-12) * root
+    positive, negative = means
+    return positive, negative
+
+
+def score_images(
+    image_embed: np.ndarray, positive: np.ndarray, negative: np.ndarray, model: TextEncoder | None = None
+) -> dict[str, np.ndarray]:
+    """The scores [n, K] of images [n, E] for findings with prompt embeddings [K, E].
+
+    model: of an ensemble, "difference" is the logit of the mean of its members' probabilities, over its logit scale.
+    """
+    images = image_embed.astype(np.float64)
+    affirmed, denied = images @ positive.T, images @ negative.T
+    if model is None or len(members(model)) == 1:
+        return {"difference": affirmed - denied, "positive": affirmed}
+    margins = [
+        scale * root**2 * (images[:, columns] @ (positive - negative)[:, columns].T)
+        for columns, scale, root in members(model)
+    ]
+    return {"difference": mean_logit(np.stack(margins, axis=-1)) / float(model.logit_scale), "positive": affirmed}
+
+
+def score_pairs(
+    model: TextEncoder, image_embed: np.ndarray, findings: Sequence[str], prompts_of: PromptsOf
+) -> dict[str, np.ndarray]:
+    """The scores [n, K] of images [n, E], averaged over texts in place of their embeddings.
+
+    "positive" is the mean similarity to the affirming texts, and "difference" is the logit of the mean softmax
+    probability over all pairs of an affirming and a denying text, over the logit scale.
+    """
+    images = image_embed.astype(np.float64)
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
+    for positive, negative in embed_prompts(model, findings, prompts_of):
+        margins = []
+        for columns, scale, root in members(model):
+            affirmed, denied = images[:, columns] @ positive[:, columns].T, images[:, columns] @ negative[:, columns].T
+            pairs = (affirmed[:, :, np.newaxis] - denied[:, np.newaxis, :]).reshape(len(images), -1)
+            margins.append(scale * root**2 * pairs)
+        scores["difference"].append(mean_logit(np.concatenate(margins, axis=1)) / float(model.logit_scale))
+        scores["positive"].append((images @ positive.T).mean(axis=1))
+    return {name: np.stack(values, axis=1) for name, values in scores.items()}
+
+
+def mean_logit(margins: np.ndarray) -> np.ndarray:
+    """The logit of the mean of sigmoid(margins) over the last axis, without rounding a probability to 0 or 1."""
+    # log of the sum of sigmoid(x), and of 1 - sigmoid(x).
+    present = np.logaddexp.reduce(-np.logaddexp(0.0, -margins), axis=-1)
+    absent = np.logaddexp.reduce(-np.logaddexp(0.0, margins), axis=-1)
+    return np.asarray(present - absent)
