@@ -113,7 +113,7 @@ def _json(tree: Any) -> bytes:
 
 @kind("protocols and specs of users", "refused in one line that names the file, or read")
 def specs(attacker: Attacker) -> Outcomes:
-    """YAML files of protocols and referees: raw texts, and odd values in each field."""
+    """YAML files of protocols and specs: raw texts, and odd values in each field."""
     from mmclip_jax.evaluate import protocols
     from mmclip_jax.external import run as external
 

@@ -25,7 +25,7 @@ import mmclip_jax
 from mmclip_jax import cli, settings
 from mmclip_jax.checkpoints import find_checkpoint
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.evaluations import zeroshot
+from mmclip_jax.evaluate.evaluations import exposure
 from mmclip_jax.train import run as training
 from mmclip_jax.train import start as start_lib
 
@@ -165,7 +165,7 @@ def test_settings_come_from_the_weights_and_are_kept(weights: dict[str, Any], ru
     assert [entry["part"] for entry in record["files"]] == ["image", "text"]
     assert record["files"][1]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record["stated_by"] == "nobody"
-    assert zeroshot.exposure("hernia", "elsewhere", saved.manifest) == zeroshot.STARTED_ELSEWHERE
+    assert exposure.exposure("hernia", "elsewhere", saved.manifest) == exposure.STARTED_ELSEWHERE
     report = json.loads((run / start_lib.REPORT_FILE).read_text())
     assert any(name.startswith("cls.predictions") for name in report["left_out"])
     assert "image_encoder/position" in report["changed"]
@@ -194,7 +194,11 @@ def test_a_run_goes_on_and_is_evaluated_with_its_workdir_alone(
         assert cli.main(arguments) == 0
         told = json.loads((tmp_path / "out" / "results.json").read_text())
         stamps = {f["exposure"] for source in told["zero_shot"]["sources"].values() for f in source["findings"]}
-        assert zeroshot.REPORT_ONLY not in stamps
+        assert exposure.REPORT_ONLY not in stamps
+        for name in ("report.html", "model_card.md"):
+            page = (tmp_path / "out" / name).read_text()
+            assert "Started from" in page
+            assert "They were trained on" in page
         model = mmclip_jax.load(copy)
         assert model.encode_text(TEXTS).shape == (2, 512)
         capsys.readouterr()
@@ -282,7 +286,7 @@ def test_a_run_that_starts_from_a_dual_encoder(
     assert ours.logit_scale == pytest.approx(np.exp(2.4), rel=1e-5)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["init"]["stated_by"] == "the user (init.trained_on)"
-    assert zeroshot.exposure("mass", "elsewhere", manifest).startswith(zeroshot.OTHER_SOURCE)
+    assert exposure.exposure("mass", "elsewhere", manifest).startswith(exposure.OTHER_SOURCE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
