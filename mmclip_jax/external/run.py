@@ -171,14 +171,13 @@ def run(
     """Scores somebody else's checkpoint and writes the report; returns what a terminal should show.
 
     Args:
-      spec: of the model, see `load_spec`; or "FILE.py:FUNCTION", which gives an object (`own.TwoEncoders`).
-      checkpoints: one, or the members of an ensemble; none of an object.
+      spec: see `load_spec`; or "FILE.py:FUNCTION", which gives an object (`own.TwoEncoders`) and needs no checkpoints.
+      checkpoints: one, or the members of an ensemble.
       data: one or more built data sets.
       out: where to write.
       vocabulary: see `open_model`.
       split: "test", "validation" or "train"; None for the protocol's.
-      protocol: a name, or a YAML file of your own; None for the one of the data set's name. Its prompts are used only
-        if the spec has none.
+      protocol: a name, or a file; None for the one of the data set's name. Its prompts count if the spec has none.
       show_text: shows record ids in the HTML of other data than the phantom, too.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.

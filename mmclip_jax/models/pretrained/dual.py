@@ -185,39 +185,14 @@ def _openai(
     activation_from = "the spec" if activation else ("OpenAI's layout" if quick else usual)
     if not activation:
         activation = "quick_gelu" if field(str(beside), config, "quick_gelu", bool, quick) else "gelu"
-    if "visual.trunk.cls_token" in weights:
-        if field(str(beside), vision, "timm_pool", str, "") not in ("", "token"):
-            raise UserError(f"{file}: the pooling {vision['timm_pool']!r} of its timm image encoder is not supported")
-        image = families.timm(weights, "visual.trunk.")
-        image["head"] = [dense(weights, "visual.head.proj", None, image["position"].shape[1])]
-        image_told = Told("vit", 0, epsilon=1e-6)
-    elif "visual.conv1.weight" in weights:
-        image, image_told = families.openai_image(weights, "visual."), Told("vit", 0, activation)
-        image["head"] = [{"kernel": weights.take("visual.proj", image["position"].shape[1], None)}]
-    else:
-        raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
+    image, image_told = _openai_image(weights, file, vision, activation)
     width = image["position"].shape[1]
     told = {"image": heads.get("image", 0), "text": heads.get("text", 0)}
     heads_from = {part: "the spec" if count else _ASSUMED for part, count in told.items()}
     if not told["image"] and (per_head := field(str(beside), vision, "head_width", int, 0, low=1)):
         told["image"], heads_from["image"] = width // per_head, OPEN_CLIP_CONFIG
     image_heads = heads_of(str(file), "image", width, told["image"], _SAY_HEADS)
-    if fixed["text"]:
-        text, pooled = families.bert(weights, "text.transformer."), text_config.get("hf_pooler_type")
-        context = field(str(beside), text_config, "context_length", int, len(text["position"]), low=1)
-        text["position"] = text["position"][:context]
-        if pooled != "cls_last_hidden_state_pooler":
-            raise UserError(
-                f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
-                f"pooler cls_last_hidden_state_pooler, not {pooled}"
-            )
-        text["head"] = _projections(weights)
-        text_told = Told("bert", 0, epsilon=1e-12)
-    else:
-        prefix = "text." if "text.token_embedding.weight" in weights else ""
-        text = families.openai_text(weights, prefix)
-        text["head"] = [{"kernel": weights.take(f"{prefix}text_projection", text["position"].shape[1], None)}]
-        text_told = Told("clip", 0, activation)
+    text, text_told = _openai_text(weights, file, text_config, activation)
     width = text["position"].shape[1]
     usual_heads = 0 if found is None or fixed["text"] else 8  # where its configuration says nothing, open_clip takes 8
     if not told["text"] and (count := field(str(beside), text_config, "heads", int, usual_heads, low=1)):
@@ -235,6 +210,49 @@ def _openai(
         dataclasses.replace(text_told, heads=text_heads),
         origins,
     )
+
+
+def _openai_image(
+    weights: Weights, file: pathlib.Path, vision: Mapping[str, Any], activation: str
+) -> tuple[Params, Told]:
+    """The image encoder with its "head", and what its weights do not tell."""
+    if "visual.trunk.cls_token" in weights:
+        if field(str(file.with_name(OPEN_CLIP_CONFIG)), vision, "timm_pool", str, "") not in ("", "token"):
+            raise UserError(f"{file}: the pooling {vision['timm_pool']!r} of its timm image encoder is not supported")
+        image = families.timm(weights, "visual.trunk.")
+        image["head"] = [dense(weights, "visual.head.proj", None, image["position"].shape[1])]
+        image_told = Told("vit", 0, epsilon=1e-6)
+    elif "visual.conv1.weight" in weights:
+        image, image_told = families.openai_image(weights, "visual."), Told("vit", 0, activation)
+        image["head"] = [{"kernel": weights.take("visual.proj", image["position"].shape[1], None)}]
+    else:
+        raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
+    return image, image_told
+
+
+def _openai_text(
+    weights: Weights, file: pathlib.Path, config: Mapping[str, Any], activation: str
+) -> tuple[Params, Told]:
+    """The text encoder with its "head", and what its weights do not tell."""
+    if _BERT_TOKENS in weights:
+        text, pooled = families.bert(weights, "text.transformer."), config.get("hf_pooler_type")
+        context = field(
+            str(file.with_name(OPEN_CLIP_CONFIG)), config, "context_length", int, len(text["position"]), low=1
+        )
+        text["position"] = text["position"][:context]
+        if pooled != "cls_last_hidden_state_pooler":
+            raise UserError(
+                f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
+                f"pooler cls_last_hidden_state_pooler, not {pooled}"
+            )
+        text["head"] = _projections(weights)
+        text_told = Told("bert", 0, epsilon=1e-12)
+    else:
+        prefix = "text." if "text.token_embedding.weight" in weights else ""
+        text = families.openai_text(weights, prefix)
+        text["head"] = [{"kernel": weights.take(f"{prefix}text_projection", text["position"].shape[1], None)}]
+        text_told = Told("clip", 0, activation)
+    return text, text_told
 
 
 _SAY_HEADS = "say it in the spec (heads)"
