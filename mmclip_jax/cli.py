@@ -265,7 +265,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         _external(args)
         return
     if args.workdir is None:
-        raise UserError("evaluate needs --workdir RUN, or --external SPEC for another program's model")
+        raise UserError("evaluate needs --workdir RUN, or --external SPEC with --checkpoint for another model")
     if args.checkpoint or args.vocabulary:
         raise UserError("--checkpoint and --vocabulary belong to --external; a run of ours is named with --workdir")
     _start_processes(args)

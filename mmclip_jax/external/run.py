@@ -213,8 +213,7 @@ def run(
         progress=progress,
         primary=jax.process_index() == 0,
     )
-    results = evaluation.evaluate_checkpoint(model, data, split, out, options)
-    return terminal.summary(results, facts["title"], out)
+    return terminal.summary(evaluation.evaluate_checkpoint(model, data, split, out, options), facts["title"], out)
 
 
 def audited(sources: Sequence[str], rows: Split) -> dict[str, Any]:
