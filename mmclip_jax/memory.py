@@ -1,8 +1,7 @@
 """Keeps the memory that XLA's buffers use within the process.
 
 On a CPU every buffer of a compiled step is a block of malloc's. glibc gives large blocks back to the system when they
-are freed, and the next step pays for them again, page by page: a third of the time of the demo's step
-(docs/performance.md).
+are freed, and the next step pays for them again, page by page: a third of the time of the demo's step.
 """
 
 import ctypes
