@@ -8,7 +8,7 @@ from mmclip_jax import memory, ranges
 from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, folder_of
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.errors import UserError
-from mmclip_jax.settings import read_config
+from mmclip_jax.settings import names_given, read_config
 
 _CONFIGS = Path(mmclip_jax.__file__).resolve().parents[1] / "configs"
 
@@ -25,7 +25,7 @@ def _demo(args: argparse.Namespace) -> None:
 
     memory.keep_freed_memory()
     writers.configure_logging()
-    training.train(config, str(args.workdir))
+    training.train(config, str(args.workdir), given=names_given(args.overrides))
     print(evaluation.run(args.workdir, None, data, split="test", show_text=True))
 
 

@@ -23,6 +23,7 @@ from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols, registry
 from mmclip_jax.evaluate.base import Context
+from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT
 from mmclip_jax.evaluate.model import Encoder, Foreign, Model
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import card, terminal
@@ -190,7 +191,7 @@ class Options:
     Attributes:
       protocol: None for the one of the data sets' names.
       bootstrap: of the intervals; its seed is that of everything that is drawn. The patients are those of the rows.
-      without: names of evaluations to leave out.
+      without: names of evaluations to leave out; not "zero_shot", which keeps what is said of the whole.
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
       labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       loaded: the rows of the split, where they have been read already.
@@ -245,8 +246,11 @@ def evaluate_checkpoint(
 
     Raises:
       UserError: no such data, or no row of it in the split.
+      ValueError: `options.without` names what is no evaluation, or cannot be left out.
     """
     options, clock = options or Options(), _Clock()
+    if strange := sorted(set(options.without) - ({each.name for each in registry.EVALUATIONS} - {ZERO_SHOT.name})):
+        raise ValueError(f"there is no evaluation {strange[0]!r} that can be left out")
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     with clock.timed("total"):
         context = _context(model, directories, split, options, clock)
