@@ -215,3 +215,16 @@ def test_texts_are_read_at_one_token_through_two_layers(text_pool: str) -> None:
     gelu = np.asarray(jax.nn.gelu(jnp.asarray(pooled), approximate=False), np.float64)
     z = gelu @ params_64["image_projection"]["kernel"]
     np.testing.assert_allclose(v, z / np.linalg.norm(z, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_what_the_names_of_text_encoders_mean() -> None:
+    found = {}
+    for name, changes in TEXT.items():
+        module: Any = encoders.text_encoder(tiny.config(**changes).model)
+        style = module.variant
+        found[name] = (module.embed_scale, style.norm, style.first_norm, style.final_norm, style.causal)
+    assert found == {
+        "transformer": (True, "pre", False, True, False),
+        "bert": (False, "post", True, False, False),
+        "clip": (False, "pre", False, True, True),
+    }
