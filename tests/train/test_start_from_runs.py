@@ -97,7 +97,7 @@ def test_what_a_run_had_learnt_from_is_learnt_from(former: pathlib.Path, tmp_pat
 
 
 def test_where_one_encoders_training_is_unknown_all_is() -> None:
-    known = {"exposure": {"sources": {"a": {}}, "label_kinds": {}}}
+    known: dict[str, Any] = {"exposure": {"sources": {"a": {}}, "label_kinds": {}}}
     records: list[dict[str, Any]] = [
         {"files": [], "trained_on": ["a"], "stated_by": "the user", "start": known, "runs": []},
         {"files": [], "trained_on": [], "stated_by": "nobody", "start": {"exposure": None}, "runs": []},
