@@ -65,7 +65,7 @@ def is_covered(text: str, resources: Resources, census: Census | None = None) ->
 
     Args:
       text: the report.
-      resources: of `resources.for_language`, or of `resources.default`.
+      resources: of `vocabulary.for_language`, or of `vocabulary.default`.
       census: the report is added to it.
     """
     words = _WORD.findall(lowercase(text))

@@ -57,7 +57,7 @@ class Collection(records.RecordsBuilder):
     Attributes:
       rejects: what was left out so far, on purpose or not.
       rows: how many rows the tables have, those left out included.
-      notes: what a user must know of this build, such as that patients are unknown; told, and kept in the facts.
+      notes: what the user must know about this build, such as that patients are unknown; shown, and kept in the facts.
       index_depth: how many parts of an image's path tell it from others, see `files.FileIndex`.
       box_flags: the flags that a message about boxes may name; "" where the builder has none.
       refuses_masks: whether an image of two values is refused as a mask.
@@ -336,9 +336,8 @@ class Collection(records.RecordsBuilder):
             if policy == "refuse":
                 twin = next(each for each in items if getattr(each, what) == other)
                 raise UserError(
-                    f"{what} {shown(own)} ({item.table} row {item.row}) and {shown(other)} ({twin.table} row "
-                    f"{twin.row}) may be one, and there may be more such pairs: --alike-ids same if they are, "
-                    f"--alike-ids other if not"
+                    f"{shown(own)} ({item.table} row {item.row}) and {shown(other)} ({twin.table} row {twin.row}) may "
+                    f"be the same {what}, and there may be more pairs. Say --alike-ids same or --alike-ids other"
                 )
             self.rejects.append(
                 Reject(item.table, item.row, item.id, f"{what} {shown(own)} joined {shown(other)}", ID_JOINED)
@@ -407,8 +406,8 @@ class Collection(records.RecordsBuilder):
                     yield from examples
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
-                "a process that reads images was killed, perhaps for want of memory; run the same command again with "
-                "fewer --workers: it goes on where it stopped"
+                "a process that reads images was killed, perhaps because memory ran out. Run the same command with "
+                "fewer --workers; it continues where it stopped"
             ) from error
 
     # Rejects

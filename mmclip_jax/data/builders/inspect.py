@@ -317,11 +317,13 @@ class _Inspector:
         return items, rejects + self.builder.rejects
 
     def _choose_rest(self, items: list[Item], rejects: list[Reject]) -> None:
-        """What the build's own checks of all images say: ids that may be one, patients in two splits."""
+        """What the build's own checks of all images say: ids that may mean the same, patients in two splits."""
         try:
             items[:] = self.builder.settled_ids(items)
         except UserError as error:
-            self._choose("alike_ids", "same", "some ids may be one; taken for one, they cannot be in two splits")
+            self._choose(
+                "alike_ids", "same", "some ids may mean the same patient or study; as one, they cannot be in two splits"
+            )
             self._found_problem(str(error).partition(", and there")[0], 1, "joined; --alike-ids other keeps them apart")
             items[:] = TableBuilder(self._options(), self.data_dir).settled_ids(items)
         try:

@@ -16,7 +16,7 @@ def without_other_languages(items: Sequence[Item], named: str) -> tuple[list[Ite
 
     Args:
       items: with their reports.
-      named: the language, as `resources.for_language` takes it.
+      named: the language, as `vocabulary.for_language` takes it.
 
     Returns:
       The items; of each report that was left out, why; what the facts say.
