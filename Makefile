@@ -55,7 +55,7 @@ test-gcs: .gcs/.installed $(VENV)/.installed-dev
 # Importers of other programs' checkpoints, against transformers. torch brings gigabytes for GPUs unless pip is told of PyTorch's
 # index for CPUs (PIP_EXTRA_INDEX_URL).
 test-interop: .venv-interop/.installed
-	.venv-interop/bin/python -m pytest -q -p no:cacheprovider -m torch tests/external
+	.venv-interop/bin/python -m pytest -q -p no:cacheprovider -m torch
 
 .venv-interop/.installed: requirements.txt requirements-interop.txt
 	$(PYTHON) -m venv .venv-interop

@@ -113,7 +113,7 @@ def _json(tree: Any) -> bytes:
 
 @kind("protocols and specs of users", "refused in one line that names the file, or read")
 def specs(attacker: Attacker) -> Outcomes:
-    """YAML files of protocols and referees: raw texts, and odd values in each field."""
+    """YAML files of protocols and specs: raw texts, and odd values in each field."""
     from mmclip_jax.evaluate import protocols
     from mmclip_jax.external import run as external
 
@@ -165,7 +165,10 @@ def phrases(attacker: Attacker) -> Outcomes:
 @kind("files beside checkpoints of others", "refused in one line that names the file, or read")
 def beside(attacker: Attacker) -> Outcomes:
     """Configurations, preprocessing and vocabularies in the layouts of Hugging Face, open_clip and OpenAI."""
-    from mmclip_jax.external import layouts, preprocess, subwords, weights
+    from mmclip_jax import fields
+    from mmclip_jax.external import preprocess
+    from mmclip_jax.models.pretrained import dual as layouts
+    from mmclip_jax.text import subwords
 
     hugging = {"do_resize": True, "size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True,
                "crop_size": {"height": 224, "width": 224}, "do_normalize": True, "do_rescale": True,
@@ -181,10 +184,10 @@ def beside(attacker: Attacker) -> Outcomes:
     }
 
     def hugging_rules(file: pathlib.Path) -> Any:
-        return preprocess.of_huggingface(str(file), weights.read_json(file))
+        return preprocess.of_huggingface(str(file), fields.read_json(file))
 
     def clip_rules(file: pathlib.Path) -> Any:
-        told = weights.read_json(file).get("preprocess_cfg", {})
+        told = fields.read_json(file).get("preprocess_cfg", {})
         return preprocess.of_open_clip(str(file), told if isinstance(told, dict) else {}, 224)
 
     yield from _attack_file(attacker, "preprocessor_config.json", hugging, _json, hugging_rules, 60)
@@ -198,14 +201,14 @@ def beside(attacker: Attacker) -> Outcomes:
     ):
         file = attacker.folder / "bpe_simple_vocab_16e6.txt.gz"
         file.write_bytes(content)
-        yield f"merges {content[:9]!r}", clear(functools.partial(subwords.load, file, 4))
+        yield f"merges {content[:9]!r}", clear(functools.partial(subwords.load, file))
     yield from _folders_of_others(attacker, layouts)
 
 
 def _vocabulary(subwords: Any, file: pathlib.Path) -> Any:
     if file.name == "vocab.json":
         (file.parent / "merges.txt").write_text("#version\na b</w>\n", encoding="utf-8")
-    return subwords.load(file, 4)
+    return subwords.check_rows(subwords.load(file), 4, str(file))
 
 
 def _folders_of_others(attacker: Attacker, layouts: Any) -> Outcomes:
@@ -235,7 +238,7 @@ def _safetensors(header: bytes, data: bytes = b"\0" * 64, length: int | None = N
 @kind("weights of others", "refused in one line; no code of theirs is run")
 def weights(attacker: Attacker) -> Outcomes:
     """Files for PyTorch and safetensors: of other things, cut off, of code, of other types and sizes."""
-    from mmclip_jax.external import weights as module
+    from mmclip_jax.models.pretrained import weights as module
 
     pickled = pickle.dumps({"a": np.zeros(3)})
     files: dict[str, bytes] = {

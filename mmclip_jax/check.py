@@ -52,6 +52,12 @@ _RANGES: dict[str, Range] = {
     **{f"model.{part}_head.{name}": allowed for part in ("image", "text") for name, allowed in _HEAD.items()},
     "model.text.length": count(1),
     "model.text.vocab_size": count(),
+    "init.image": TEXT,
+    "init.text": TEXT,
+    "init.model": TEXT,
+    "init.mean": Several(Number()),
+    "init.std": Several(positive()),
+    "init.trained_on": Several(TEXT),
     "data.train": Several(TEXT),
     "data.evaluate": Several(TEXT),
     "data.allow_leakage": TEXT,
@@ -111,6 +117,11 @@ def check_ranges(config: ConfigDict) -> None:
     """
     ranges.check(flat(config), setting_ranges())
     compiler_options(config.train.compiler_options)
+    init = config.init
+    if init.model and (init.image or init.text):
+        raise UserError("init.model is a whole model: leave init.image and init.text out, or give them in its place")
+    if len(init.mean) not in (0, 1, 3) or len(init.mean) != len(init.std):
+        raise UserError("init.mean and init.std are one number each, or three, or both left out")
     if 0.0 < config.train.spike < 1.0:
         raise UserError(f"train.spike={config.train.spike} is not at least 1, nor 0 for none: every loss would be one")
 

@@ -341,7 +341,7 @@ def check_same_settings(workdir: epath.PathLike, config: ConfigDict, stretch: bo
         logging.warning("the settings of the newest checkpoint cannot be read (%s)", error)
         return
     differences = []
-    for part in ("model", "objective", "optimizer", "data", "finetune"):
+    for part in ("model", "init", "objective", "optimizer", "data", "finetune"):
         old, new = (_flat({part: json.loads(c[part].to_json())} if part in c else {}) for c in (saved, config))
         differences += [
             f"{name}={new.get(name)!r} (was {old.get(name)!r})"
@@ -518,6 +518,12 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
             run["manifest"],
             sums,
         )
+
+
+def steps_of(workdir: epath.PathLike) -> list[int]:
+    """The steps of a workdir's complete checkpoints, ascending; [] where there is none."""
+    folder = absolute_path(workdir) / FOLDER
+    return _steps(folder) if folder.exists() else []
 
 
 def _steps(folder: epath.Path) -> list[int]:

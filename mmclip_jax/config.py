@@ -97,6 +97,16 @@ def default_config() -> ConfigDict:
             "local": {"weight": 0.0, "tokens": 4, "temperature": 0.1},
         }
     )
+    config.init = ConfigDict(  # a start from weights that are there; docs/pretrained.md
+        {
+            "image": "",  # a file or folder of an image encoder: timm, Hugging Face, MAE, DINOv2, CLIP
+            "text": "",  # likewise of a text encoder: BERT, CLIP; its vocabulary lies beside it, or is data.tokenizer
+            "model": "",  # in place of both: a run of mmclip train, or another program's dual encoder
+            "mean": (),  # of the pixels in [0, 1] that the image encoder was trained on; () as the files beside it say
+            "std": (),
+            "trained_on": (),  # what the weights learnt from: "SOURCE", or "SOURCE:FINDING,FINDING" where labels were
+        }
+    )
     config.data = ConfigDict(
         {
             "train": (),  # directories of built data sets
@@ -117,7 +127,7 @@ def default_config() -> ConfigDict:
             "workers": 8,  # processes that prepare batches; 0 prepares them in this process
             "threads": 16,  # reading threads of a process
             "max_damaged": 10,  # records that cannot be read or decoded and are replaced before the run stops
-            "tokenizer": "",  # a SentencePiece model; "" is the one that ships with the package
+            "tokenizer": "",  # a SentencePiece model, or init.text's vocabulary; "": the package's, or what lies there
         }
     )
     config.optimizer = ConfigDict(

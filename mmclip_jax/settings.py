@@ -61,6 +61,11 @@ def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
     return values["config"].value
 
 
+def names_given(overrides: Sequence[str]) -> frozenset[str]:
+    """The dotted names of the settings that `read_config` was given: "data.workers" of "--config.data.workers=0"."""
+    return frozenset(map(_key_of, overrides))
+
+
 def _get_config_of(file: str) -> Callable[..., Any]:
     import runpy
 

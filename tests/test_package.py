@@ -251,11 +251,11 @@ def test_text_files_are_utf_8_whatever_the_locale():
 
 
 # A room of the package -> the other rooms, and modules beside them, that it may import, wherever it does so.
-_TOOLS = {"errors", "files", "locks", "processes", "ranges", "spreadsheet"}
+_TOOLS = {"errors", "fields", "files", "locks", "processes", "ranges", "spreadsheet"}
 _MAY_IMPORT = {
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
-    "models": {"errors", "sharding"},
+    "models": {"errors", "fields", "sharding"},
     "objectives": {"errors", "models", "ranges", "sharding"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "objectives", "sharding", "text"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "inference", "text", "writers"},

@@ -20,7 +20,7 @@ from mmclip_jax.finetune import task as task_lib
 from mmclip_jax.models import encoders, masking, mmclip, transformer
 from mmclip_jax.objectives import attmim, contrastive
 from mmclip_jax.plan import plan
-from mmclip_jax.text.tokenizer import ENTITY_LABELS
+from mmclip_jax.text.tokens import ENTITY_LABELS
 from mmclip_jax.train import run as training
 
 RANGES = check.setting_ranges()

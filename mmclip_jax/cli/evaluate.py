@@ -19,12 +19,14 @@ from mmclip_jax.errors import UserError
 
 def _evaluate(args: argparse.Namespace) -> None:
     if args.referee is not None:
-        _referee(args)
+        raise UserError(f"--referee is --external now: give --external {args.referee}")
+    if args.external is not None:
+        _external(args)
         return
     if args.workdir is None:
-        raise UserError("evaluate needs --workdir RUN, or --referee SPEC with --checkpoint for another program's model")
+        raise UserError("evaluate needs --workdir RUN, or --external SPEC with --checkpoint for another model")
     if args.checkpoint or args.vocabulary:
-        raise UserError("--checkpoint and --vocabulary belong to --referee; a run of ours is named with --workdir")
+        raise UserError("--checkpoint and --vocabulary belong to --external; a run of ours is named with --workdir")
     memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax.evaluate import run as evaluation
@@ -46,7 +48,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
 
 
-def _referee(args: argparse.Namespace) -> None:
+def _external(args: argparse.Namespace) -> None:
     ours = {
         "--workdir": args.workdir,
         "--step": args.step,
@@ -56,18 +58,21 @@ def _referee(args: argparse.Namespace) -> None:
         "--other-ids": args.other_ids,
     }
     if given := [option for option, value in ours.items() if value not in (None, "", [])]:
-        raise UserError(f"{given[0]} is of runs of this software; leave it out with --referee")
-    needed = {"--checkpoint": args.checkpoint, "--data": args.data, "--out": args.out}
+        raise UserError(f"{given[0]} is of runs of this software; leave it out with --external")
+    own = args.external.partition(":")[0].endswith(".py")
+    if own and (args.checkpoint or args.vocabulary):
+        raise UserError("--checkpoint and --vocabulary are of specs; an object of a Python file brings its own")
+    needed = {"--checkpoint": own or args.checkpoint, "--data": args.data, "--out": args.out}
     if missing := [option for option, value in needed.items() if not value]:
-        raise UserError(f"--referee needs {missing[0]}, too")
+        raise UserError(f"--external needs {missing[0]}, too")
     memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax.external import run as external
 
     print(
         external.run(
-            args.referee,
-            args.checkpoint,
+            args.external,
+            args.checkpoint or (),
             args.data,
             args.out,
             vocabulary=args.vocabulary,
@@ -84,15 +89,17 @@ def add(top: Commands) -> None:
     evaluate = add_command(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
     add_run(evaluate, required=False)
     evaluate.add_argument(
-        "--referee",
-        metavar="NAME|FILE.yaml[:NAME]",
-        help="score another program's checkpoint, read as this spec says (docs/evaluation.md)",
+        "--external",
+        metavar="NAME|FILE.yaml[:NAME]|FILE.py:FUNCTION",
+        help="score another program's checkpoint, read as this spec says, or an object with encode_image and "
+        "encode_text (docs/evaluation.md)",
+    )
+    evaluate.add_argument("--referee", help=argparse.SUPPRESS)  # the name before
+    evaluate.add_argument(
+        "--checkpoint", nargs="+", type=existing, metavar="FILE", help="of --external; several are an ensemble"
     )
     evaluate.add_argument(
-        "--checkpoint", nargs="+", type=existing, metavar="FILE", help="of --referee; several are an ensemble"
-    )
-    evaluate.add_argument(
-        "--vocabulary", type=existing, metavar="FILE", help="of --referee's tokenizer; default: beside the checkpoint"
+        "--vocabulary", type=existing, metavar="FILE", help="of --external's tokenizer; default: beside the checkpoint"
     )
     evaluate.add_argument(
         "--data", nargs="+", type=existing_place, metavar="DIR", help="built data sets; default: the run's"

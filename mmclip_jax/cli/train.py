@@ -5,7 +5,7 @@ import argparse
 from mmclip_jax import memory
 from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, place_of, whole
 from mmclip_jax.cli.distributed import add_processes, start_processes
-from mmclip_jax.settings import read_config
+from mmclip_jax.settings import names_given, read_config
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def _train(args: argparse.Namespace) -> None:
     from mmclip_jax.train import run as training
 
     writers.configure_logging()
-    training.train(config, str(args.workdir), args.stretch)
+    training.train(config, str(args.workdir), args.stretch, names_given(args.overrides))
 
 
 def add(top: Commands) -> None:

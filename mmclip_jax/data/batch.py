@@ -5,7 +5,7 @@ it, the planner counts it. With S = model.image_size, L = model.text.length, K =
 
     image     uint8 [S,S,1]
     tokens    int32 [L]      padded with 0
-    entity    int32 [L]      0, or the number of the token's entity from 1
+    entity    int32 [L]      0, or the number of the token's entity from 1; -1: a mark around the text
     affirmed  bool [L]       tokens of observations and devices that are not negated
     text_id   int32 [2]      of the study and of the meaning: texts with one of them equal are positives
     stated    int8 [K]       +1 stated present, −1 stated absent, 0

@@ -195,7 +195,7 @@ class Options:
       labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       loaded: the rows of the split, where they have been read already.
       audited: what `data.audit.check` says of these data, to be kept with the results.
-      referee: what is to be said of a model of somebody else's (`external.run.Opened`).
+      external: what is to be said of a model of somebody else's (`external.run.Opened`).
       run_name: what to call the run in the report.
       curves: the records of the run's metrics.jsonl.
       cases: how many to show.
@@ -211,7 +211,7 @@ class Options:
     labels_from_reports: bool = False
     loaded: Split | None = None
     audited: Mapping[str, Any] | None = None
-    referee: Mapping[str, Any] | None = None
+    external: Mapping[str, Any] | None = None
     run_name: str = ""
     curves: Sequence[Mapping[str, Any]] = ()
     cases: int = case_lib.CASES
@@ -239,6 +239,7 @@ def evaluate_checkpoint(
 
     Returns:
       The results as in results.json (where NaN is null): "schema", "software", "checkpoint", "data", "exposure",
+      "init" (weights that the run started from, or None),
       "audit" (None where there was none), the summary of each evaluation under its name (`registry.py`; None, or an
       empty one, where the data do not allow it), "headline" and "seconds".
 
@@ -334,7 +335,7 @@ def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
             "step": inside and int(inside.step),
             "response": inside and inside.config.objective.attmim.response,
             "model": described,
-            "referee": options.referee,
+            "external": options.external,
         },
         "data": {
             "sets": rows.sets,
@@ -347,6 +348,7 @@ def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
             "sources": rows.source_counts,
         },
         "exposure": inside and inside.manifest.get("exposure"),
+        "init": inside and inside.manifest.get("init"),
         "audit": options.audited,
     }
 

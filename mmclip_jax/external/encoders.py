@@ -15,16 +15,21 @@ import numpy as np
 from mmclip_jax import sharding
 from mmclip_jax.config import default_config
 from mmclip_jax.errors import UserError
-from mmclip_jax.external import layouts, subwords
 from mmclip_jax.external.preprocess import Preprocess
-from mmclip_jax.external.subwords import Subwords
-from mmclip_jax.external.weights import find_weights, sha256
 from mmclip_jax.inference.inputs import BATCH, as_pixels, batches, check_several, pad, shared
 from mmclip_jax.models.mmclip import MMCLIP, build_model
+from mmclip_jax.models.pretrained import dual as layouts
+from mmclip_jax.models.pretrained.weights import find_weights, sha256
+from mmclip_jax.text import subwords
+from mmclip_jax.text.tokens import Tokenizer
+
+_STEP = 16
 
 
-def build(encoder: layouts.DualEncoder) -> MMCLIP:
+def build(encoder: layouts.DualEncoder, vocab_size: int = 0) -> MMCLIP:
     """The model that runs a dual encoder: in float32, these are other people's numbers. Its decoders have no weights.
+
+    vocab_size: rows of the token embedding where a tokenizer has more than the checkpoint.
 
     Raises:
       UserError: sizes that do not fit together.
@@ -32,6 +37,7 @@ def build(encoder: layouts.DualEncoder) -> MMCLIP:
     config = default_config().model
     config.update(encoder.settings)
     config.update({"dtype": "float32", "remat": False})
+    config.text.vocab_size = vocab_size or encoder.vocab_size
     return build_model(config)
 
 
@@ -69,7 +75,7 @@ class ForeignModel:
     def __init__(
         self,
         encoders: Sequence[layouts.DualEncoder],
-        words: Subwords,
+        words: Tokenizer,
         preprocess: Preprocess,
         *,
         logit_scale: float | None = None,
@@ -80,7 +86,10 @@ class ForeignModel:
         self._processes = jax.process_count() if all_devices else 1
         self._encoders, self._words, self._preprocess = list(encoders), words, preprocess
         self._params = [jax.device_put(each.params, sharding.replicated(self._mesh)) for each in encoders]
-        self._models = [build(each) for each in encoders]
+        self._models = [build(each, words.vocab_size) for each in encoders]
+        for params in self._params:  # the embedding in the order of the tokenizer's ids
+            words_of = params["text_encoder"]["embed"]["embedding"]
+            params["text_encoder"] = params["text_encoder"] | {"embed": {"embedding": words_of[words.rows]}}
         self._first = self._encoders[0]
         self.manifest: Mapping[str, Any] = {"foreign": True, **(manifest or {})}
         scales = [each.logit_scale for each in encoders]
@@ -104,7 +113,8 @@ class ForeignModel:
         check_several("texts", texts)
         rows = []
         for (batch,) in batches(list(texts)):
-            ids, count = self._words.encode(batch, self._first.context)
+            ids, count = self._words.encode_batch(batch, self._first.context)
+            ids = ids[:, : -(-int(count.max(initial=1)) // _STEP) * _STEP]  # few lengths: each is compiled
             rows.append(self._run(embed_texts, ids, count))
         return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)
 
@@ -190,5 +200,7 @@ def load(
         )
     if len(preprocess.mean) not in (1, first.channels):
         raise UserError(f"preprocessing has {len(preprocess.mean)} means, and the model {first.channels} channels")
-    words = subwords.load(vocabulary or find_weights(paths[0]).parent, first.vocab_size)
-    return ForeignModel(encoders, words, preprocess, **options), words.file
+    file = subwords.find(vocabulary or find_weights(paths[0]).parent)
+    words = subwords.load(file)
+    subwords.check_rows(words, first.vocab_size, str(file))
+    return ForeignModel(encoders, words, preprocess, **options), file

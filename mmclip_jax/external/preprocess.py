@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.external.fields import field, fits
+from mmclip_jax.fields import field, fits
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _RESIZE = ("shortest", "longest", "squash")

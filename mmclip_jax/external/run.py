@@ -1,6 +1,6 @@
-"""The referee: other people's checkpoints under our protocols, with their own preprocessing and prompts.
+"""Other people's checkpoints under our protocols, with their own preprocessing and prompts.
 
-A spec says, as data, how a family of models is read and asked; resources/referees.yaml describes the fields and holds
+A spec says, as data, how a family of models is read and asked; families.yaml describes the fields and holds
 those of published families. The protocol keeps its findings, split, uncertain labels and thresholds, so the numbers
 stand beside those of our models, and `mmclip compare` tests them on the same patients.
 """
@@ -19,13 +19,15 @@ from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
+from mmclip_jax.evaluate.model import Foreign
 from mmclip_jax.evaluate.report import terminal
 from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.external import encoders as encoders_lib
-from mmclip_jax.external import layouts, preprocess
-from mmclip_jax.external.fields import field, fits
-from mmclip_jax.external.weights import find_weights, read_json, sha256
+from mmclip_jax.external import own, preprocess
+from mmclip_jax.fields import field, fits, read_json
+from mmclip_jax.models.pretrained import dual as layouts
+from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.text import prompts, yaml_tree
 
 PACKAGED = pathlib.Path(__file__).parent / "families.yaml"
@@ -36,7 +38,7 @@ _FIELDS = ("title", "source", "layout", "activation", "heads", "preprocess", "pr
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One entry of a file of specs; the head of resources/referees.yaml describes the fields.
+    """One entry of a file of specs; the head of families.yaml describes the fields.
 
     preprocess: None for what the checkpoint's folder says. prompts: None for the protocol's. scale: None for the
     checkpoint's. stated: what the author says of the training: "text", "sources", and "labels" or None.
@@ -78,7 +80,7 @@ def load_spec(spec: str) -> Spec:
     Raises:
       UserError: no such spec or file, or a mistake in it.
     """
-    found: Spec = yaml_tree.find_entry(spec, PACKAGED, _read, "referee spec")
+    found: Spec = yaml_tree.find_entry(spec, PACKAGED, _read, "spec")
     return found
 
 
@@ -169,14 +171,13 @@ def run(
     """Scores somebody else's checkpoint and writes the report; returns what a terminal should show.
 
     Args:
-      spec: of the model, see `load_spec`.
+      spec: see `load_spec`; or "FILE.py:FUNCTION", which gives an object (`own.TwoEncoders`) and needs no checkpoints.
       checkpoints: one, or the members of an ensemble.
       data: one or more built data sets.
       out: where to write.
       vocabulary: see `open_model`.
       split: "test", "validation" or "train"; None for the protocol's.
-      protocol: a name, or a YAML file of your own; None for the one of the data set's name. Its prompts are used only
-        if the spec has none.
+      protocol: a name, or a file; None for the one of the data set's name. Its prompts count if the spec has none.
       show_text: shows record ids in the HTML of other data than the phantom, too.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
@@ -185,37 +186,41 @@ def run(
     Raises:
       UserError: as for `load_spec` and `open_model`; no data set, no rows in the split, or `out` is a file.
     """
-    wanted = load_spec(spec)
+    wanted = None if own.is_own(spec) else load_spec(spec)
     evaluation.check_out(out)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = evaluation.choose_protocol(protocol, directories)
     split = split or chosen.split
     rows = Split.load(directories, split)  # before the minutes that reading weights may take
-    if wanted.prompts is not None:
-        chosen = chosen.with_prompts(wanted.title, wanted.prompts)
-    opened = open_model(wanted, checkpoints, vocabulary, all_devices=True)
-    opened.facts["enlarged"] = sum(opened.rules.enlarges(shape) for shape in rows.shapes)
+    model: Foreign
+    if wanted is None:
+        model, facts = own.open_own(spec)
+    else:
+        if wanted.prompts is not None:
+            chosen = chosen.with_prompts(wanted.title, wanted.prompts)
+        opened = open_model(wanted, checkpoints, vocabulary, all_devices=True)
+        model, facts = opened.model, opened.facts
+        facts["enlarged"] = sum(opened.rules.enlarges(shape) for shape in rows.shapes)
     options = evaluation.Options(
         protocol=chosen,
         bootstrap=Bootstrap(resamples=resamples),
         labels_from_reports=labels_from_reports,
         loaded=rows,
-        audited=audited(wanted, rows),
-        referee=opened.facts,
-        run_name=wanted.title,
+        audited=audited(wanted.stated["sources"] if wanted else (), rows),
+        external=facts,
+        run_name=facts["title"],
         show_text=show_text,
         progress=progress,
         primary=jax.process_index() == 0,
     )
-    results = evaluation.evaluate_checkpoint(opened.model, data, split, out, options)
-    return terminal.summary(results, wanted.title, out)
+    return terminal.summary(evaluation.evaluate_checkpoint(model, data, split, out, options), facts["title"], out)
 
 
-def audited(spec: Spec, rows: Split) -> dict[str, Any]:
+def audited(sources: Sequence[str], rows: Split) -> dict[str, Any]:
     """What stands in the place of the audit, in its form: that there can be none, and which sources are stated."""
     shared = [
         source
-        for source in sorted(spec.stated["sources"])
+        for source in sorted(sources)
         if any(numbering.is_same_source(source, scored) for scored in rows.source_counts)
     ]
     note = "the training data of this model are not here"
@@ -224,8 +229,8 @@ def audited(spec: Spec, rows: Split) -> dict[str, Any]:
             f"; the spec's author states that it was trained on {', '.join(shared)}, which is scored here: images or "
             "patients of this split may have been seen"
         )
-    elif spec.stated["sources"]:
-        note += f"; as the spec's author states, it was trained on {', '.join(spec.stated['sources'])}"
+    elif sources:
+        note += f"; as the spec's author states, it was trained on {', '.join(sources)}"
     return audit.not_audited(note)
 
 
@@ -248,7 +253,7 @@ def _read(file: pathlib.Path) -> dict[str, Spec]:
 
 
 def _spec(file: pathlib.Path, name: str, entry: Any) -> Spec:
-    where = f"{file}: referee spec {name}"
+    where = f"{file}: spec {name}"
     if not isinstance(entry, dict):
         raise UserError(f"{where} is not followed by fields such as layout")
     if unknown := sorted(map(str, set(entry) - set(_FIELDS))):

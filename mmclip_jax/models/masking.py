@@ -115,7 +115,8 @@ def select_masked_tokens(
     to ceil(min_share * valid tokens). "random" masks as many tokens, drawn from all valid ones.
 
     Args:
-      entity: int [B,L], 0 outside entities, n for the tokens of the n-th entity of the row.
+      entity: int [B,L], 0 outside entities, n for the tokens of the n-th entity of the row, below 0 for tokens that are
+        never masked.
       valid: bool [B,L].
       key: one key, or one a row [B].
       slots: K_t, the static number of masked tokens a row can have, at most L.
@@ -157,7 +158,8 @@ def select_masked_tokens(
     masked = in_entity | topped
     if strategy == "random":
         count = masked.sum(axis=1)
-        masked = valid & (_rank(jnp.where(valid, token_draw, jnp.inf)) < count[:, None])
+        free = valid & (entity >= 0)
+        masked = free & (_rank(jnp.where(free, token_draw, jnp.inf)) < count[:, None])
         dropped = jnp.zeros_like(dropped)
     positions = _positions(masked, slots)
     weights = jnp.take_along_axis(masked, positions, axis=1).astype(jnp.float32)

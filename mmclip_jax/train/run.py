@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -49,6 +49,7 @@ from mmclip_jax.models.mmclip import MMCLIP, build_model
 from mmclip_jax.plan import flops
 from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
 from mmclip_jax.train import optim
+from mmclip_jax.train import start as start_lib
 from mmclip_jax.train import step as step_lib
 from mmclip_jax.train.guard import (
     DamagedRecords,
@@ -64,13 +65,14 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _VALIDATION_EXAMPLES = 512
 
 
-def train(config: ConfigDict, workdir: str, stretch: bool = False) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str, stretch: bool = False, given: Collection[str] = ()) -> dict[str, float]:
     """Trains until `config.train.steps` steps are done, going on from the newest checkpoint in `workdir`.
 
     Args:
       config: see mmclip_jax/config.py.
       workdir: directory of checkpoints, metrics and manifest; made if missing.
       stretch: goes on with another number of steps than the run began with (`check_same_settings`).
+      given: names of settings that the user gave one by one; weights that the run starts from do not change them.
 
     Returns:
       The metrics of the last logging step.
@@ -90,10 +92,11 @@ def train(config: ConfigDict, workdir: str, stretch: bool = False) -> dict[str, 
     if not config.data.train:
         raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
     leave_out_missing_part(config)
+    start = start_lib.prepare(config, workdir, given)
     check.check_config(config, mesh.size)
 
     # Data.
-    tokenizer = load_tokenizer(config.data.tokenizer or None)
+    tokenizer = (start and start.tokenizer) or load_tokenizer(config.data.tokenizer or None)
     if config.model.text.vocab_size not in (0, tokenizer.vocab_size):
         raise UserError(
             f"model.text.vocab_size={config.model.text.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
@@ -104,10 +107,13 @@ def train(config: ConfigDict, workdir: str, stretch: bool = False) -> dict[str, 
         config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )
     manifest = make_manifest(config) | fingerprint.of_run(config.data.train, tokenizer.model_bytes)
-    manifest["audit"] = audit_validation(config)
+    manifest = start.manifest(manifest) if start else manifest
+    manifest["audit"] = audit_validation(config, manifest["data"])
 
     # Model, optimizer, state: created sharded, no full copy on one device.
     built = build(config, mesh, tokenizer.mask_id)
+    if start:
+        start.check(built.abstract_state.params)
     loss_gradient_norms = jax.jit(
         functools.partial(step_lib.loss_gradient_norms, built.model, config, tokenizer.mask_id),
         out_shardings=sharding.replicated(mesh),
@@ -116,7 +122,9 @@ def train(config: ConfigDict, workdir: str, stretch: bool = False) -> dict[str, 
     with contextlib.ExitStack() as stack:
         with storage_errors_are_named(workdir, lambda: "nothing was changed"):
             guard = stack.enter_context(locks.held_by_run(workdir, "mmclip train"))
-        return _go_on(config, workdir, stretch, mesh, tokenizer, iterator, manifest, built, loss_gradient_norms, guard)
+        return _go_on(
+            config, workdir, stretch, mesh, tokenizer, iterator, manifest, built, loss_gradient_norms, guard, start
+        )
 
 
 def _go_on(
@@ -130,6 +138,7 @@ def _go_on(
     built: "Built",
     loss_gradient_norms: Any,
     guard: Callable[[], None],
+    start: start_lib.Start | None,
 ) -> dict[str, float]:
     """The part of `train` that holds the workdir: resume, then the loop."""
     primary = jax.process_index() == 0
@@ -144,6 +153,9 @@ def _go_on(
     if state is None:
         with jax.set_mesh(mesh):
             state = built.make_state()
+        if start:
+            state = start.apply(state, built.abstract_state)
+            start.report(built.abstract_state.params, workdir, primary)
     first = int(state.step)
     run = run_record(config, tokenizer.model_bytes, manifest)
     with storage_errors_are_named(workdir, checkpoints.describe_last):
@@ -517,15 +529,18 @@ def validation_examples(directories: tuple[str, ...]) -> tuple[Example, ...]:
     )
 
 
-def audit_validation(config: ConfigDict) -> dict[str, Any]:
+def audit_validation(config: ConfigDict, learnt: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """What `data.audit.check` says of the validation data, which quick evaluations score while training.
+
+    learnt: the data sets that the model learns from, those of the run that it starts from among them;
+    None for `data.train`.
 
     Raises:
       LeakageError: validation images are known from training, and data.allow_leakage gives no reason.
     """
     evaluate = tuple(config.data.evaluate) or tuple(config.data.train)
     told = audit.IdStatements.read(config.data.same_ids, config.data.other_ids)
-    return audit.check(tuple(config.data.train), evaluate, "validation", config.data.allow_leakage, told)
+    return audit.check(learnt or tuple(config.data.train), evaluate, "validation", config.data.allow_leakage, told)
 
 
 def make_manifest(config: ConfigDict) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_of_a_model_of_others_the_stated_sources_are_told_by_family() -> None:
     spec = external.load_spec("chexzero")  # which states mimic_cxr
 
     def told(source: str) -> dict[str, Any]:
-        return external.audited(spec, Split.of([example(1, source=source)], "test"))
+        return external.audited(spec.stated["sources"], Split.of([example(1, source=source)], "test"))
 
     assert told("mine")["status"] == told("ms_cxr")["status"] == "not audited"
     assert "trained on mimic_cxr, which is scored here" in told("ms_cxr")["note"]

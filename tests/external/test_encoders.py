@@ -23,9 +23,10 @@ from transformers import BertTokenizerFast, CLIPTokenizer
 
 from mmclip_jax.errors import UserError
 from mmclip_jax.external import encoders as encoders_lib
-from mmclip_jax.external import layouts, subwords
 from mmclip_jax.external import run as external
 from mmclip_jax.external.preprocess import Preprocess, Step
+from mmclip_jax.models.pretrained import dual as layouts
+from mmclip_jax.text import subwords
 
 pytestmark = pytest.mark.torch
 
@@ -199,7 +200,7 @@ def test_byte_pairs_are_those_of_transformers(tmp_path: pathlib.Path) -> None:
     wanted = theirs(TEXTS, truncation=True, max_length=others.CONTEXT)["input_ids"]
     assert len({len(ids) for ids in wanted}) > 3
     for name in ("openai", "huggingface", "json"):
-        ids, count = subwords.load(tmp_path / name, END + 1).encode(TEXTS, others.CONTEXT)
+        ids, count = subwords.load(tmp_path / name).encode_batch(TEXTS, others.CONTEXT)
         assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == wanted, name
         assert not any(row[n:].any() for row, n in zip(ids, count, strict=True))
 
@@ -212,7 +213,7 @@ def test_entities_are_resolved_where_openais_program_does(tmp_path: pathlib.Path
     theirs = CLIPTokenizer(vocab=pieces, merges=others.MERGES)
     escaped, plain = ["a&amp;b &lt;5mm", "no&nbsp;edema &amp;gt; 3"], ["a&b <5mm", "no edema > 3"]
     for folder, texts in ((tmp_path, plain), (tmp_path / "huggingface", escaped)):
-        ids, count = subwords.load(folder, END + 1).encode(escaped, others.CONTEXT)
+        ids, count = subwords.load(folder).encode_batch(escaped, others.CONTEXT)
         wanted = theirs(texts, truncation=True, max_length=others.CONTEXT)["input_ids"]
         assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == wanted
 
@@ -238,7 +239,7 @@ def test_word_pieces_are_those_of_transformers(tmp_path: pathlib.Path, lowercase
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
     theirs = BertTokenizerFast(vocab={word: n for n, word in enumerate(words)}, do_lower_case=lowercase)
     texts = ["No pleural effusion.", "Effusion 3", "unheard of", "no " * 30]
-    ids, count = subwords.load(tmp_path, len(words)).encode(texts, 13)
+    ids, count = subwords.load(tmp_path).encode_batch(texts, 13)
     assert [row[:n].tolist() for row, n in zip(ids, count, strict=True)] == theirs(
         texts, truncation=True, max_length=13
     )["input_ids"]
@@ -448,7 +449,7 @@ def test_vocabularies_that_do_not_fit(tmp_path: pathlib.Path) -> None:
         (tmp_path / "vocab.json", 1, "merges.txt is missing"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            subwords.load(path, size)
+            subwords.check_rows(subwords.load(path), size, str(path))
         assert "\n" not in str(caught.value)
 
 
@@ -473,13 +474,13 @@ def test_vocabularies_that_are_damaged(tmp_path: pathlib.Path) -> None:
     files += [folders[name] / "vocab.json" for name in ("marks", "word", "below", "merges", "coded")]
     for file in files:
         with pytest.raises(UserError, match="is no vocabulary") as caught:
-            subwords.load(file, END + 1)
+            subwords.load(file)
         assert str(caught.value).startswith(str(file))
         assert "\n" not in str(caught.value)
     (tmp_path / "vocab.txt").write_text("[CLS]\n[SEP]\n[UNK]\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": "no"}))
     with pytest.raises(UserError, match=r"tokenizer_config.json: do_lower_case is true or false, not 'no'"):
-        subwords.load(tmp_path, 3)
+        subwords.load(tmp_path)
 
 
 def test_each_checkpoint_is_summed_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The referee: scores of other people's checkpoints, against transformers, scikit-learn and hand-made embeddings."""
+"""Scores of other people's checkpoints, against transformers, scikit-learn and hand-made embeddings."""
 
 import csv
 import dataclasses
@@ -108,25 +108,25 @@ def test_mistakes_in_a_spec(tmp_path: pathlib.Path, change: dict[str, Any], mess
 
 
 def test_specs_that_are_not_there(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError, match="there is no referee spec 'medklip'; known are chexzero"):
+    with pytest.raises(UserError, match="there is no spec 'medklip'; known are chexzero"):
         external.load_spec("medklip")
-    with pytest.raises(UserError, match="there is no such referee spec file"):
+    with pytest.raises(UserError, match="there is no such spec file"):
         external.load_spec(str(tmp_path / "a.yaml"))
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({"layoutless": {"preprocess": "folder"}}))
-    with pytest.raises(UserError, match="referee spec layoutless needs layout"):
+    with pytest.raises(UserError, match="spec layoutless needs layout"):
         external.load_spec(str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("evaluate --data /", "evaluate needs --workdir RUN, or --referee SPEC with --checkpoint"),
-        ("evaluate --workdir / --checkpoint /", "--checkpoint and --vocabulary belong to --referee"),
-        ("evaluate --referee chexzero --workdir /", "--workdir is of runs of this software"),
-        ("evaluate --referee chexzero --step 3", "--step is of runs of this software"),
-        ("evaluate --referee chexzero --data /", "--referee needs --checkpoint, too"),
-        ("evaluate --referee chexzero --checkpoint / --data /", "--referee needs --out, too"),
-        ("evaluate --referee none --checkpoint / --data / --out x", "there is no referee spec 'none'"),
+        ("evaluate --data /", "evaluate needs --workdir RUN, or --external SPEC with --checkpoint"),
+        ("evaluate --workdir / --checkpoint /", "--checkpoint and --vocabulary belong to --external"),
+        ("evaluate --external chexzero --workdir /", "--workdir is of runs of this software"),
+        ("evaluate --external chexzero --step 3", "--step is of runs of this software"),
+        ("evaluate --external chexzero --data /", "--external needs --checkpoint, too"),
+        ("evaluate --external chexzero --checkpoint / --data /", "--external needs --out, too"),
+        ("evaluate --external none --checkpoint / --data / --out x", "there is no spec 'none'"),
     ],
 )
 def test_mistakes_on_the_command_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,7 @@ def test_mistakes_on_the_command_line(line: str, message: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/below/it"])
-@pytest.mark.parametrize("what", ["--workdir {}/run", "--referee chexzero --checkpoint {} --data {}"])
+@pytest.mark.parametrize("what", ["--workdir {}/run", "--external chexzero --checkpoint {} --data {}"])
 def test_an_out_that_is_a_file_is_refused_before_anything_is_read(
     tmp_path: pathlib.Path, what: str, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,7 +277,7 @@ class Pictures(RecordsBuilder):
 
 
 @dataclasses.dataclass
-class Refereed:
+class Scored:
     folder: pathlib.Path
     data: pathlib.Path
     models: list[Any]
@@ -300,10 +300,10 @@ SPEC = {
 
 
 @pytest.fixture(scope="module")
-def refereed(tmp_path_factory: pytest.TempPathFactory) -> Refereed:
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     """Two checkpoints scored together (out), the first alone (alone), and with our prompts and a statement (stated)."""
     torch = pytest.importorskip("torch", reason="torch has an environment of its own: make test-interop")
-    folder = tmp_path_factory.mktemp("referee")
+    folder = tmp_path_factory.mktemp("external")
     data = build(Pictures(folder))
     models = [others.clip(seed) for seed in (0, 1)]
     for number, model in enumerate(models):
@@ -326,57 +326,57 @@ def refereed(tmp_path_factory: pytest.TempPathFactory) -> Refereed:
                 progress=False,
             )
         )
-    return Refereed(folder, data, models, said[0])
+    return Scored(folder, data, models, said[0])
 
 
-def read(refereed: Refereed, out: str) -> dict[str, Any]:
-    return json.loads((refereed.folder / out / "results.json").read_text())
+def read(foreign: Scored, out: str) -> dict[str, Any]:
+    return json.loads((foreign.folder / out / "results.json").read_text())
 
 
 @pytest.mark.torch
-def test_the_numbers_are_those_of_transformers(refereed: Refereed) -> None:
+def test_the_numbers_are_those_of_transformers(foreign: Scored) -> None:
     from transformers import CLIPTokenizer
 
-    rows = rows_lib.Split.load([refereed.data], "test")
+    rows = rows_lib.Split.load([foreign.data], "test")
     pixels = rows.pixels(range(len(rows)))
     small = [Image.fromarray(each).resize((21, 21), Image.Resampling.BILINEAR) for each in pixels]
     grey = (np.stack([np.asarray(each, np.float32) for each in small]) - 110) / 60
     fitted = np.repeat(grey[..., None], 3, axis=3)
     pieces = {piece: number for number, piece in enumerate(others.VOCABULARY)}
     tokenizer = CLIPTokenizer(vocab=pieces, merges=others.MERGES)
-    findings = read(refereed, "out")["zero_shot"]["sources"]["here"]["findings"]
+    findings = read(foreign, "out")["zero_shot"]["sources"]["here"]["findings"]
     members = []
     assert [finding["finding"] for finding in findings] == ["edema", "pneumothorax"]
     for finding in findings:
         name = finding["finding"]
         tokens = tokenizer([name, f"no {name}"], padding=True, return_tensors="np")
         each = []
-        for model in refereed.models:
+        for model in foreign.models:
             ids, count = tokens["input_ids"], tokens["attention_mask"].sum(axis=1)
             seen, read_ = others.features(model, fitted, ids, count)
             affirmed, denied = (seen @ read_.T).T
             each.append(np.exp(2 * affirmed) / (np.exp(2 * affirmed) + np.exp(2 * denied)))
         truth = [example.labels[name] == LabelState.PRESENT for example in rows.examples]
         assert finding["difference"]["auroc"] == pytest.approx(roc_auc_score(truth, np.mean(each, axis=0)), abs=1e-9)
-        with open(refereed.folder / "out" / "scores.csv", newline="") as stream:
+        with open(foreign.folder / "out" / "scores.csv", newline="") as stream:
             scores = [float(row[f"{name}/difference"]) for row in csv.DictReader(stream)]
         np.testing.assert_allclose(sigmoid(2 * np.array(scores)), np.mean(each, axis=0), atol=1e-5)
         members.append([roc_auc_score(truth, probabilities) for probabilities in each])
-    assert np.mean(members, axis=0) == pytest.approx(read(refereed, "out")["zero_shot"]["members"], abs=1e-9)
+    assert np.mean(members, axis=0) == pytest.approx(read(foreign, "out")["zero_shot"]["members"], abs=1e-9)
     assert members[0][0] != members[0][1]
 
 
 @pytest.mark.torch
-def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
-    results = read(refereed, "out")
-    facts = results["checkpoint"]["referee"]
-    sums = [hashlib.sha256((refereed.folder / f"{n}.pt").read_bytes()).hexdigest() for n in (0, 1)]
+def test_results_page_and_card_say_what_was_scored(foreign: Scored) -> None:
+    results = read(foreign, "out")
+    facts = results["checkpoint"]["external"]
+    sums = [hashlib.sha256((foreign.folder / f"{n}.pt").read_bytes()).hexdigest() for n in (0, 1)]
     assert [each["sha256"] for each in facts["checkpoints"]] == sums
     for each in facts["checkpoints"]:
         for part, heads in others.HEADS.items():
             origin = {"heads": "the spec", "activation": "OpenAI's layout"}
             assert each["encoders"][part] == {"heads": heads, "activation": "quick_gelu", "origin": origin}
-    page = (refereed.folder / "out" / "report.html").read_text()
+    page = (foreign.folder / "out" / "report.html").read_text()
     assert "with 5 heads (the spec), quick_gelu (OpenAI&#39;s layout)" in page
     assert facts["ensemble"] == "mean of the probabilities of 2 checkpoints"
     assert results["checkpoint"]["step"] is None
@@ -384,9 +384,9 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
     assert results["audit"]["status"] == "not audited"
     assert results["grounding"] is None
     assert results["entmlm"] is None
-    page = (refereed.folder / "out" / "report.html").read_text()
-    card = (refereed.folder / "out" / "model_card.md").read_text()
-    for text in (page, card, refereed.said):
+    page = (foreign.folder / "out" / "report.html").read_text()
+    card = (foreign.folder / "out" / "model_card.md").read_text()
+    for text in (page, card, foreign.said):
         for fact in (
             *sums,
             "unknown: not trained by this software",
@@ -396,63 +396,63 @@ def test_results_page_and_card_say_what_was_scored(refereed: Refereed) -> None:
         ):
             assert fact in text, fact
     assert "Tiny &amp; friends, a model that this software did not train," in page
-    assert "zero-shot" not in refereed.said.lower()
+    assert "zero-shot" not in foreign.said.lower()
     assert {f["exposure"] for f in results["zero_shot"]["sources"]["here"]["findings"]} == {exposure.NOT_OURS}
     assert "AttMIM" not in page
 
 
 @pytest.mark.torch
-def test_a_statement_is_shown_as_one(refereed: Refereed) -> None:
-    results = read(refereed, "stated")
+def test_a_statement_is_shown_as_one(foreign: Scored) -> None:
+    results = read(foreign, "stated")
     (stamp,) = {f["exposure"] for f in results["zero_shot"]["sources"]["here"]["findings"]}
     assert stamp == "report-only, as the spec's author states"
     assert "trained on here, which is scored here" in results["audit"]["note"]
-    assert results["checkpoint"]["referee"]["prompts"] == "the protocol's"
-    card = (refereed.folder / "stated" / "model_card.md").read_text()
+    assert results["checkpoint"]["external"]["prompts"] == "the protocol's"
+    card = (foreign.folder / "stated" / "model_card.md").read_text()
     assert "here and there (as stated by the spec's author)" in card
     assert stamp in card
 
 
 @pytest.mark.torch
-def test_images_that_any_step_enlarges_are_counted(refereed: Refereed) -> None:
+def test_images_that_any_step_enlarges_are_counted(foreign: Scored) -> None:
     # Of five heights from 41 to 45 three are below 44, which the first step makes of them; the input is 21.
-    assert read(refereed, "stated")["data"]["rows"] == 30
-    assert read(refereed, "stated")["checkpoint"]["referee"]["enlarged"] == 18
-    assert "Images smaller than its input" in (refereed.folder / "stated" / "report.html").read_text()
-    assert read(refereed, "out")["checkpoint"]["referee"]["enlarged"] == 0
+    assert read(foreign, "stated")["data"]["rows"] == 30
+    assert read(foreign, "stated")["checkpoint"]["external"]["enlarged"] == 18
+    assert "Images smaller than its input" in (foreign.folder / "stated" / "report.html").read_text()
+    assert read(foreign, "out")["checkpoint"]["external"]["enlarged"] == 0
 
 
 @pytest.mark.torch
-def test_evaluations_with_other_prompts_compare(refereed: Refereed, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [str(refereed.folder / name) for name in ("stated", "out", "alone")]
-    assert cli.main(["compare", *folders, "--out", str(refereed.folder / "compare"), "--resamples", "50"]) == 0
+def test_evaluations_with_other_prompts_compare(foreign: Scored, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(foreign.folder / name) for name in ("stated", "out", "alone")]
+    assert cli.main(["compare", *folders, "--out", str(foreign.folder / "compare"), "--resamples", "50"]) == 0
     said = capsys.readouterr().out
     assert "B  Tiny & friends" in said
     assert "Prompts of B: Tiny & friends's own" in said
     assert "Prompts of A" not in said
-    page = (refereed.folder / "compare" / "compare.html").read_text()
+    page = (foreign.folder / "compare" / "compare.html").read_text()
     assert page.count("not trained by this software, read by spec") == 3
     assert page.count("prompts: Tiny &amp; friends&#39;s own") == 2
     assert "the difference is one of whole systems" in page
 
 
 @pytest.mark.torch
-def test_the_command(refereed: Refereed, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "--referee", f"{refereed.folder / 'specs.yaml'}:tiny", "--data", str(refereed.data)]
-    words += ["--checkpoint", str(refereed.folder / "0.pt")]
+def test_the_command(foreign: Scored, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--external", f"{foreign.folder / 'specs.yaml'}:tiny", "--data", str(foreign.data)]
+    words += ["--checkpoint", str(foreign.folder / "0.pt")]
     alone = tmp_path / "alone"
     alone.mkdir()
     moved = [*words[:-1], str(alone / "0.pt")]
-    (alone / "0.pt").write_bytes((refereed.folder / "0.pt").read_bytes())
+    (alone / "0.pt").write_bytes((foreign.folder / "0.pt").read_bytes())
     assert cli.main([*moved, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.splitlines()
     assert "holds no vocabulary" in said[-1]
     assert "--vocabulary" in said[-1]
     assert not (tmp_path / "out").exists()
-    assert cli.main([*moved, "--vocabulary", str(refereed.folder), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main([*moved, "--vocabulary", str(foreign.folder), "--out", str(tmp_path / "out")]) == 0
     assert "Macro AUROC by prompts" in capsys.readouterr().out
     made = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert made["headline"]["macro_auroc"] == read(refereed, "alone")["headline"]["macro_auroc"]
+    assert made["headline"]["macro_auroc"] == read(foreign, "alone")["headline"]["macro_auroc"]
 
 
 def resized(pixels: Sequence[np.ndarray], filter: Image.Resampling) -> np.ndarray:
@@ -514,10 +514,10 @@ def test_a_folder_of_biomedclips_kind(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_the_phantom(refereed: Refereed, phantom_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_phantom(foreign: Scored, phantom_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     said = external.run(
-        f"{refereed.folder / 'specs.yaml'}:tiny",
-        [refereed.folder / "0.pt", refereed.folder / "1.pt"],
+        f"{foreign.folder / 'specs.yaml'}:tiny",
+        [foreign.folder / "0.pt", foreign.folder / "1.pt"],
         phantom_dir,
         tmp_path,
         resamples=50,

@@ -232,4 +232,4 @@ def test_a_model_whose_pieces_are_no_text_is_refused() -> None:
     model = bytearray(load_tokenizer().model_bytes)
     model[model.index(b"<0x41>") + 1] = 0xF9
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        Tokenizer(bytes(model))
+        load_tokenizer(bytes(model))

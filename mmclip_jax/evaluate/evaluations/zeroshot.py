@@ -235,7 +235,7 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
 
     def parts(self, results: Results, found: ZeroShot | None) -> Sequence[Part]:
         """The tables of findings with the ROC curves, and the stamps that a reader has to know."""
-        foreign = bool(results["checkpoint"]["referee"])
+        foreign = bool(results["checkpoint"]["external"])
         sources = results["zero_shot"]["sources"].values()
         stamps = legend({f["exposure"] for entry in sources for f in entry["findings"]}, results["exposure"], foreign)
         span = _span(results)

@@ -3,7 +3,7 @@
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import Results
-from mmclip_jax.evaluate.report.notes import about, honesty, referee_facts
+from mmclip_jax.evaluate.report.notes import about, external_facts, honesty, start_facts
 
 CARD_FILE = "model_card.md"
 
@@ -19,13 +19,14 @@ def _head(results: Results) -> list[str]:
     checkpoint = results["checkpoint"]
     return [
         f"# Model card: {checkpoint['run'] or 'unnamed run'}"
-        + ("" if checkpoint["referee"] else f", step {checkpoint['step']:,}"),
+        + ("" if checkpoint["external"] else f", step {checkpoint['step']:,}"),
         "",
-        f"{'Scored by ' if checkpoint['referee'] else ''}mmclip-jax {results['software']['mmclip_jax']}; "
+        f"{'Scored by ' if checkpoint['external'] else ''}mmclip-jax {results['software']['mmclip_jax']}; "
         f"{checkpoint['model']}.",
         "",
-        *(f"- {what}: {value}" for what, value in referee_facts(results) if what != "Trained on"),
-        *([""] if checkpoint["referee"] else []),
+        *(f"- {what}: {value}" for what, value in external_facts(results) if what != "Trained on"),
+        *(f"- {what}: {value}" for what, value in start_facts(results)),
+        *([""] if checkpoint["external"] or results.get("init") else []),
         "## Intended use",
         "",
         "Research on language-image pre-training for chest radiographs. Not for diagnosis, triage or any decision on "
@@ -42,8 +43,8 @@ def _training(results: Results) -> list[str]:
                 f"- {source}: {parts.get('paired', 0):,} images with reports, {parts.get('unpaired', 0):,} without; "
                 f"labels that became texts: {labels}"
             )
-    elif checkpoint["referee"]:
-        stated = checkpoint["referee"]["trained_on"]
+    elif checkpoint["external"]:
+        stated = checkpoint["external"]["trained_on"]
         lines.append(stated or "Unknown: not trained by this software.")
     else:
         lines.append("The checkpoint does not say what it was trained on.")

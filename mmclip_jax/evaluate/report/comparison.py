@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compares every evaluation with the first.
 
-    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "referee", "prompts",
+    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "external", "prompts",
     "headline"}], "protocol",
     "primary" (source), "data", "level",
     "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
@@ -176,7 +176,7 @@ def compare(
                 "model": each.results["checkpoint"]["model"],
                 "exposure": each.results["exposure"],
                 "audit": each.results["audit"],
-                "referee": each.results["checkpoint"].get("referee"),
+                "external": _external(each.results["checkpoint"]),
                 "prompts": about(each.results).protocol.get("prompts", ""),
                 "headline": each.results["headline"],
             }
@@ -332,3 +332,8 @@ def _split(results: dict[str, Any]) -> str:
 def _protocol(results: dict[str, Any]) -> str:
     protocol = about(results).protocol
     return f"{protocol['name']} {protocol['digest']}"
+
+
+def _external(checkpoint: Mapping[str, Any]) -> Any:
+    """What results say of a model of somebody else's; "referee" was its name before."""
+    return checkpoint.get("external", checkpoint.get("referee"))

@@ -27,21 +27,21 @@ def about(results: Results) -> About:
     return About(kept["protocol"], kept["primary"], kept["level"], kept["resamples"])
 
 
-def referee_facts(results: Results) -> list[tuple[str, str]]:
+def external_facts(results: Results) -> list[tuple[str, str]]:
     """(what, value) of a model of somebody else's, as the report tells it; [] of one of our own."""
-    facts = results["checkpoint"]["referee"]
+    facts = results["checkpoint"]["external"]
     if not facts:
         return []
     rows = results["data"]["rows"]
     files = [f"{each['file']} ({each['bytes']:,} bytes, SHA-256 {each['sha256']})" for each in facts["checkpoints"]]
-    enlarged = facts.get("enlarged", 0)
+    enlarged, words = facts.get("enlarged", 0), facts["vocabulary"]
     alone = ", ".join(number(area) for area in results["zero_shot"].get("members", ()))
     lines = [
         ("Another program's model", f"{facts['title']}, {facts['source'] or 'no source given'}"),
         ("Read by", f"spec {facts['spec']} ({facts['digest']}), layout {facts['layout']}"),
         ("Checkpoint" if len(files) == 1 else f"{len(files)} checkpoints", "; ".join(files)),
         ("Ensemble", facts["ensemble"] + (f"; macro AUROC of each alone: {alone}" if alone else "")),
-        ("Vocabulary", f"{facts['vocabulary']['file']} (SHA-256 {facts['vocabulary']['sha256']})"),
+        ("Vocabulary", words and f"{words['file']} (SHA-256 {words['sha256']})"),
         ("Preprocessing", facts["preprocess"] + ", from the stored images"),
         ("Images smaller than its input", f"{enlarged:,} of {rows:,}, which were enlarged" if enlarged else ""),
         ("Prompts", facts["prompts"]),
@@ -50,6 +50,19 @@ def referee_facts(results: Results) -> list[tuple[str, str]]:
         ("Note", facts["note"]),
     ]
     return [(what, value) for what, value in lines if value]
+
+
+def start_facts(results: Results) -> list[tuple[str, str]]:
+    """(what, value) of weights that the run started from; [] of one that began anew."""
+    init = results.get("init")
+    if not init:
+        return []
+    files = [f"{each['file']} ({each['family']}, SHA-256 {each.get('sha256', 'not taken')})" for each in init["files"]]
+    learnt = ", ".join(init["trained_on"]) or "unknown"
+    return [
+        ("Started from", "; ".join(files)),
+        ("They were trained on", f"{learnt}, as stated by {init['stated_by']}" if init["trained_on"] else learnt),
+    ]
 
 
 def why_no_scores(results: Results) -> str:
@@ -91,7 +104,7 @@ def honesty(results: Results, limits: Sequence[str]) -> list[str]:
         "this split here, but a checkpoint or a setting that was chosen by these very numbers makes them too good.",
         "An interval covers the choice of patients, not that of the training seed: two runs differ by more.",
     ]
-    if facts := results["checkpoint"]["referee"]:
+    if facts := results["checkpoint"]["external"]:
         lines[0] = (
             "“Zero-shot” is said only of findings of which somebody states that their labels were no training texts. "
             "This software did not train the model, and cannot check it."

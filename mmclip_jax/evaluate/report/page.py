@@ -105,12 +105,13 @@ def render(
         .get_template("report.html.j2")
         .render(
             r=results,
-            title=("Evaluation" if results["checkpoint"]["referee"] else "MMCLIP evaluation")
+            title=("Evaluation" if results["checkpoint"]["external"] else "MMCLIP evaluation")
             + (f": {run}" if run else ""),
             menu=menu,
             cards=registry.cards(results),
             about=notes.about(results),
-            referee_facts=notes.referee_facts(results),
+            external_facts=notes.external_facts(results),
+            start_facts=notes.start_facts(results),
             weak_labels=notes.weak_labels_text(results),
             audited=audit.text(results["audit"]),
             trained_on=_trained_on(results),

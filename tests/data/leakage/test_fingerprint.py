@@ -15,7 +15,7 @@ from mmclip_jax.data import records
 from mmclip_jax.data.leakage import fingerprint
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
-from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
+from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import run as training
 from mmclip_jax.train import step
 
@@ -97,7 +97,7 @@ def test_a_manifest_of_an_older_version_is_compared_as_far_as_it_goes(tmp_path: 
 def test_training_does_not_go_on_with_either(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`training.train` asks before it restores, and says which of the two it is."""
     data = build(tmp_path / "data")
-    tokenizer = Tokenizer(load_tokenizer(None).model_bytes)
+    tokenizer = load_tokenizer(load_tokenizer(None).model_bytes)
     config = tiny.config(data__train=(str(data),), data__workers=0, data__threads=1, data__batch_unpaired=0)
     config.model.text.vocab_size = tokenizer.vocab_size
     workdir = tmp_path / "run"

@@ -1,12 +1,33 @@
-"""Fields of other programs' configurations, which may hold anything."""
+"""Fields of other programs' configurations, which are JSON and may hold anything."""
 
+import json
+import pathlib
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from mmclip_jax.errors import UserError
 
+INSTALL = 'install the extra: pip install "mmclip-jax[interop]"'
+"""What to do where a library is missing that reads files of other programs."""
 _KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "an object with fields"}
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+      UserError: there is none, or it holds something else.
+    """
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; this layout needs the file beside the weights") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({' '.join(str(error).split())[:100]})") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{file}: holds a {type(read).__name__} and no object")
+    return read
 
 
 def fits(value: Any, kind: type, low: float | None = None) -> bool:

@@ -4,8 +4,8 @@ No code of a checkpoint is ever run: PyTorch unpickles tensors and plain contain
 TorchScript archives, which hold code, are refused.
 """
 
+import argparse
 import hashlib
-import json
 import os
 import pathlib
 import pickle
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.fields import INSTALL
 
-INSTALL = 'install the extra: pip install "mmclip-jax[interop]"'
 # Names that a checkpoint's folder holds its weights under, the safer format first.
 FILES = (
     "model.safetensors",
@@ -27,6 +27,9 @@ FILES = (
 )
 # What a training program may have put around the weights of its model.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Facebook's MAE and many others save their command line, an argparse.Namespace, beside the weights. It is a bag of
+# attributes: it is built without any code of the file being run.
+_HARMLESS = (argparse.Namespace,)
 _CHUNK = 1 << 24
 
 
@@ -86,23 +89,6 @@ def sha256(file: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-      UserError: there is none, or it holds something else.
-    """
-    try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; this layout needs the file beside the weights") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({' '.join(str(error).split())[:100]})") from error
-    if not isinstance(read, dict):
-        raise UserError(f"{file}: holds a {type(read).__name__} and no object")
-    return read
-
-
 class Weights:
     """Weights that are taken one by one, each once and of the shape that its place has.
 
@@ -113,7 +99,7 @@ class Weights:
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], where: str, ignored: Sequence[str] = ()):
-        self._arrays, self._where = dict(arrays), where
+        self._arrays, self.where = dict(arrays), where
         self._left = {name for name in arrays if not name.endswith(tuple(ignored))}
 
     def __contains__(self, name: str) -> bool:
@@ -138,16 +124,24 @@ class Weights:
           UserError: there is none, its shape is another, or it is not finite.
         """
         if name not in self._arrays:
-            raise UserError(f"{self._where} lacks the weight {name}: another layout or architecture than the spec's")
+            raise UserError(f"{self.where} lacks the weight {name}: another layout or architecture")
         array = self._arrays[name]
         fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
         if not fits:
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
-            raise UserError(f"{self._where}: {name} has the shape {list(array.shape)}, where [{wanted}] belongs")
+            raise UserError(f"{self.where}: {name} has the shape {list(array.shape)}, where [{wanted}] belongs")
         if not np.isfinite(array).all():
-            raise UserError(f"{self._where}: {name} holds values that are not finite")
+            raise UserError(f"{self.where}: {name} holds values that are not finite")
         self._left.discard(name)
         return np.asarray(array, np.float32)
+
+    def ending(self, ending: str) -> list[str]:
+        """What stands before this ending of a name, for each name that has it, sorted."""
+        return [name.removesuffix(ending) for name in self.names() if name.endswith(ending)]
+
+    def left(self) -> list[str]:
+        """The names that nobody took, without the ignored ones, sorted."""
+        return sorted(self._left)
 
     def finish(self) -> None:
         """Checks that every weight was taken.
@@ -158,7 +152,7 @@ class Weights:
         if self._left:
             first = ", ".join(sorted(self._left)[:3])
             raise UserError(
-                f"{self._where}: {len(self._left)} of its weights have no place in this architecture ({first})"
+                f"{self.where}: {len(self._left)} of its weights have no place in this architecture ({first})"
             )
 
 
@@ -187,10 +181,12 @@ def _unpickle(file: pathlib.Path) -> Any:
             f"{file} is a TorchScript archive, which holds code: load it with torch.jit.load, and save its state_dict()"
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(_HARMLESS)):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds more than tensors, or is no file of PyTorch's, and is not unpickled; save model.state_dict()"
+            f"{file} holds more than tensors, or is no file of PyTorch's, and is not unpickled; where you trust "
+            "it, save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pt')"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{file} cannot be read by PyTorch ({str(error).splitlines()[0]})") from error

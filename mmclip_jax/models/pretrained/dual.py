@@ -7,23 +7,21 @@ Who says them goes with them.
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.external.fields import field, fits
-from mmclip_jax.external.weights import Weights, find_weights, read_json, read_weights
+from mmclip_jax.fields import field, fits, read_json
+from mmclip_jax.models.pretrained import families, single
+from mmclip_jax.models.pretrained.blocks import Params, dense, grid, heads_of, image_sizes, sizes
+from mmclip_jax.models.pretrained.weights import Weights, find_weights, read_weights
 from mmclip_jax.models.transformer import ACTIVATIONS, MLP_ACTIVATIONS
 
-Params = dict[str, Any]
 LAYOUTS = ("openai", "open_clip", "huggingface")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGINGFACE_CONFIG = "config.json"
-_HEAD_WIDTH = 64
 _ASSUMED = "assumed"
 # Buffers and constants that are saved beside the weights.
 _IGNORED = ("attn_mask", "position_ids", "token_type_ids", "input_resolution", "context_length", "vocab_size")
@@ -51,7 +49,8 @@ class DualEncoder:
     params: of `MMCLIP`, what embeddings need of them; settings: of the `model` part of a config, those that the
     checkpoint fixes; image, text: what the weights do not tell of either; logit_scale: what similarities are
     multiplied by, as trained; channels: 1 or 3; description: the sizes in a line. origins: who says "heads" and
-    "activation" of "image" and "text". sha256: of the file, where somebody has summed it.
+    "activation" of "image" and "text". title: of its layout, for people. normal: (mean, std) of each channel of pixels
+    in [0, 1], as the folder says or as CLIP's. sha256: of the file, where somebody has summed it.
     """
 
     params: Params
@@ -62,6 +61,8 @@ class DualEncoder:
     channels: int
     description: str
     origins: Mapping[str, Mapping[str, str]]
+    title: str = "a dual encoder"
+    normal: tuple[Sequence[float], Sequence[float]] = single.OPENAI
     sha256: str = ""
 
     @property
@@ -112,7 +113,23 @@ def load(
     else:
         encoder = _openai(weights, file, None, activation, heads, quick=True)
     weights.finish()
-    return encoder
+    normal = _normal(file, layout) or single.OPENAI
+    return dataclasses.replace(encoder, title=f"a dual encoder in the layout of {layout}", normal=normal)
+
+
+def layout_of(file: pathlib.Path) -> str:
+    """The layout of `LAYOUTS` that the files beside the weights speak of; OpenAI's has none."""
+    if file.with_name(OPEN_CLIP_CONFIG).is_file():
+        return "open_clip"
+    return "huggingface" if file.with_name(HUGGINGFACE_CONFIG).is_file() else "openai"
+
+
+def _normal(file: pathlib.Path, layout: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    beside = file.with_name(OPEN_CLIP_CONFIG)
+    if layout == "open_clip" and beside.is_file():
+        told = field(str(beside), read_json(beside), "preprocess_cfg", dict, {})
+        return single.pixels_told(str(beside), told.get("mean"), told.get("std"))
+    return single.normal_told(file, {}, "") if layout == "huggingface" else None
 
 
 def check_options(where: str, layout: Any, activation: Any, heads: Any) -> None:
@@ -124,7 +141,7 @@ def check_options(where: str, layout: Any, activation: Any, heads: Any) -> None:
     if layout not in LAYOUTS:
         raise UserError(f"{where}: layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
     if activation not in ("", *MLP_ACTIVATIONS):
-        raise UserError(f"{where}: activation is one of {', '.join(MLP_ACTIVATIONS)}, not {activation!r}")
+        raise UserError(f"{where}: activation is one of {', '.join(sorted(MLP_ACTIVATIONS))}, not {activation!r}")
     counts = heads.values() if isinstance(heads, Mapping) else (0,)
     if not all(fits(count, int, low=1) for count in counts) or set(heads) - {"image", "text"}:
         raise UserError(f"{where}: heads are numbers of image and text, such as {{image: 12, text: 8}}")
@@ -168,37 +185,19 @@ def _openai(
     activation_from = "the spec" if activation else ("OpenAI's layout" if quick else usual)
     if not activation:
         activation = "quick_gelu" if field(str(beside), config, "quick_gelu", bool, quick) else "gelu"
-    if "visual.trunk.cls_token" in weights:
-        image, image_told = _timm(weights, file, vision), Told("vit", 0, epsilon=1e-6)
-    elif "visual.conv1.weight" in weights:
-        image, image_told = _openai_image(weights), Told("vit", 0, activation)
-    else:
-        raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
+    image, image_told = _openai_image(weights, file, vision, activation)
     width = image["position"].shape[1]
     told = {"image": heads.get("image", 0), "text": heads.get("text", 0)}
     heads_from = {part: "the spec" if count else _ASSUMED for part, count in told.items()}
     if not told["image"] and (per_head := field(str(beside), vision, "head_width", int, 0, low=1)):
         told["image"], heads_from["image"] = width // per_head, OPEN_CLIP_CONFIG
-    image_heads = _heads(file, "image", width, told["image"])
-    if fixed["text"]:
-        text, pooled = _bert(weights, "text.transformer."), text_config.get("hf_pooler_type")
-        context = field(str(beside), text_config, "context_length", int, len(text["position"]), low=1)
-        text["position"] = text["position"][:context]
-        if pooled != "cls_last_hidden_state_pooler":
-            raise UserError(
-                f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
-                f"pooler cls_last_hidden_state_pooler, not {pooled}"
-            )
-        text["head"] = _projections(weights)
-        text_told = Told("bert", 0, epsilon=1e-12)
-    else:
-        text = _openai_text(weights, "text." if "text.token_embedding.weight" in weights else "")
-        text_told = Told("clip", 0, activation)
+    image_heads = heads_of(str(file), "image", width, told["image"], _SAY_HEADS)
+    text, text_told = _openai_text(weights, file, text_config, activation)
     width = text["position"].shape[1]
     usual_heads = 0 if found is None or fixed["text"] else 8  # where its configuration says nothing, open_clip takes 8
     if not told["text"] and (count := field(str(beside), text_config, "heads", int, usual_heads, low=1)):
         told["text"], heads_from["text"] = count, OPEN_CLIP_CONFIG
-    text_heads = _heads(file, "text", width, told["text"])
+    text_heads = heads_of(str(file), "text", width, told["text"], _SAY_HEADS)
     origins = {
         part: {"heads": heads_from[part], "activation": "its architecture" if fixed[part] else activation_from}
         for part in told
@@ -213,6 +212,50 @@ def _openai(
     )
 
 
+def _openai_image(
+    weights: Weights, file: pathlib.Path, vision: Mapping[str, Any], activation: str
+) -> tuple[Params, Told]:
+    """The image encoder with its "head", and what its weights do not tell."""
+    if "visual.trunk.cls_token" in weights:
+        if field(str(file.with_name(OPEN_CLIP_CONFIG)), vision, "timm_pool", str, "") not in ("", "token"):
+            raise UserError(f"{file}: the pooling {vision['timm_pool']!r} of its timm image encoder is not supported")
+        image = families.timm(weights, "visual.trunk.")
+        image["head"] = [dense(weights, "visual.head.proj", None, image["position"].shape[1])]
+        image_told = Told("vit", 0, epsilon=1e-6)
+    elif "visual.conv1.weight" in weights:
+        image, image_told = families.openai_image(weights, "visual."), Told("vit", 0, activation)
+        image["head"] = [{"kernel": weights.take("visual.proj", image["position"].shape[1], None)}]
+    else:
+        raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
+    return image, image_told
+
+
+def _openai_text(
+    weights: Weights, file: pathlib.Path, config: Mapping[str, Any], activation: str
+) -> tuple[Params, Told]:
+    """The text encoder with its "head", and what its weights do not tell."""
+    if _BERT_TOKENS in weights:
+        text, pooled = families.bert(weights, "text.transformer."), config.get("hf_pooler_type")
+        context = field(
+            str(file.with_name(OPEN_CLIP_CONFIG)), config, "context_length", int, len(text["position"]), low=1
+        )
+        text["position"] = text["position"][:context]
+        if pooled != "cls_last_hidden_state_pooler":
+            raise UserError(
+                f"{file}: its text encoder is a BERT, which is read only where {OPEN_CLIP_CONFIG} beside it names the "
+                f"pooler cls_last_hidden_state_pooler, not {pooled}"
+            )
+        text["head"] = _projections(weights)
+        text_told = Told("bert", 0, epsilon=1e-12)
+    else:
+        prefix = "text." if "text.token_embedding.weight" in weights else ""
+        text = families.openai_text(weights, prefix)
+        text["head"] = [{"kernel": weights.take(f"{prefix}text_projection", text["position"].shape[1], None)}]
+        text_told = Told("clip", 0, activation)
+    return text, text_told
+
+
+_SAY_HEADS = "say it in the spec (heads)"
 _BERT_TOKENS = "text.transformer.embeddings.word_embeddings.weight"
 # Settings of an open_clip_config.json that are heeded, or follow from the shapes.
 _MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text")
@@ -226,72 +269,11 @@ _TEXT = (
 )
 
 
-def _openai_image(weights: Weights) -> Params:
-    patch, width = _patch(weights, "visual.conv1")
-    return {
-        "patch": patch,
-        **_places(
-            weights.take("visual.class_embedding", width), weights.take("visual.positional_embedding", None, width)
-        ),
-        "norm_pre": _norm(weights, "visual.ln_pre", width),
-        "transformer": {
-            "layers": _layers(weights, "visual.transformer.resblocks.", _OPENAI_BLOCK, width),
-            "norm": _norm(weights, "visual.ln_post", width),
-        },
-        "head": [{"kernel": weights.take("visual.proj", width, None)}],
-    }
-
-
-def _openai_text(weights: Weights, prefix: str) -> Params:
-    words = weights.take(f"{prefix}token_embedding.weight", None, None)
-    width = words.shape[1]
-    return {
-        "embed": {"embedding": words},
-        "position": weights.take(f"{prefix}positional_embedding", None, width),
-        "transformer": {
-            "layers": _layers(weights, f"{prefix}transformer.resblocks.", _OPENAI_BLOCK, width),
-            "norm": _norm(weights, f"{prefix}ln_final", width),
-        },
-        "head": [{"kernel": weights.take(f"{prefix}text_projection", width, None)}],
-    }
-
-
-def _timm(weights: Weights, file: pathlib.Path, config: Mapping[str, Any]) -> Params:
-    """timm's vision transformer with a class token, and a linear projection: the image encoder of BiomedCLIP."""
-    if field(str(file.with_name(OPEN_CLIP_CONFIG)), config, "timm_pool", str, "") not in ("", "token"):
-        raise UserError(f"{file}: the pooling {config['timm_pool']!r} of its timm image encoder is not supported")
-    patch, width = _patch(weights, "visual.trunk.patch_embed.proj")
-    token = weights.take("visual.trunk.cls_token", 1, 1, width)[0, 0]
-    return {
-        "patch": patch,
-        **_places(token, weights.take("visual.trunk.pos_embed", 1, None, width)[0]),
-        "transformer": {
-            "layers": _layers(weights, "visual.trunk.blocks.", _TIMM_BLOCK, width),
-            "norm": _norm(weights, "visual.trunk.norm", width),
-        },
-        "head": [_dense(weights, "visual.head.proj", None, width)],
-    }
-
-
-def _bert(weights: Weights, prefix: str) -> Params:
-    """BERT; its segment embedding is always that of the first segment."""
-    words = weights.take(f"{prefix}embeddings.word_embeddings.weight", None, None)
-    width = words.shape[1]
-    segment = weights.take(f"{prefix}embeddings.token_type_embeddings.weight", None, width)[0]
-    position = weights.take(f"{prefix}embeddings.position_embeddings.weight", None, width)
-    return {
-        "embed": {"embedding": words},
-        "position": position + segment[np.newaxis],
-        "norm_pre": _norm(weights, f"{prefix}embeddings.LayerNorm", width),
-        "transformer": {"layers": _layers(weights, f"{prefix}encoder.layer.", _BERT_BLOCK, width)},
-    }
-
-
 def _projections(weights: Weights) -> list[Params]:
     """open_clip's projection of a Hugging Face text encoder: linear, or two layers with a GELU between them."""
     if "text.proj.weight" in weights:
-        return [_dense(weights, "text.proj", None, None)]
-    return [_dense(weights, f"text.proj.{number}", None, None) for number in (0, 2)]
+        return [dense(weights, "text.proj", None, None)]
+    return [dense(weights, f"text.proj.{number}", None, None) for number in (0, 2)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,19 +298,25 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
     elif kind != "vision-text-dual-encoder":
         raise UserError(f"{beside}: model_type {kind!r} is not supported; clip and vision-text-dual-encoder are")
     texts = ("clip_text_model",) if kind == "clip" else ("bert",)
-    readers = {"vit": _vit, "clip_vision_model": _clip_image, "bert": _huggingface_bert, "clip_text_model": _clip_text}
     for part, allowed in ((vision, ("vit", "clip_vision_model")), (text, texts)):
         if part.get("model_type") not in allowed:
             raise UserError(
                 f"{beside}: an encoder of model_type {part.get('model_type')!r} is not "
                 f"supported; known here: {', '.join(allowed)}"
             )
-    image, words = readers[vision["model_type"]](weights), readers[text["model_type"]](weights)
-    for params, name in ((image, "visual_projection"), (words, "text_projection")):
-        params["head"] = [*params["head"], _dense(weights, name, None, None)]
+    # A dual encoder of two models holds CLIP's vision model one level deeper.
+    nested = "vision_model.vision_model.embeddings.class_embedding" in weights
+    image = _READERS[vision["model_type"]](weights, "vision_model." * (1 + nested))
+    words = _READERS[text["model_type"]](weights, "text_model.")
+    for params, model, place, name in (
+        (image, vision, "vision_model", "visual_projection"),
+        (words, text, "text_model", "text_projection"),
+    ):
+        pooler = [] if model["model_type"].startswith("clip") else [dense(weights, f"{place}.pooler.dense", None, None)]
+        params["head"] = [*pooler, dense(weights, name, None, None)]
     told = [_told(part, beside) for part in (vision, text)]
     for each, params, name in zip(told, (image, words), ("vision", "text"), strict=True):
-        _heads(beside, name, params["position"].shape[1], each.heads)
+        heads_of(str(beside), name, params["position"].shape[1], each.heads)
     origins = {
         part: {
             what: HUGGINGFACE_CONFIG if config.get(name) is not None else "default of transformers"
@@ -339,6 +327,12 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
     return _encoder(weights, file, {"image": image, "text": words}, told[0], told[1], origins)
 
 
+_READERS = {
+    "vit": families.vit,
+    "clip_vision_model": families.clip_image,
+    "bert": families.bert,
+    "clip_text_model": families.clip_text,
+}
 _ENCODERS = {"vit": "vit", "clip_vision_model": "vit", "bert": "bert", "clip_text_model": "clip"}
 
 
@@ -353,181 +347,14 @@ def _told(config: Mapping[str, Any], file: pathlib.Path) -> Told:
     return Told(_ENCODERS[config["model_type"]], heads, activation, "tanh", float(eps))
 
 
-def _clip_image(weights: Weights) -> Params:
-    # A dual encoder of two models holds CLIP's vision model one level deeper.
-    nested = "vision_model.vision_model.embeddings.class_embedding" in weights
-    prefix = "vision_model.vision_model." if nested else "vision_model."
-    patch, width = _patch(weights, f"{prefix}embeddings.patch_embedding")
-    token = weights.take(f"{prefix}embeddings.class_embedding", width)
-    return {
-        "patch": patch,
-        **_places(token, weights.take(f"{prefix}embeddings.position_embedding.weight", None, width)),
-        "norm_pre": _norm(weights, f"{prefix}pre_layrnorm", width),
-        "transformer": {
-            "layers": _layers(weights, f"{prefix}encoder.layers.", _CLIP_BLOCK, width),
-            "norm": _norm(weights, f"{prefix}post_layernorm", width),
-        },
-        "head": [],
-    }
-
-
-def _clip_text(weights: Weights) -> Params:
-    words = weights.take("text_model.embeddings.token_embedding.weight", None, None)
-    width = words.shape[1]
-    return {
-        "embed": {"embedding": words},
-        "position": weights.take("text_model.embeddings.position_embedding.weight", None, width),
-        "transformer": {
-            "layers": _layers(weights, "text_model.encoder.layers.", _CLIP_BLOCK, width),
-            "norm": _norm(weights, "text_model.final_layer_norm", width),
-        },
-        "head": [],
-    }
-
-
-def _vit(weights: Weights) -> Params:
-    patch, width = _patch(weights, "vision_model.embeddings.patch_embeddings.projection")
-    token = weights.take("vision_model.embeddings.cls_token", 1, 1, width)[0, 0]
-    return {
-        "patch": patch,
-        **_places(token, weights.take("vision_model.embeddings.position_embeddings", 1, None, width)[0]),
-        "transformer": {
-            "layers": _layers(weights, "vision_model.encoder.layer.", _VIT_BLOCK, width),
-            "norm": _norm(weights, "vision_model.layernorm", width),
-        },
-        "head": [_dense(weights, "vision_model.pooler.dense", width, width)],
-    }
-
-
-def _huggingface_bert(weights: Weights) -> Params:
-    return _bert(weights, "text_model.") | {"head": [_dense(weights, "text_model.pooler.dense", None, None)]}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What all of them share
-
-
-@dataclasses.dataclass(frozen=True)
-class _Names:
-    """What a layout calls the parts of a block; joint: how the weight and bias of query, key and value in one begin."""
-
-    norm_1: str
-    norm_2: str
-    out: str
-    mlp_in: str
-    mlp_out: str
-    joint: str = ""
-    separate: Sequence[str] = ()
-
-
-_OPENAI_BLOCK = _Names("ln_1", "ln_2", "attn.out_proj", "mlp.c_fc", "mlp.c_proj", joint="attn.in_proj_")
-_TIMM_BLOCK = _Names("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2", joint="attn.qkv.")
-_CLIP_BLOCK = _Names(
-    "layer_norm1",
-    "layer_norm2",
-    "self_attn.out_proj",
-    "mlp.fc1",
-    "mlp.fc2",
-    separate=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-)
-_VIT_BLOCK = _Names(
-    "layernorm_before",
-    "layernorm_after",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-    separate=tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
-)
-_BERT_BLOCK = _Names(
-    "attention.output.LayerNorm",
-    "output.LayerNorm",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-    separate=tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
-)
-
-
-def _layers(weights: Weights, prefix: str, names: _Names, width: int) -> Params:
-    """The blocks "PREFIX0.…" to "PREFIXn.…", each weight stacked over the depth: [depth, …]."""
-    numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
-    depth = 1 + max((int(match[1]) for name in weights.names() if (match := numbered.match(name))), default=0)
-    blocks = [_block(weights, f"{prefix}{number}.", names, width) for number in range(depth)]
-    stacked: Params = jax.tree.map(lambda *each: np.stack(each), *blocks)
-    return stacked
-
-
-def _block(weights: Weights, prefix: str, names: _Names, width: int) -> Params:
-    attention = {}
-    if names.joint:
-        kernels = np.split(weights.take(f"{prefix}{names.joint}weight", 3 * width, width), 3)
-        biases = np.split(weights.take(f"{prefix}{names.joint}bias", 3 * width), 3)
-        for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True):
-            attention[part] = {"kernel": kernel.T, "bias": bias}
-    else:
-        for part, name in zip(("query", "key", "value"), names.separate, strict=True):
-            attention[part] = _with_bias(_dense(weights, prefix + name, width, width))
-    attention["out"] = _with_bias(_dense(weights, prefix + names.out, width, width))
-    mlp_in = _with_bias(_dense(weights, prefix + names.mlp_in, None, width))
-    return {
-        "norm_self": _norm(weights, prefix + names.norm_1, width),
-        "self_attention": attention,
-        "norm_mlp": _norm(weights, prefix + names.norm_2, width),
-        "mlp_in": mlp_in,
-        "mlp_out": _with_bias(_dense(weights, prefix + names.mlp_out, width, mlp_in["kernel"].shape[1])),
-    }
-
-
-def _dense(weights: Weights, name: str, outputs: int | None, inputs: int | None) -> dict[str, np.ndarray]:
-    """A linear layer as PyTorch keeps it, [outputs, inputs], with its bias if it has one."""
-    kernel = weights.take(f"{name}.weight", outputs, inputs).T
-    return {"kernel": kernel} | (
-        {"bias": weights.take(f"{name}.bias", kernel.shape[1])} if f"{name}.bias" in weights else {}
-    )
-
-
-def _norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
-    return {"scale": weights.take(f"{name}.weight", width), "bias": weights.take(f"{name}.bias", width)}
-
-
-def _with_bias(dense: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A dense layer whose bias is zero where the checkpoint has none."""
-    return {"bias": np.zeros(dense["kernel"].shape[1], np.float32)} | dense
-
-
-def _patch(weights: Weights, name: str) -> tuple[dict[str, np.ndarray], int]:
-    """A convolution [D,C,P,P] over whole patches as a dense layer of a patch's pixels, row by row, channels last."""
-    kernel = weights.take(f"{name}.weight", None, None, None, None)
-    width = kernel.shape[0]
-    dense = {"kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, width)}
-    if f"{name}.bias" in weights:
-        dense["bias"] = weights.take(f"{name}.bias", width)
-    return _with_bias(dense), width
-
-
-def _places(token: np.ndarray, position: np.ndarray) -> Params:
-    """The class token [D] with its own place, and the places of the patches, of positions [1+N,D]."""
-    return {"class_token": (token + position[0])[np.newaxis, np.newaxis], "position": position[1:]}
 
 
 def _activation(name: str, file: pathlib.Path) -> str:
     if name not in ACTIVATIONS:
         raise UserError(f"{file}: the activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
     return name
-
-
-def _heads(file: pathlib.Path, part: str, width: int, heads: int) -> int:
-    """The number of heads; of 0, as many of the usual width as there are."""
-    if not heads:
-        heads = width // _HEAD_WIDTH
-        if not heads or width % _HEAD_WIDTH:
-            raise UserError(
-                f"{file}: the {part} encoder's width {width} is no multiple of {_HEAD_WIDTH}, and nothing says how "
-                "many heads it has; say it in the spec (heads)"
-            )
-    if width % heads:
-        raise UserError(f"{file}: the {part} encoder's width {width} is no multiple of {heads} heads")
-    return heads
 
 
 def _head(part: str, layers: Sequence[Mapping[str, np.ndarray]], told: Told) -> tuple[Params, Params]:
@@ -542,14 +369,6 @@ def _head(part: str, layers: Sequence[Mapping[str, np.ndarray]], told: Told) -> 
     return params, settings
 
 
-def _sizes(encoder: Params, told: Told) -> dict[str, Any]:
-    """The settings of a transformer, of its parameters and what they do not tell."""
-    layers = encoder["transformer"]["layers"]
-    depth, width, mlp_dim = layers["mlp_in"]["kernel"].shape
-    sizes = {"width": width, "depth": depth, "heads": told.heads, "mlp_dim": mlp_dim}
-    return sizes | {"encoder": told.encoder, "activation": told.activation, "epsilon": told.epsilon, "key_bias": True}
-
-
 def _encoder(
     weights: Weights,
     file: pathlib.Path,
@@ -560,13 +379,7 @@ def _encoder(
 ) -> DualEncoder:
     """Checks that the two encoders fit each other."""
     log_scale = weights.scalar("logit_scale")
-    pixels = encoders["image"]["patch"]["kernel"].shape[0]
-    patches = encoders["image"]["position"].shape[0]
-    side = round(patches**0.5)
-    channels = next((c for c in (1, 3) if round((pixels / c) ** 0.5) ** 2 * c == pixels), 0)
-    if side * side != patches or not channels:
-        raise UserError(f"{file}: its {patches} patches of {pixels} values are no square of grey or RGB patches")
-    patch_size = round((pixels / channels) ** 0.5)
+    side, patch_size, channels = grid(encoders["image"], str(file))
     heads = {part: encoders[part].pop("head") for part in ("image", "text")}
     embed_dims = [heads[part][-1]["kernel"].shape[1] for part in ("image", "text")]
     if embed_dims[0] != embed_dims[1]:
@@ -576,16 +389,17 @@ def _encoder(
     settings |= {"pool": "cls", "text_pool": "last" if text.encoder == "clip" else "first"}
     details = [f"{side * patch_size} px in patches of {patch_size}"]
     for part, told in (("image", image), ("text", text)):
-        own, sizes = encoders[part], _sizes(encoders[part], told)
+        own = encoders[part]
+        settings[part] = (image_sizes if part == "image" else sizes)(own)
+        settings[part] |= {"encoder": told.encoder, "heads": told.heads}
+        settings[part] |= {"activation": told.activation, "epsilon": told.epsilon}
         head, settings[f"{part}_head"] = _head(part, heads[part], told)
         params |= {f"{part}_encoder": own} | head
-        settings[part] = sizes
-        by = origins[part]
+        by, size = origins[part], settings[part]
         details.append(
-            f"{part} encoder {sizes['depth']} × {sizes['width']} with {told.heads} heads ({by['heads']}), "
+            f"{part} encoder {size['depth']} × {size['width']} with {told.heads} heads ({by['heads']}), "
             f"{told.activation} ({by['activation']})"
         )
-    settings["image"] |= {"class_token": True, "first_norm": "norm_pre" in encoders["image"]}
     length, vocab_size = encoders["text"]["position"].shape[0], encoders["text"]["embed"]["embedding"].shape[0]
     settings["text"] |= {"length": length, "vocab_size": vocab_size}
     return DualEncoder(

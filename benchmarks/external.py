@@ -1,8 +1,8 @@
-"""The referee against CheXzero's own program, on random weights of its true size: do both give the same probabilities?
+"""`mmclip evaluate --external` against CheXzero's own program, on random weights of its true size: the same numbers?
 
     git clone https://github.com/rajpurkarlab/CheXzero
     .venv-interop/bin/pip install ftfy
-    .venv-interop/bin/python benchmarks/referee.py CheXzero
+    .venv-interop/bin/python benchmarks/external.py CheXzero
 
 The clone gives the network (model.py), the tokenizer and its vocabulary. Padding, normalising, resizing, softmax and
 mean are written out here with Pillow and PyTorch after its data_process.py and zero_shot.py, which need packages that
