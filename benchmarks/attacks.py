@@ -1,10 +1,10 @@
-"""Attacks files, settings and names on purpose, and writes what came of it into docs/reliability.md.
+"""Attacks files, settings and names on purpose, and writes the results into docs/reliability.md.
 
     python benchmarks/attacks.py            # all of it; `--short` is what the tests run
 
 Each kind of attack is a function that yields (what was tried, what went wrong), where "" means that the attack was
-held: it was refused in one line, fallen back from, or without any effect. A new kind is a function with `@kind(...)`,
-here or in a module that is named in MODULES. The exit status is 1 if anything went wrong.
+held: it was refused in one line, an earlier good state was used, or it had no effect. A new kind is a function with
+`@kind(...)`, here or in a module that is named in MODULES. The exit status is 1 if anything went wrong.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What the builders of published data sets and of a user's table share: from the rows of tables to records.
+"""The base class of the builders of published data sets and of users' tables: from the rows of tables to records.
 
 A builder reads its tables and yields an `Item` for each image, or a `Reject` that says why there is none. The rest is
-done here: ids that may be one, splits by patient, images in several processes, the list of what was left out and the
-limit on it, training fractions.
+done here: ids that may mean the same, splits by patient, images in several processes, the list of what was left out
+and the limit on it, training fractions.
 """
 
 import collections
@@ -178,7 +178,7 @@ class Collection(records.RecordsBuilder):
         return split_of_patient(patient, (0.9, 0.1, 0), self.options.split_salt)
 
     def kinds_of(self, labels: Iterable[str], table: str, row: int, image: str) -> set[str]:
-        """The kinds that label strings stand for. Strings that nobody knows are listed; unmapped ones are passed over.
+        """The kinds that label strings stand for. Unknown strings become rejects; those of unmapped.yaml are skipped.
 
         Where "no finding" stands beside a disease, the builder's policy holds; a label that it leaves out is listed.
 
@@ -312,7 +312,7 @@ class Collection(records.RecordsBuilder):
         return items
 
     def settled_ids(self, items: list[Item]) -> list[Item]:
-        """The items, with ids that may be one made one, or kept apart, or refused, as `alike_ids` says."""
+        """The items; ids that may mean the same are joined, kept apart or refused, as `alike_ids` says."""
         policy = getattr(self.options, "alike_ids", "same")
         if policy == "other":
             return items
