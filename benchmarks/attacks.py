@@ -199,7 +199,7 @@ def json_files(attacker: Attacker) -> Outcomes:
 def of_tests(name: str) -> Any:
     """A module of the tests, for its helpers."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    rooms = ("data", "data/builders", "data/leakage", "evaluate", "external", "inference", "train")
+    rooms = ("data", "data/builders", "data/images", "data/leakage", "evaluate", "external", "inference", "train")
     for folder in ("tests", *(f"tests/{room}" for room in rooms), "benchmarks"):
         if str(ROOT / folder) not in sys.path:
             sys.path.append(str(ROOT / folder))
