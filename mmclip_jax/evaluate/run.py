@@ -36,7 +36,7 @@ __all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", 
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
-# The one data set whose texts are nobody's: its reports are always shown.
+# The only data set without real patients: its texts are always shown.
 _OWN_DATA = "phantom"
 
 Directories = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -69,7 +69,7 @@ def run(
       out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's.
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
-      told: which sources have ids of one numbering.
+      told: what the user has said about equal ids.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
       phrase_file: of MS-CXR, "" for none.

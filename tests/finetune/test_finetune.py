@@ -597,7 +597,7 @@ def test_a_checkpoint_of_another_size_or_vocabulary_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"findings": ("plague",)}, "'plague' is no kind"),
+        ({"findings": ("plague",)}, "'plague' is no finding"),
         ({"batch": 12}, "no multiple of the 8 devices"),
         ({"mode": "half"}, "'half' is not one of"),
         ({"fractions": (2.0,)}, "not in"),
