@@ -134,17 +134,18 @@ class Start:
             files.write_json(files.locate(workdir) / REPORT_FILE, content)
 
 
-def prepare(config: ConfigDict, workdir: str, given: Collection[str] = ()) -> Start | None:
+def prepare(config: ConfigDict, workdir: str = "", given: Collection[str] = ()) -> Start | None:
     """Reads what `config.init` names, and sets the settings of `config.model` that follow; None where it names nothing.
 
-    given: names of settings that the user set on the command line; they are not changed.
+    workdir: of the run, which may have begun; "": of no run yet. given: names of settings that the user set on the
+    command line; they are not changed.
 
     Raises:
       UserError: no such weights, damaged ones, an architecture that is not supported, or a setting in `given` that
         contradicts them. Nothing is written.
     """
     init = config.init
-    saved = _newest(workdir)
+    saved = _newest(workdir) if workdir else None
     if saved is not None:  # before settings of the model are compared, which follow from it
         before, now = (flat(each.init, "init.") for each in (saved.config, config))
         if other := [name for name in now if list(now[name]) != list(before[name])]:
