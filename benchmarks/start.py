@@ -75,10 +75,10 @@ def main() -> None:
     other = phantom(args.workdir / "data_of_former", FORMER, args.scale)
     for run in args.runs:
         for seed in range(args.seeds):
-            former = str(args.workdir / f"seed_{seed}" / "former")
+            begin = str(args.workdir / f"seed_{seed}" / "former")
             config = {
                 "former": settings(other, FORMER + seed, args),
-                "started": settings(own, seed, args, former),
+                "started": settings(own, seed, args, begin),
                 "scratch": settings(own, seed, args),
             }[run]
             train(config, str(args.workdir / f"seed_{seed}" / run))
