@@ -30,7 +30,7 @@ from mmclip_jax import files
 from mmclip_jax.config import default_config
 from mmclip_jax.data.leakage import fingerprint
 from mmclip_jax.errors import DamagedCheckpointError, StorageError, UserError
-from mmclip_jax.train.step import TrainState
+from mmclip_jax.state import TrainState
 
 FOLDER = "checkpoints"
 SCHEMA = 3  # of what a checkpoint holds; a change that an older reader would misread counts it up
@@ -56,11 +56,12 @@ def _without_none(items: dict[str, Any]) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one training run. Saving is asynchronous and atomic; `close` waits for it.
 
-    guard: called before anything is written; raises where the workdir is no longer the run's own (`locks.Lock.check`).
+    check_folder: called before anything is written; raises where the workdir is no longer the run's own
+    (`locks.Lock.check`).
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int, guard: Callable[[], None] = lambda: None):
-        self.guard = guard
+    def __init__(self, workdir: epath.PathLike, keep: int, check_folder: Callable[[], None] = lambda: None):
+        self.check_folder = check_folder
         self._closed = False
         _mute_abandoned_io()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
@@ -79,7 +80,7 @@ class Checkpoints:
             name: ocp.args.JsonSave(content) for name, content in (words | {"sums": with_digests(sums, words)}).items()
         }
         step = int(state.step)
-        self.guard()
+        self.check_folder()
         with self._named_storage_errors():
             if step in self._manager.all_steps():  # one that could not be read, and was passed over
                 self._manager.wait_until_finished()
@@ -160,7 +161,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._manager.close()
         self._closed = True
-        self.guard()  # what was written went to the workdir, and not where it had been
+        self.check_folder()  # what was written went to the workdir, and not where it had been
 
     def close_after_an_error(self, cause: BaseException) -> None:
         """Waits until what was begun is on disk, whatever comes of it: another error is on its way."""
@@ -182,7 +183,7 @@ class Checkpoints:
         except StorageError:
             raise
         except Exception:
-            self.guard()  # where the workdir is gone, Orbax fails in many ways
+            self.check_folder()  # where the workdir is gone, Orbax fails in many ways
             raise
 
     def describe_last(self) -> str:

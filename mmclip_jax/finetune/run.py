@@ -1,6 +1,6 @@
 """Transfer of a pre-trained image encoder: a linear probe or full fine-tuning on labels, by fraction and seed.
 
-The loop, the update and the checkpoints are those of pre-training (`training.fit`, `step.make_update`, `Checkpoints`):
+The loop, the update and the checkpoints are those of pre-training (`loop.fit`, `step.make_update`, `Checkpoints`):
 a run that is killed goes on, SIGTERM saves, a step that is not finite stops it. docs/transfer.md says what is done.
 """
 
@@ -42,8 +42,8 @@ from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune.task import DEFAULTS, Settings, Task
 from mmclip_jax.inference.model import open_checkpoint
 from mmclip_jax.models.mmclip import build_model, init_params
-from mmclip_jax.train import optim
-from mmclip_jax.train import run as training
+from mmclip_jax.state import TrainState
+from mmclip_jax.train import loop, optim
 from mmclip_jax.train import step as step_lib
 
 RESULTS_FILE, TABLE_FILE = "results.json", "results.md"
@@ -82,7 +82,7 @@ def run(
       LeakageError: images of the split are known from pre-training, from training rows or from the rows that decide
         when to stop, and `allow_leakage` is empty.
       UserError: data, settings and checkpoint do not fit.
-      TrainingError, PreemptedError, LostProcessError: as in `training.train`.
+      TrainingError, PreemptedError, LostProcessError: as in `mmclip_jax.train.run.train`.
     """
     saved, tokenizer = open_checkpoint(checkpoint, step)
     told = told.joined(saved.config.data)
@@ -413,7 +413,7 @@ class Transfer:
             best = _best(history)
             return best is not None and len(history) - 1 - history.index(best) >= settings.patience
 
-        def evaluate(state: step_lib.TrainState) -> tuple[step_lib.TrainState, dict[str, float], bool]:
+        def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float], bool]:
             scores = predict(state.params, inputs["validation"], len(labels))
             value, best = scores_lib.macro_auroc(labels, scores, sources), _best(history)
             if best is None or value > best[1]:
@@ -426,7 +426,7 @@ class Transfer:
         if enough():  # it was cut off after its last step
             config.train.steps = int(state.step)
         writer = writers.create_writer(str(folder), step=int(state.step), primary=jax.process_index() == 0)
-        state, _ = training.fit(
+        state, _ = loop.fit(
             train_step, state, iterator, mesh, config, str(folder), run, checkpoints, writer, evaluate
         )  # fmt: skip
         best = _best(history)
@@ -512,7 +512,7 @@ class Transfer:
         )
         forward = jax.jit(functools.partial(head_lib.scores_of, self._settings.task, self._model))
 
-        def initial(encoder: Any, seed: jax.Array) -> step_lib.TrainState:
+        def initial(encoder: Any, seed: jax.Array) -> TrainState:
             with jax.set_mesh(self._mesh):
                 return jax.jit(start, out_shardings=shardings)(encoder, seed)
 
