@@ -26,7 +26,7 @@ ORDER = (
     ("data",),
     ("text",),
     ("config", "sharding", "writers"),
-    ("ends", "errors", "files", "locks", "processes", "ranges", "spreadsheet"),
+    ("ends", "errors", "fields", "files", "locks", "memory", "processes", "ranges", "spreadsheet"),
 )
 # Where modules of older checkouts would stand today.
 _FORMERLY = {

@@ -20,13 +20,13 @@ from conftest import ROOT
 from mmclip_jax import sharding
 from mmclip_jax.checkpoints import (
     Checkpoints,
-    _digest,
     abstract_like,
     bit_sums,
     check_same_settings,
     find_checkpoint,
     run_record,
 )
+from mmclip_jax.checkpoints.digests import _digest
 from mmclip_jax.errors import DamagedCheckpointError, TrainingError, UserError
 from mmclip_jax.state import TrainState
 from mmclip_jax.train import optim, step
