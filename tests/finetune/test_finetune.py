@@ -30,6 +30,7 @@ from mmclip_jax.finetune import head as head_lib
 from mmclip_jax.finetune import run as finetuning
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune import task as task_lib
+from mmclip_jax.finetune import transfer
 from mmclip_jax.inference import model as model_lib
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.state import TrainState
@@ -497,9 +498,9 @@ def test_features_are_standardised_by_the_rows_that_are_trained_on() -> None:
     np.testing.assert_allclose(held.std(axis=0), 1, rtol=1e-4)
 
 
-def transfer_of(features: dict[str, np.ndarray]) -> finetuning.Transfer:
+def transfer_of(features: dict[str, np.ndarray]) -> transfer.Transfer:
     """Runs of a probe whose features are known already."""
-    made = object.__new__(finetuning.Transfer)
+    made = object.__new__(transfer.Transfer)
     made._settings = task_lib.Settings()
     made._features = features
     made._task = types.SimpleNamespace(targets=np.zeros((len(features["train"]), 2), np.int8))  # type: ignore[assignment]
