@@ -44,8 +44,8 @@ class Stated(TypedDict, total=False):
 
     id: unique in the data set. source: the data set's name, which tells hospitals apart. split: "train", "validation"
     or "test". patient: all images of a patient are in one split. study: images of one study share their report.
-    view: e.g. "PA", or "". sex: "M", "F" or "". scanner: the manufacturer of the machine, or "". laterality: "L", "R" or
-    "B", or "".
+    view: e.g. "PA", or "". sex: "M", "F" or "". scanner: the manufacturer of the machine, or "". laterality: "L", "R"
+    or "B", or "". The rest of an `Example` is an argument of `finish_example`.
     """
 
     id: Required[str]
