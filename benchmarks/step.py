@@ -5,7 +5,7 @@
 
 A made-up batch lies on the device: reading data has no part in the figures. Every variant is compiled first; then they
 take turns, so that what else the machine does falls on all of them alike. Seconds are medians over the turns. FLOPs are
-counted by formula (mmclip_jax/plan/flops.py); MFU is the model's FLOPs, without recomputation, over the device's
+counted by formula (mmclip_jax/flops.py); MFU is the model's FLOPs, without recomputation, over the device's
 bfloat16 peak. Memory is what the compiler plans for one step on one device: state, batch and temporaries. Any
 --config.key=value changes a setting, as for `mmclip train`.
 """
@@ -34,12 +34,15 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from mmclip_jax import check, sharding  # noqa: E402
+from mmclip_jax import (  # noqa: E402
+    check,
+    flops,
+    sharding,
+)
 from mmclip_jax.check import compiler_options  # noqa: E402
 from mmclip_jax.data import batch  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
-from mmclip_jax.plan import flops  # noqa: E402
 from mmclip_jax.settings import read_config  # noqa: E402
 from mmclip_jax.train import optim  # noqa: E402
 from mmclip_jax.train import step as step_lib  # noqa: E402

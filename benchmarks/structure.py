@@ -20,7 +20,7 @@ ORDER = (
     ("external", "finetune", "ablate", "plan"),
     ("train", "evaluate"),
     ("inference",),
-    ("checkpoints", "check", "settings"),
+    ("checkpoints", "check", "flops", "settings", "state"),
     ("objectives",),
     ("models",),
     ("data",),
@@ -32,7 +32,6 @@ ORDER = (
 _FORMERLY = {
     "arguments": "cli",
     "classifier": "finetune",
-    "flops": "plan",
     "guard": "train",
     "interop": "external",
     "interop.api": "inference",

@@ -12,6 +12,7 @@ import optax
 import tiny
 
 from mmclip_jax import sharding
+from mmclip_jax.state import TrainState
 from mmclip_jax.train import optim, step
 
 STEPS = 10
@@ -66,7 +67,7 @@ def _parts(mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
         state = tiny.jit(make_state, out_shardings=places)()
         # Other parameters than the first ones: no bias is zero, every path carries a gradient.
         own, ema = (jax.tree.map(placed, params, place) for place in (places.params, places.ema))
-    state = step.TrainState(state.step, own, state.opt_state, ema, state.guard)
+    state = TrainState(state.step, own, state.opt_state, ema, state.guard)
     return state, tiny.jit(update, out_shardings=(places, whole)), tiny.jit(masks, out_shardings=whole)
 
 

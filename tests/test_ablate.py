@@ -397,5 +397,5 @@ def test_a_study_through_the_real_trainer_and_evaluation(tmp_path, phantom_dir, 
     assert "macro AUROC" in text
     assert "pointing, cross-attention" in text
     assert (tmp_path / "one" / "as_it_is" / "seed_0" / "checkpoints" / "2").is_dir()
-    monkeypatch.setattr(ablate, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ablate.running, "_train", lambda *_: pytest.fail("trained again"))
     assert ablate.run(base, "one", [0], tmp_path) == text

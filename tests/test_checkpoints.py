@@ -20,14 +20,15 @@ from conftest import ROOT
 from mmclip_jax import sharding
 from mmclip_jax.checkpoints import (
     Checkpoints,
-    _digest,
     abstract_like,
     bit_sums,
     check_same_settings,
     find_checkpoint,
     run_record,
 )
+from mmclip_jax.checkpoints.digests import _digest
 from mmclip_jax.errors import DamagedCheckpointError, TrainingError, UserError
+from mmclip_jax.state import TrainState
 from mmclip_jax.train import optim, step
 
 pytestmark = pytest.mark.compiles
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.compiles
 TOKENIZER = bytes(range(256))
 
 
-def make_state(number: int, ema: float = 0.999, **changes: Any) -> step.TrainState:
+def make_state(number: int, ema: float = 0.999, **changes: Any) -> TrainState:
     """A state with other values in every leaf, as after `number` steps."""
     config = tiny.config(optimizer__ema=ema, **changes)
     model = tiny.build_model(config.model)
@@ -43,7 +44,7 @@ def make_state(number: int, ema: float = 0.999, **changes: Any) -> step.TrainSta
     shapes = jax.eval_shape(lambda: step.init_state(model, config, optimizer))
     rng = np.random.default_rng(number)
     state = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 100, x.dtype), shapes)
-    return step.TrainState(jnp.int32(number), state.params, state.opt_state, state.ema, state.guard)
+    return TrainState(jnp.int32(number), state.params, state.opt_state, state.ema, state.guard)
 
 
 def iterator(position: int = 0) -> Any:
@@ -53,7 +54,7 @@ def iterator(position: int = 0) -> Any:
     return out
 
 
-def abstract(state: step.TrainState) -> Any:
+def abstract(state: TrainState) -> Any:
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     return abstract_like(state, sharding.tree_shardings(state, mesh))
 

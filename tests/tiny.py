@@ -17,6 +17,7 @@ from mmclip_jax.models import inputs, masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
 from mmclip_jax.objectives import attmim
 from mmclip_jax.objectives.rows import row_key_data
+from mmclip_jax.state import TrainState
 from mmclip_jax.train import step
 
 VOCAB, MASK_ID, KINDS = 53, 2, 5
@@ -148,7 +149,7 @@ def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
     run = run_record(config, tokenizer.model_bytes, {"exposure": {"sources": {}}})
     for number in numbers:
         params, ema = (random_params(model, config, seed) for seed in (number, 100 + number))
-        state = step.TrainState(jnp.int32(number), params, optimizer.init(params), ema)
+        state = TrainState(jnp.int32(number), params, optimizer.init(params), ema)
         checkpoints.save(state, iter(grain.MapDataset.range(10).to_iter_dataset()), run)
     checkpoints.close()
     return folder

@@ -12,6 +12,7 @@ from mmclip_jax import sharding
 from mmclip_jax.models import encoders, inputs
 from mmclip_jax.models.encoders.base import ImageEncoder
 from mmclip_jax.models.mmclip import MMCLIP
+from mmclip_jax.state import TrainState
 from mmclip_jax.train import optim
 from mmclip_jax.train import step as step_lib
 
@@ -79,11 +80,11 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
 
 def make_state(
     encoder: Any, seed: jax.Array, width: int, findings: int, optimizer: optax.GradientTransformation
-) -> step_lib.TrainState:
+) -> TrainState:
     """The state before step 0; `ema` holds the parameters of the best validation score so far."""
     kernel = _HEAD_SPREAD * jax.random.normal(jax.random.key(seed), (width, findings))
     params = jax.tree.map(jnp.copy, encoder) | {"head": {"kernel": kernel, "bias": jnp.zeros(findings)}}
-    return step_lib.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.tree.map(jnp.copy, params))
 
 
 def scores_of(task: str, model: MMCLIP, params: Any, rows: Mapping[str, jax.Array]) -> jax.Array:

@@ -144,16 +144,8 @@ class Task:
             if not len(kept):
                 raise UserError(f"no image of {name} has a label of {', '.join(findings)} that can be used")
         left_out = {
-            name: {
-                "rows": len(loaded[name]),
-                "without_label": len(loaded[name]) - len(rows[name]),
-                "findings": {
-                    kind: _unknown([example.labels.get(kind, LabelState.UNKNOWN) for example in loaded[name].examples])
-                    for kind in findings
-                },
-                "uncertain_only": uncertain_only(learnt if name == "train" else loaded[name].examples),
-            }
-            for name in loaded
+            name: _left_out(each.examples, learnt if name == "train" else each.examples, len(rows[name]), findings)
+            for name, each in loaded.items()
         }
         validation, scored = (loaded[name].only(rows[name]) for name in ("validation", split))
         sources = [example.source for example in validation.examples]
@@ -224,6 +216,20 @@ def targets_of(examples: Sequence[Example], findings: Sequence[str], task: str) 
         if len(present) == 1:
             classes[row] = present[0]
     return classes
+
+
+def _left_out(
+    examples: Sequence[Example], settled: Sequence[Example], used: int, findings: Sequence[str]
+) -> dict[str, Any]:
+    """What a split has of rows and labels that are not used; settled: with the policy for uncertain labels applied."""
+    return {
+        "rows": len(examples),
+        "without_label": len(examples) - used,
+        "findings": {
+            kind: _unknown([example.labels.get(kind, LabelState.UNKNOWN) for example in examples]) for kind in findings
+        },
+        "uncertain_only": uncertain_only(settled),
+    }
 
 
 def _unknown(states: Sequence[LabelState]) -> dict[str, int]:

@@ -135,19 +135,7 @@ def select_masked_tokens(
         raise ValueError(f"entmlm.slots={slots} is not in 1..{length}, the tokens of a text")
     keys = row_keys(key, rows)
     entity_keys, token_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
-    numbers = jnp.arange(1, length + 1)[None, :, None]
-    is_member_BxExL = (entity[:, None, :] == numbers) & valid[:, None, :]
-    sizes = is_member_BxExL.sum(axis=2)
-    present = sizes > 0
-    draw = _uniform(entity_keys, length)
-    order = _rank(jnp.where(present, draw, jnp.inf))
-    chosen = present & ((draw < probability) | (order == 0))
-    # An entity is kept if it and the chosen ones drawn before it fit; the draw's order is random among the chosen.
-    before_BxExF = chosen[:, None, :] & (order[:, None, :] <= order[:, :, None])
-    used = jnp.where(before_BxExF, sizes[:, None, :], 0).sum(axis=2)
-    kept = chosen & (used <= slots)
-    dropped = (chosen & ~kept).sum(axis=1)
-    in_entity = (is_member_BxExL & kept[:, :, None]).any(axis=1)
+    in_entity, dropped = _choose_entities(entity, valid, _uniform(entity_keys, length), probability, slots)
     entity_count = in_entity.sum(axis=1)
     wanted = jnp.ceil(min_share * valid.sum(axis=1) - 1e-6).astype(jnp.int32)
     extra = jnp.clip(wanted - entity_count, 0, slots - entity_count)
@@ -164,6 +152,27 @@ def select_masked_tokens(
     positions = _positions(masked, slots)
     weights = jnp.take_along_axis(masked, positions, axis=1).astype(jnp.float32)
     return positions, weights, dropped
+
+
+def _choose_entities(
+    entity: jax.Array, valid: jax.Array, draw: jax.Array, probability: float, slots: int
+) -> tuple[jax.Array, jax.Array]:
+    """(bool [B,L], the tokens of entities that are masked whole; int [B], chosen entities that did not fit).
+
+    draw: uniform [B,L], a number for each entity that a row can have.
+    """
+    numbers = jnp.arange(1, entity.shape[1] + 1)[None, :, None]
+    is_member_BxExL = (entity[:, None, :] == numbers) & valid[:, None, :]
+    sizes = is_member_BxExL.sum(axis=2)
+    present = sizes > 0
+    order = _rank(jnp.where(present, draw, jnp.inf))
+    chosen = present & ((draw < probability) | (order == 0))
+    # An entity is kept if it and the chosen ones drawn before it fit; the draw's order is random among the chosen.
+    before_BxExF = chosen[:, None, :] & (order[:, None, :] <= order[:, :, None])
+    used = jnp.where(before_BxExF, sizes[:, None, :], 0).sum(axis=2)
+    kept = chosen & (used <= slots)
+    dropped = (chosen & ~kept).sum(axis=1)
+    return (is_member_BxExL & kept[:, :, None]).any(axis=1), dropped
 
 
 def mask_tokens(tokens: jax.Array, positions: jax.Array, weights: jax.Array, mask_id: int) -> jax.Array:

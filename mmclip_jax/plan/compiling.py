@@ -12,8 +12,8 @@ from mmclip_jax import sharding
 from mmclip_jax.errors import DoesNotFitError, UserError
 from mmclip_jax.plan.memory import REMEDY
 from mmclip_jax.plan.topologies import Topology
+from mmclip_jax.state import TrainState
 from mmclip_jax.train import run as training
-from mmclip_jax.train.step import TrainState
 
 
 def tpu_devices(topology: Topology) -> list[Any]:

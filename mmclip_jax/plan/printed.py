@@ -4,8 +4,8 @@ import collections
 import textwrap
 from collections.abc import Callable
 
+from mmclip_jax import flops
 from mmclip_jax.objectives.base import EMBEDDINGS, IDS
-from mmclip_jax.plan import flops
 from mmclip_jax.plan.plan import Plan
 from mmclip_jax.plan.roofline import Point
 
@@ -90,7 +90,7 @@ def _notes(plan: Plan) -> list[str]:
     else:
         notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
     notes.append(
-        "Times: matrix products, recomputed ones too, by mmclip_jax/plan/flops.py over the peak; state and buffers "
+        "Times: matrix products, recomputed ones too, by mmclip_jax/flops.py over the peak; state and buffers "
         "read and written once; collectives in rings over the chips that do them together. "
         + ("No step is faster, real ones are slower. " if plan.compiled else "As rough as the memory. ")
         + "Efficiency: against chips that need not talk, if communication is exposed and if it is hidden."

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from mmclip_jax import flops
 from mmclip_jax.data import batch
-from mmclip_jax.plan import flops
 from mmclip_jax.plan.memory import Memory
 from mmclip_jax.plan.topologies import Topology
 

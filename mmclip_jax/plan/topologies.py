@@ -4,8 +4,8 @@ import dataclasses
 import math
 import re
 
+from mmclip_jax import flops
 from mmclip_jax.errors import UserError
-from mmclip_jax.plan import flops
 
 GPUS_A_NODE = 8
 

@@ -20,10 +20,10 @@ from mmclip_jax.errors import DamagedCheckpointError, UserError
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.models.pretrained import dual, fit, single
 from mmclip_jax.models.pretrained.weights import find_weights, sha256
+from mmclip_jax.state import TrainState
 from mmclip_jax.text import prompts, subwords
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.text.tokens import Tokenizer
-from mmclip_jax.train.step import TrainState
 
 REPORT_FILE = "start.json"
 _PARTS = {"image": "image_encoder", "text": "text_encoder"}

@@ -5,14 +5,12 @@ of the seed, the step and a row's number within its part (objectives/rows.py). W
 objectives/registry.py alone.
 """
 
-import dataclasses
 import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,38 +21,10 @@ from mmclip_jax.models.inputs import pixels, standardize
 from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID, init_params
 from mmclip_jax.objectives.base import Context, Encoded, Metrics, Objective, Rows
 from mmclip_jax.objectives.rows import row_key_data
+from mmclip_jax.state import SpikeGuard, TrainState
 
 Batch = dict[str, Rows]
 SPIKE_WINDOW = 100  # updates that the mean loss of the guard spans, and that must be made before it judges
-
-
-@flax.struct.dataclass
-class Guard:
-    """What decides whether an update is left out: scalars.
-
-    loss float32: mean loss of the updates that were made, over the last SPIKE_WINDOW or so; updates int32: how many
-    were made; skipped int32: how many were left out one after another up to now.
-    """
-
-    loss: jax.Array
-    updates: jax.Array
-    skipped: jax.Array
-
-
-def new_guard() -> Guard:
-    """The guard before step 0."""
-    return Guard(jnp.float32(0), jnp.int32(0), jnp.int32(0))
-
-
-@flax.struct.dataclass
-class TrainState:
-    """step int32; params and ema float32 trees (ema None where switched off); opt_state of optax; guard."""
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-    ema: Any
-    guard: Guard = dataclasses.field(default_factory=new_guard)
 
 
 def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
@@ -204,6 +174,6 @@ def make_update(
         replaced = [(rows["damaged"] >= 0).sum() for rows in batch.values() if "damaged" in rows]
         if replaced:
             metrics["replaced_rows"] = sum(replaced[1:], replaced[0]).astype(jnp.float32)
-        return TrainState(state.step + 1, params, opt_state, average, Guard(mean, count, skipped)), metrics
+        return TrainState(state.step + 1, params, opt_state, average, SpikeGuard(mean, count, skipped)), metrics
 
     return update

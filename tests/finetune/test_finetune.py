@@ -30,11 +30,13 @@ from mmclip_jax.finetune import head as head_lib
 from mmclip_jax.finetune import run as finetuning
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune import task as task_lib
+from mmclip_jax.finetune import transfer
 from mmclip_jax.inference import model as model_lib
 from mmclip_jax.models.mmclip import build_model, init_params
+from mmclip_jax.state import TrainState
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import step
-from mmclip_jax.train.run import make_manifest
+from mmclip_jax.train.manifest import make_manifest
 
 pytestmark = pytest.mark.compiles
 
@@ -168,7 +170,7 @@ def test_the_head_reaches_the_optimum_of_logistic_regression() -> None:
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 600))
     loss = functools.partial(head_lib.loss_of, "multi-label", None)  # type: ignore[arg-type]
     update = tiny.jit(step.make_update(loss, optimizer, lambda n: 0.1))
-    state = step.TrainState(jnp.int32(0), params, optimizer.init(params), params)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), params)
     for _ in range(600):
         state, _ = update(state, {"rows": {"features": features, "target": target[:, None]}})
     best = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(features, target)
@@ -308,7 +310,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, phantom_dir: pathlib.Pa
     config.model.image.depth = config.model.text.depth = 1
     params = tiny.random_params(build_model(config.model), config)
     checkpoints = Checkpoints(workdir, 1)
-    state = step.TrainState(jnp.int32(5), params, (), params)
+    state = TrainState(jnp.int32(5), params, (), params)
 
     class Nothing:
         def get_state(self) -> dict[str, int]:
@@ -502,9 +504,9 @@ def test_features_are_standardised_by_the_rows_that_are_trained_on() -> None:
     np.testing.assert_allclose(held.std(axis=0), 1, rtol=1e-4)
 
 
-def transfer_of(features: dict[str, np.ndarray]) -> finetuning.Transfer:
+def transfer_of(features: dict[str, np.ndarray]) -> transfer.Transfer:
     """Runs of a probe whose features are known already."""
-    made = object.__new__(finetuning.Transfer)
+    made = object.__new__(transfer.Transfer)
     made._settings = task_lib.Settings()
     made._features = features
     made._task = types.SimpleNamespace(targets=np.zeros((len(features["train"]), 2), np.int8))  # type: ignore[assignment]

@@ -11,13 +11,14 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from mmclip_jax import check, objectives, sharding
+from mmclip_jax import check, flops, objectives, sharding
 from mmclip_jax.errors import UserError
 from mmclip_jax.models import inputs
 from mmclip_jax.models.work import product
 from mmclip_jax.objectives.base import Context, Encoded, Flops, Metrics, Objective, Rows
-from mmclip_jax.plan import flops, plan
+from mmclip_jax.plan import plan
 from mmclip_jax.ranges import Number, Range
+from mmclip_jax.state import TrainState
 from mmclip_jax.train import optim, step
 
 pytestmark = pytest.mark.compiles
@@ -78,7 +79,7 @@ def train(config: ConfigDict, devices: int) -> list[dict[str, float]]:
     optimizer = optim.make_optimizer(config.optimizer, STEPS)
     schedule = optim.learning_rate(config.optimizer, STEPS)
     update = step.make_train_step(model, config, optimizer, schedule, tiny.MASK_ID)
-    state = step.TrainState(jnp.int32(0), params, optimizer.init(params), None)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), None)
     shardings = sharding.tree_shardings(state, mesh)
     found = []
     with jax.set_mesh(mesh):

@@ -12,9 +12,9 @@ import tiny
 from conftest import ROOT
 from small_plan import V5E, config
 
-from mmclip_jax import cli
+from mmclip_jax import cli, flops
 from mmclip_jax.errors import DoesNotFitError, UserError
-from mmclip_jax.plan import collectives, compiling, flops, memory, plan, printed, roofline, topologies
+from mmclip_jax.plan import collectives, compiling, memory, plan, printed, roofline, topologies
 from mmclip_jax.plan.collectives import EMBEDDINGS, FORBIDDEN, GRADIENTS, IDS, PARAMETERS, SCALARS
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import run as training

@@ -9,9 +9,9 @@ import pytest
 import tiny
 from small_plan import CONTRASTIVE, V5E, config
 
-from mmclip_jax import sharding
+from mmclip_jax import flops, sharding
 from mmclip_jax.data import batch, pipeline
-from mmclip_jax.plan import flops, memory, roofline
+from mmclip_jax.plan import memory, roofline
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import run as training
 

@@ -19,11 +19,12 @@ import pytest
 import tiny
 from conftest import ROOT
 
+from mmclip_jax import flops
 from mmclip_jax.checkpoints import find_checkpoint
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS
 from mmclip_jax.errors import UserError
-from mmclip_jax.plan import flops
+from mmclip_jax.train import loop
 from mmclip_jax.train import run as training
 
 pytestmark = pytest.mark.compiles
@@ -223,7 +224,7 @@ def test_a_run_leaves_what_it_promises(full_run: pathlib.Path, phantom_dir: path
 
 def test_utilisation_is_reported_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny.config()
-    progress = training.Progress(settings, 0, step_flops=3e9)
+    progress = loop.Progress(settings, 0, step_flops=3e9)
     progress.add({"loss": 1.0})
     assert "mfu" not in progress.summary(1)
     monkeypatch.setattr(flops, "PEAK_FLOPS", (("cpu", 5e9),))
@@ -232,15 +233,15 @@ def test_utilisation_is_reported_where_the_peak_is_known(monkeypatch: pytest.Mon
     seen = progress.summary(3)
     seconds = 24 / seen["images_per_second"]  # 24 rows a step
     assert seen["mfu"] == pytest.approx(3e9 / seconds / (8 * 5e9))
-    without = training.Progress(settings, 0)
+    without = loop.Progress(settings, 0)
     without.add({"loss": 1.0})
     assert "mfu" not in without.summary(1)
 
 
 def test_times_of_steps_leave_out_pauses_but_not_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
-    progress = training.Progress(tiny.config(), 0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    progress = loop.Progress(tiny.config(), 0)
     for number, seconds in enumerate((1.0, 2.0, 3.0, 4.0, 15.0)):
         now[0] += seconds / 2
         if number % 2:
@@ -264,8 +265,8 @@ def test_the_fullest_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def device(peak: int) -> Any:
         return types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": peak, "bytes_limit": 16})
 
-    monkeypatch.setattr(training.jax, "local_devices", lambda: [device(4), device(12)])
-    progress = training.Progress(tiny.config(), 0)
+    monkeypatch.setattr(loop.jax, "local_devices", lambda: [device(4), device(12)])
+    progress = loop.Progress(tiny.config(), 0)
     progress.add({"loss": 1.0})
     assert progress.summary(1)["device_memory_share"] == 0.75
 
@@ -300,8 +301,8 @@ def test_a_quick_evaluation_uses_the_average_where_there_is_one(
             self.params = params
 
     monkeypatch.setattr(model_lib, "Model", Seen)
-    monkeypatch.setattr(training, "validation_examples", lambda directories: (object(),))
-    monkeypatch.setattr(training.sharding, "on_host", lambda tree: tree)
+    monkeypatch.setattr(loop, "validation_examples", lambda directories: (object(),))
+    monkeypatch.setattr(loop.sharding, "on_host", lambda tree: tree)
     monkeypatch.setattr(evaluation, "quick_metrics", lambda model, examples: {"seen": float(model.params["w"][0])})
     config = tiny.config()
     config.data.evaluate, config.data.train = ("there",), ()
@@ -309,7 +310,7 @@ def test_a_quick_evaluation_uses_the_average_where_there_is_one(
         params={"w": np.full(3, 2.0)}, ema={"w": np.full(3, 5.0)} if averaged else None, step=np.int32(7)
     )
     tokenizer: Any = None
-    found = training.Evaluation(config, tokenizer, {})(state)  # type: ignore[arg-type]
+    found = loop.Evaluation(config, tokenizer, {})(state)  # type: ignore[arg-type]
     assert found == {"evaluation/seen": 5.0 if averaged else 2.0}
 
 

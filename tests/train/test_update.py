@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mmclip_jax import check
 from mmclip_jax.check import compiler_options
 from mmclip_jax.errors import UserError
+from mmclip_jax.state import SpikeGuard, TrainState
 from mmclip_jax.train import optim, step
 
 pytestmark = pytest.mark.compiles
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.compiles
 CHANGES = {"data__batch_paired": 8, "data__batch_unpaired": 8, "train__steps": 50, "optimizer__warmup_share": 0.0}
 
 
-def make(compiler_options: dict[str, Any] | None = None, **changes: Any) -> tuple[Any, step.TrainState, ConfigDict]:
+def make(compiler_options: dict[str, Any] | None = None, **changes: Any) -> tuple[Any, TrainState, ConfigDict]:
     """(compiled train step, state, config)."""
     config = tiny.config(**CHANGES | changes)
     model, params = tiny.model_and_params(config)
@@ -31,7 +32,7 @@ def make(compiler_options: dict[str, Any] | None = None, **changes: Any) -> tupl
         tiny.jit(function) if compiler_options is None else jax.jit(function, compiler_options=compiler_options)
     )
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
-    return train_step, step.TrainState(jnp.int32(0), params, optimizer.init(params), ema), config
+    return train_step, TrainState(jnp.int32(0), params, optimizer.init(params), ema), config
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,11 @@ def plain() -> Any:
     return make(objective__attmim__random_share=0.1)
 
 
-def with_parameters(state: step.TrainState, **values: Any) -> step.TrainState:
+def with_parameters(state: TrainState, **values: Any) -> TrainState:
     return dataclasses.replace(state, params=state.params | values)
 
 
-def with_scale(state: step.TrainState, scale: float) -> step.TrainState:
+def with_scale(state: TrainState, scale: float) -> TrainState:
     return with_parameters(state, log_logit_scale=jnp.float32(np.log(scale)))
 
 
@@ -137,7 +138,7 @@ def test_a_spike_changes_nothing_and_leaves_the_mean_alone() -> None:
     np.testing.assert_allclose(means, np.cumsum(losses) / [1, 2, 3], rtol=1e-6)
 
     def judged(mean: float, updates: int) -> tuple[Any, Any]:
-        guard = step.Guard(jnp.float32(mean), jnp.int32(updates), jnp.int32(0))
+        guard = SpikeGuard(jnp.float32(mean), jnp.int32(updates), jnp.int32(0))
         return train_step(dataclasses.replace(state, guard=guard), batch)
 
     loss = float(train_step(state, batch)[1]["loss"])

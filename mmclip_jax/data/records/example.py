@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 
@@ -38,58 +39,89 @@ def check_example(example: Example) -> None:
         require(0 <= box.x_min < box.x_max <= 1 and 0 <= box.y_min < box.y_max <= 1, f"{box} is not within 0..1")
 
 
+class Stated(TypedDict, total=False):
+    """Fields of an `Example` that are stored as the source states them.
+
+    id: unique in the data set. source: the data set's name, which tells hospitals apart. split: "train", "validation"
+    or "test". patient: all images of a patient are in one split. study: images of one study share their report.
+    view: e.g. "PA", or "". sex: "M", "F" or "". scanner: the manufacturer of the machine, or "". laterality: "L", "R"
+    or "B", or "". The rest of an `Example` is an argument of `finish_example`.
+    """
+
+    id: Required[str]
+    source: Required[str]
+    split: Required[str]
+    patient: Required[str]
+    study: Required[str]
+    view: str
+    sex: str
+    scanner: str
+    laterality: str
+
+
 def finish_example(
     *,
-    id: str,
-    source: str,
-    split: str,
-    patient: str,
-    study: str,
     image: bytes | None = None,
     pixels: np.ndarray | None = None,
     original_size: tuple[int, int] | None = None,
+    original_min: float | None = None,
+    original_max: float | None = None,
     findings: str = "",
     impression: str = "",
     entities: Sequence[Entity] | None = None,
     labels: Mapping[str, LabelState] | None = None,
     boxes: Sequence[Box] = (),
     masks: Sequence[Mask] = (),
-    original_min: float | None = None,
-    original_max: float | None = None,
-    view: str = "",
-    sex: str = "",
     age: float = float("nan"),
-    scanner: str = "",
-    laterality: str = "",
+    **stated: Unpack[Stated],
 ) -> Example:
     """An Example with what can be derived filled in: pixel digest, original size, the report's entities.
 
     Args:
-      id: unique in the data set.
-      source: the data set's name, which tells hospitals apart.
-      split: "train", "validation" or "test".
-      patient: all images of a patient are in one split.
-      study: images of one study share their report.
       image: the encoded file to store, 8-bit grey PNG or JPEG; or else
       pixels: uint8 [H, W], stored as PNG; given together with `image`, they are taken to be its decoded pixels.
       original_size: (height, width) of the file that the image was made from; default: those of the stored image.
+      original_min: the least value in that file; default: that of the stored image.
+      original_max: the greatest, likewise.
       findings: section of the report; both sections "" make the image unpaired.
       impression: section of the report.
       entities: default: found in the report by `entities.find_entities`.
       labels: kind -> state; kinds that are left out are unknown.
       boxes: lesions, as fractions of the image.
       masks: lesions, as PNG files of the stored image's size.
-      original_min: the least value in that file; default: that of the stored image.
-      original_max: the greatest, likewise.
-      view: e.g. "PA", or "".
-      sex: "M", "F" or "".
       age: years, or NaN.
-      scanner: the manufacturer of the machine, or "".
-      laterality: "L", "R" or "B", or "".
+      **stated: see `Stated`; id, source, split, patient and study are required.
 
     Raises:
       ValueError: neither image nor pixels, or not 8-bit grey.
     """
+    image, pixels = _image_and_pixels(stated.get("id", ""), image, pixels)
+    if entities is None:
+        from mmclip_jax.text.entities import find_entities
+
+        text = schema.report_text(findings, impression)
+        entities = find_entities(text) if text else ()
+    height, width = original_size or pixels.shape
+    return Example(
+        **stated,
+        age=float(age),
+        image=image,
+        findings=findings.strip(),
+        impression=impression.strip(),
+        entities=tuple(entities),
+        labels=dict(labels or {}),
+        boxes=tuple(boxes),
+        masks=tuple(masks),
+        pixels_sha256=schema.pixels_sha256(pixels),
+        original_height=int(height),
+        original_width=int(width),
+        original_min=float(pixels.min()) if original_min is None else float(original_min),
+        original_max=float(pixels.max()) if original_max is None else float(original_max),
+    )
+
+
+def _image_and_pixels(id: str, image: bytes | None, pixels: np.ndarray | None) -> tuple[bytes, np.ndarray]:
+    """The file to store and its pixels, of which one may be missing."""
     from PIL import Image
 
     if pixels is None:
@@ -105,33 +137,4 @@ def finish_example(
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG")
         image = stream.getvalue()
-    if entities is None:
-        from mmclip_jax.text.entities import find_entities
-
-        text = schema.report_text(findings, impression)
-        entities = find_entities(text) if text else ()
-    height, width = original_size or pixels.shape
-    return Example(
-        id=id,
-        image=image,
-        source=source,
-        split=split,
-        patient=patient,
-        study=study,
-        view=view,
-        sex=sex,
-        age=float(age),
-        scanner=scanner,
-        laterality=laterality,
-        findings=findings.strip(),
-        impression=impression.strip(),
-        entities=tuple(entities),
-        labels=dict(labels or {}),
-        boxes=tuple(boxes),
-        masks=tuple(masks),
-        pixels_sha256=schema.pixels_sha256(pixels),
-        original_height=int(height),
-        original_width=int(width),
-        original_min=float(pixels.min()) if original_min is None else float(original_min),
-        original_max=float(pixels.max()) if original_max is None else float(original_max),
-    )
+    return image, pixels

@@ -19,7 +19,7 @@ from mmclip_jax.data.leakage import audit, overlaps
 from mmclip_jax.data.leakage import likeness as likeness_lib
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import LeakageError, UserError
-from mmclip_jax.train.run import audit_validation
+from mmclip_jax.train.manifest import audit_validation
 
 
 def pixels_of(seed: int) -> np.ndarray:

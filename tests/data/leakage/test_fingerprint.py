@@ -15,9 +15,9 @@ from mmclip_jax.data import records
 from mmclip_jax.data.leakage import fingerprint
 from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
+from mmclip_jax.state import TrainState
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import run as training
-from mmclip_jax.train import step
 
 
 class Given(records.RecordsBuilder):
@@ -110,7 +110,7 @@ def test_training_does_not_go_on_with_either(tmp_path: pathlib.Path, monkeypatch
     params = {"a": jnp.zeros(3)}
     manifest = fingerprint.of_run([data], tokenizer.model_bytes)
     run = run_record(config, tokenizer.model_bytes, manifest)
-    checkpoints.save(step.TrainState(jnp.int32(5), params, (), params), Nothing(), run)
+    checkpoints.save(TrainState(jnp.int32(5), params, (), params), Nothing(), run)
     checkpoints.close()
     check_same_contents(workdir, manifest)
     build(tmp_path / "data", pixels=1)

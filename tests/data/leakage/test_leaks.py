@@ -17,6 +17,7 @@ from mmclip_jax.data.leakage import likeness as likeness_lib
 from mmclip_jax.data.leakage.audit import AuditSet, IdStatements, Row
 from mmclip_jax.errors import LeakageError, UserError
 from mmclip_jax.train import run as train_lib
+from mmclip_jax.train.manifest import audit_validation
 
 Spelling = Any
 
@@ -211,10 +212,10 @@ def test_training_takes_the_same_flags(tmp_path: pathlib.Path, monkeypatch: pyte
     learnt = build(tmp_path, "a", [make(n, "train", "c") for n in range(5)])
     scored = build(tmp_path, "b", [make(n, "validation", "d", pixels=pixels_of(n + 60)) for n in range(5)])
     data.train, data.evaluate = (learnt,), (scored,)
-    assert train_lib.audit_validation(config_of(data))["status"] == "clean"
+    assert audit_validation(config_of(data))["status"] == "clean"
     data.other_ids, data.allow_leakage = (), ""
     with pytest.raises(LeakageError, match="--same-ids c,d or --other-ids c,d"):
-        train_lib.audit_validation(config_of(data))
+        audit_validation(config_of(data))
 
 
 def config_of(data: Any) -> Any:

@@ -8,10 +8,10 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from mmclip_jax import flops
 from mmclip_jax.config import transformer
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import build_model, init_params
-from mmclip_jax.plan import flops
 
 pytestmark = pytest.mark.compiles
 
