@@ -135,7 +135,7 @@ def select_masked_tokens(
         raise ValueError(f"entmlm.slots={slots} is not in 1..{length}, the tokens of a text")
     keys = row_keys(key, rows)
     entity_keys, token_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
-    in_entity, dropped = _choose_entities(entity, valid, _uniform(entity_keys, length), probability, slots)
+    in_entity, dropped = _choose_entities(entity, valid, entity_keys, probability, slots)
     entity_count = in_entity.sum(axis=1)
     wanted = jnp.ceil(min_share * valid.sum(axis=1) - 1e-6).astype(jnp.int32)
     extra = jnp.clip(wanted - entity_count, 0, slots - entity_count)
@@ -155,16 +155,17 @@ def select_masked_tokens(
 
 
 def _choose_entities(
-    entity: jax.Array, valid: jax.Array, draw: jax.Array, probability: float, slots: int
+    entity: jax.Array, valid: jax.Array, keys: jax.Array, probability: float, slots: int
 ) -> tuple[jax.Array, jax.Array]:
     """(bool [B,L], the tokens of entities that are masked whole; int [B], chosen entities that did not fit).
 
-    draw: uniform [B,L], a number for each entity that a row can have.
+    keys: one a row [B].
     """
     numbers = jnp.arange(1, entity.shape[1] + 1)[None, :, None]
     is_member_BxExL = (entity[:, None, :] == numbers) & valid[:, None, :]
     sizes = is_member_BxExL.sum(axis=2)
     present = sizes > 0
+    draw = _uniform(keys, entity.shape[1])
     order = _rank(jnp.where(present, draw, jnp.inf))
     chosen = present & ((draw < probability) | (order == 0))
     # An entity is kept if it and the chosen ones drawn before it fit; the draw's order is random among the chosen.
