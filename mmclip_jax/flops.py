@@ -13,7 +13,7 @@ from mmclip_jax import objectives
 from mmclip_jax.data import batch
 from mmclip_jax.models import encoders
 from mmclip_jax.models.inputs import patch_count
-from mmclip_jax.models.work import Work, product
+from mmclip_jax.models.work import Work, head, product
 
 # Peak of dense bfloat16 products with float32 sums, in FLOP/s a chip, from the makers' data sheets. First match wins:
 # the name is looked for in what JAX calls the device, in lower case.
@@ -37,10 +37,10 @@ def _encoders(model: ConfigDict) -> dict[str, Work]:
     """The work of one row; model: the `model` part of a run's settings."""
     patches, width, embed = patch_count(model.image_size, model.patch_size), model.image.width, model.embed_dim
     image = encoders.image_encoder(model).work(model.image_size, patches)
-    image += product(1, width, embed)
+    image += head(1, width, embed, model.image_head.hidden)
     if model.pool == "map":
         image += product(1, width, 2 * width) + product(patches, width, 2 * width) + product(1, width, patches) * 2
-    text = encoders.text_encoder(model).work() + product(1, model.text.width, embed)
+    text = encoders.text_encoder(model).work() + head(1, model.text.width, embed, model.text_head.hidden)
     return {"image_encoder": image, "text_encoder": text}
 
 

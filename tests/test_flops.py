@@ -76,9 +76,23 @@ def test_both_encoders_and_the_contrastive_loss(contrastive_only):
         ("image_encoder", _OFF | {"model__pool": "map"}),
         ("image_encoder", _OFF | {"model__pool": "cls"}),
         ("image_encoder", _OFF | {"model__stem": "conv"}),
+        ("image_encoder", _OFF | {"model__image_head__hidden": 499}),
+        ("text_encoder", _OFF | {"model__text_head__hidden": 499}),
         ("recompute", _OFF | {"model__remat": True}),
     ],
-    ids=["attmim", "attmim-cross", "attmim-input", "entmlm", "local", "map", "cls", "conv", "remat"],
+    ids=[
+        "attmim",
+        "attmim-cross",
+        "attmim-input",
+        "entmlm",
+        "local",
+        "map",
+        "cls",
+        "conv",
+        "head",
+        "text-head",
+        "remat",
+    ],
 )
 def test_each_component_is_what_xla_counts_more_with_it(contrastive_only, component, changes):
     base = flops.train_step_flops(_config(**_OFF))

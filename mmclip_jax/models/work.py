@@ -43,6 +43,13 @@ def product(m: float, k: float, n: float, gradients: int = 2) -> Work:
     return Work(flops, gradients * flops)
 
 
+def head(rows: float, width: int, embed: int, hidden: int = 0, gradients: int = 2) -> Work:
+    """A projection [rows,width] -> [rows,embed], through `hidden` values a row where that is not 0."""
+    if not hidden:
+        return product(rows, width, embed, gradients)
+    return product(rows, width, hidden, gradients) + product(rows, hidden, embed, gradients)
+
+
 def layers(part: Mapping[str, int], positions: int, context: int = 0, remat: bool = False) -> Work:
     """The layers of an encoder or decoder for one row.
 

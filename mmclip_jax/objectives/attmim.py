@@ -11,7 +11,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.models import encoders, masking
 from mmclip_jax.models.inputs import patch_count, patchify, standardize
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES
-from mmclip_jax.models.work import layers, product
+from mmclip_jax.models.work import head, layers, product
 from mmclip_jax.objectives import rows as rows_lib
 from mmclip_jax.objectives.base import (
     Buffers,
@@ -90,7 +90,8 @@ class AttMIM(Objective):
         width, text_width, masked = model.image.width, model.text.width, round(settings.mask_ratio * patches)
         one = product(tokens, embed, patches, gradients=0) + product(1, tokens, patches, gradients=0)  # the response
         if settings.response == "similarity":  # the other one's projections are those of the attended text
-            one += product(patches, width, embed, gradients=0) + product(tokens, text_width, embed, gradients=0)
+            one += head(patches, width, embed, model.image_head.hidden, gradients=0)
+            one += head(tokens, text_width, embed, model.text_head.hidden, gradients=0)
         # The attended text A_r.
         one += product(patches, width, embed) + product(tokens, text_width, embed)
         one += product(patches, embed, tokens) + product(patches, tokens, text_width)

@@ -11,7 +11,7 @@ from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID
-from mmclip_jax.models.work import product
+from mmclip_jax.models.work import head, product
 from mmclip_jax.objectives import rows as rows_lib
 from mmclip_jax.objectives.base import (
     EMBEDDINGS,
@@ -69,7 +69,8 @@ class Local(Objective):
         """Two projections, and the similarities of each drawn token with each patch of the batch."""
         model, drawn, rows = config.model, self.settings(config).tokens, sum(sizes.values())
         patches, embed = patch_count(model.image_size, model.patch_size), model.embed_dim
-        one = product(patches, model.image.width, embed) + product(drawn, model.text.width, embed)
+        one = head(patches, model.image.width, embed, model.image_head.hidden)
+        one += head(drawn, model.text.width, embed, model.text_head.hidden)
         return Flops(rows=one * rows, pairs=product(patches, embed, drawn * rows) * rows)
 
     def buffers(self, config: ConfigDict, rows: float, chips: int) -> Buffers:

@@ -21,3 +21,11 @@ def test_the_stem_by_hand() -> None:
     products = [2 * 64 * 9 * 6, 2 * 16 * 54 * 12, 2 * 16 * 12 * 12]
     assert found.forward == sum(products)
     assert found.backward == products[0] + 2 * products[1] + 2 * products[2]
+
+
+def test_a_head_of_two_layers_by_hand() -> None:
+    assert work.head(7, 11, 5).forward == 2 * 7 * 11 * 5
+    found = work.head(7, 11, 5, 13)
+    assert found.forward == 2 * 7 * 11 * 13 + 2 * 7 * 13 * 5
+    assert found.backward == 2 * found.forward
+    assert work.head(7, 11, 5, 13, gradients=0).backward == 0
