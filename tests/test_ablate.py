@@ -262,6 +262,24 @@ def test_settings_that_do_not_fit_are_refused_before_the_first_run(tmp_path):
     assert not lab.trained
 
 
+@pytest.mark.parametrize(("init", "study"), [("image", "stem"), ("model", "stem"), ("model", "pool")])
+def test_rows_that_weights_would_undo_are_refused(tmp_path, init, study):
+    base = _base()
+    base.init[init] = "weights"
+    lab = Lab()
+    with pytest.raises(UserError, match=rf"sets model\.{study}, which follows from the weights"):
+        lab.run(tmp_path, study, base=base)
+    assert not lab.trained
+
+
+def test_rows_that_weights_leave_alone_are_run(tmp_path):
+    base = _base()
+    base.init.image = "weights"
+    lab = Lab()
+    lab.run(tmp_path, "pool", base=base)
+    assert lab.trained
+
+
 def test_data_must_be_named(tmp_path):
     base = _base()
     base.data.train = ()

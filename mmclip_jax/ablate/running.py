@@ -111,11 +111,17 @@ def plan(base: ConfigDict, study: Study, seeds: Sequence[int], steps: int | None
     """The runs of a study, seed by seed, so that an interrupted one holds whole seeds first.
 
     Raises:
-      UserError: a row sets a key that the config does not have.
+      UserError: a row sets a key that the config does not have, or one that weights of `init` would set again.
     """
+    from_weights = _from_weights(base)
     runs = []
     for seed in seeds:
         for row, settings in study.items():
+            # Patches by one linear map are what published weights have: no clash.
+            if clash := [key for key, value in settings.items() if key.startswith(from_weights) and value != "patch"]:
+                raise UserError(
+                    f"row {row!r} sets {clash[0]}, which follows from the weights that `init` names: leave one out"
+                )
             config = ConfigDict(base.to_dict())
             config.seed = seed
             config.train.update({"steps": steps or base.train.steps, "evaluate_every": 0, "keep": 1})
@@ -123,6 +129,14 @@ def plan(base: ConfigDict, study: Study, seeds: Sequence[int], steps: int | None
                 apply_setting(config, key, value(base) if callable(value) else value)
             runs.append(Run(row, seed, config))
     return runs
+
+
+def _from_weights(config: ConfigDict) -> tuple[str, ...]:
+    """Beginnings of the names of settings that follow from weights (train/start.py)."""
+    if config.init.model:
+        return ("model.",)
+    image = ("model.image.", "model.patch_size", "model.stem") if config.init.image else ()
+    return (*image, *(("model.text.",) if config.init.text else ()))
 
 
 def apply_setting(config: ConfigDict, key: str, value: Any) -> None:
