@@ -1,10 +1,10 @@
-"""Attacks files, settings and names on purpose, and writes what came of it into docs/reliability.md.
+"""Attacks files, settings and names on purpose, and writes the results into docs/reliability.md.
 
     python benchmarks/attacks.py            # all of it; `--short` is what the tests run
 
 Each kind of attack is a function that yields (what was tried, what went wrong), where "" means that the attack was
-held: it was refused in one line, fallen back from, or without any effect. A new kind is a function with `@kind(...)`,
-here or in a module that is named in MODULES. The exit status is 1 if anything went wrong.
+held: it was refused in one line, an earlier good state was used, or it had no effect. A new kind is a function with
+`@kind(...)`, here or in a module that is named in MODULES. The exit status is 1 if anything went wrong.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def change(file: pathlib.Path, how: str, chance: random.Random) -> None:
 # Settings, numbers, names
 
 
-@kind("settings out of their range", "refused by name before anything is computed")
+@kind("settings out of their range", "refused before anything is computed; the message names the setting")
 def settings(attacker: Attacker) -> Outcomes:
     """Every number below and above its range, not finite, and of another type."""
     from mmclip_jax import ranges
@@ -128,7 +128,7 @@ def settings(attacker: Attacker) -> Outcomes:
             )
 
 
-@kind("names of folders", "work, or are refused at the start")
+@kind("names of folders", "they work, or are refused at the start")
 def names(attacker: Attacker) -> Outcomes:
     """Every printable ASCII character that a folder's name may have, and some others, in a workdir's path."""
     from mmclip_jax import files
@@ -199,14 +199,14 @@ def json_files(attacker: Attacker) -> Outcomes:
 def of_tests(name: str) -> Any:
     """A module of the tests, for its helpers."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    rooms = ("data", "data/builders", "data/leakage", "evaluate", "external", "inference", "train")
+    rooms = ("data", "data/builders", "data/images", "data/leakage", "evaluate", "external", "inference", "train")
     for folder in ("tests", *(f"tests/{room}" for room in rooms), "benchmarks"):
         if str(ROOT / folder) not in sys.path:
             sys.path.append(str(ROOT / folder))
     return importlib.import_module(name)
 
 
-@kind("damaged checkpoints", "fallen back from, refused, or to the bit what was saved")
+@kind("damaged checkpoints", "an earlier checkpoint is used, or it is refused, or what is read equals what was saved")
 def checkpoints(attacker: Attacker) -> Outcomes:
     """Every file of a checkpoint flipped, cut off, emptied and removed; every folder removed; read both ways."""
     made = of_tests("test_checkpoints")
@@ -275,7 +275,7 @@ def _evaluated(made: Any, workdir: pathlib.Path) -> str:
     return refused(read, also=lambda problem: not problem)
 
 
-@kind("locks left behind", "blocks nobody whose holder is gone, and everybody while it lives")
+@kind("locks left behind", "a lock blocks others while its process lives, and not after that")
 def held_folders(attacker: Attacker) -> Outcomes:
     """Locks of processes that are gone, of numbers used again, cut off at every length; and of one that lives."""
     from mmclip_jax import locks, processes

@@ -93,7 +93,7 @@ def numbers(attacker: Attacker) -> Outcomes:
         yield f"{' '.join(words)} {option} {value[:9]!r}", _one_line([*words, f"{option}={value}"])
 
 
-@kind("overrides of settings", "refused by name in one line")
+@kind("overrides of settings", "refused in one line that names the setting")
 def overrides(attacker: Attacker) -> Outcomes:
     """`--config.name=` with every kind of value for every number; names that are none."""
     from mmclip_jax import settings
@@ -119,7 +119,7 @@ def overrides(attacker: Attacker) -> Outcomes:
         yield f"{name}={value[:9]}", clear(read)
 
 
-@kind("numbers of fine-tuning", "refused by name before anything is read")
+@kind("numbers of fine-tuning", "refused before anything is read; the message names the setting")
 def finetuning(attacker: Attacker) -> Outcomes:
     """Every setting of `finetune` out of its range."""
     import dataclasses
@@ -198,7 +198,7 @@ def locales(attacker: Attacker) -> Outcomes:
     yield "the source", as_test(of_tests("test_package").test_text_files_are_utf_8_whatever_the_locale)
 
 
-@kind("interrupts", "130 and one line, whatever swallows them")
+@kind("interrupts", "status 130 and one line, even if other code swallows the interrupt")
 def interrupts(attacker: Attacker) -> Outcomes:
     """Ctrl-C in Python, in native code, in what swallows it, and several times."""
     tests = of_tests("test_cli")
@@ -248,7 +248,7 @@ def _interrupted(code: str, after: float) -> str:
     )
 
 
-@kind("two at work in one folder", "the second is told who is there; nobody's work is lost or mixed")
+@kind("two processes in one folder", "the second is told which process is there; no work is lost or mixed")
 def together(attacker: Attacker) -> Outcomes:
     """Locks of living and killed processes; two evaluations into one folder, and into folders of like names."""
     locks, each = of_tests("test_locks"), of_tests("test_files")
@@ -285,7 +285,7 @@ def together(attacker: Attacker) -> Outcomes:
         yield test.__name__.removeprefix("test_").replace("_", " "), as_test(test, folder)
 
 
-@kind("evaluations of another split or other data", "have a folder of their own, or are refused")
+@kind("evaluations of another split or other data", "they get a folder of their own, or are refused")
 def splits(attacker: Attacker) -> Outcomes:
     """Test results are not overwritten by those of another split, whatever stands in the file that says so."""
     from mmclip_jax.evaluate import run as evaluation
@@ -306,7 +306,10 @@ def splits(attacker: Attacker) -> Outcomes:
             )
 
 
-@kind("leftovers of a first checkpoint, folders that go", "stepped over, or called so; nothing blocks the run")
+@kind(
+    "leftovers of a first checkpoint, folders that go",
+    "skipped, or the message says that the folder is gone; no run is blocked",
+)
 def leftovers(attacker: Attacker) -> Outcomes:
     """Cut off at every item; files and folders of other names; a workdir that is removed, moved or made read-only."""
     made = of_tests("test_checkpoints")

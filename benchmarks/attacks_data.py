@@ -39,7 +39,7 @@ def _different_ids(attacker: Attacker, count: int) -> list[str]:
     return list(made.values())
 
 
-@kind("planted leaks under other spellings", "found, or asked about")
+@kind("planted leaks under other spellings", "found, or the user is asked about them")
 def planted(attacker: Attacker) -> Outcomes:
     """One to six ids of patients, studies or images in both sets, each spelling, in sources of one and of two names."""
     leaks = of_tests("test_leaks")
@@ -52,7 +52,7 @@ def planted(attacker: Attacker) -> Outcomes:
         yield f"{count} {what}, {spelling}, {pair}", as_test(check, names, spelling, what, pair, count, attacker.chance)
 
 
-@kind("unrelated ids", "called clean")
+@kind("unrelated ids", "no leak is reported")
 def unrelated(attacker: Attacker) -> Outcomes:
     """No id in common: nothing may be said."""
     check = of_tests("test_leaks").test_different_ids_are_clean.hypothesis.inner_test
@@ -93,7 +93,10 @@ def learnt_and_scored(attacker: Attacker) -> Outcomes:
             yield f"{name}, pictures {first} to {first + 8}", leaks(call, own)
 
 
-@kind("kin under the ids that builders write", "found; of other ids nothing is called clean")
+@kind(
+    "data sets with the same patients, under the builders' ids",
+    "found; if the ids are of different families, the result is not clean",
+)
 def kin(attacker: Attacker) -> Outcomes:
     """Tiny downloads of the published data sets through the real builders, in pairs that share images."""
     tests = of_tests("test_numbering")
@@ -110,7 +113,7 @@ def kin(attacker: Attacker) -> Outcomes:
             yield " and ".join(getattr(each, "__name__", str(each)) for each in values), as_test(test, folder, *values)
 
 
-@kind("data or tokenizer changed under a run", "refused by fingerprint, also where the counts are equal")
+@kind("data or tokenizer changed under a run", "refused by fingerprint, even if the counts are equal")
 def changed_data(attacker: Attacker) -> Outcomes:
     """Built anew with other pixels or words and equal counts; another tokenizer of equal size."""
     from mmclip_jax.data.leakage import fingerprint
@@ -191,7 +194,7 @@ CELLS = (
 )
 
 
-@kind("cells of tables", "read, or refused with 40 characters of the cell at most")
+@kind("cells of tables", "read, or refused; the message quotes at most 40 characters of the cell")
 def cells(attacker: Attacker) -> Outcomes:
     """Over-long, nested, malformed and hostile cells in each column: one row's, or all of them."""
     from mmclip_jax.data.builders.table import TableOptions, build_table
@@ -315,7 +318,7 @@ def outside(attacker: Attacker) -> Outcomes:
         yield path, clear(build)
 
 
-@kind("formulas in CSV files", "written as text, whatever a spreadsheet takes for a formula")
+@kind("formulas in CSV files", "written as text, so that no spreadsheet runs them")
 def formulas(attacker: Attacker) -> Outcomes:
     """Cells that begin as a formula, with blanks, line ends and full-width signs."""
     from mmclip_jax import spreadsheet
@@ -374,7 +377,7 @@ def _picture(file_format: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-@kind("formats of pictures that are not let in", "refused; no program is started for them")
+@kind("image formats that are not allowed", "refused; no program is started for them")
 def formats(attacker: Attacker) -> Outcomes:
     """Everything else that Pillow writes, under every suffix, and as a stored picture."""
     from mmclip_jax.data.images.store import store_image
@@ -406,7 +409,7 @@ def formats(attacker: Attacker) -> Outcomes:
         yield f"{name} stored", refused(functools.partial(decode_image, _picture(name)))
 
 
-@kind("bombs", "refused, or read within a bounded memory")
+@kind("decompression bombs", "refused, or read within a limit on memory")
 def bombs(attacker: Attacker) -> Outcomes:
     """Pictures that claim gigapixels, texts and deflated DICOM files of gigabytes."""
     bounds = of_tests("test_image_bounds")
@@ -465,7 +468,7 @@ def _bounded_dicom(bounds: Any, before: bytes, preamble: bytes = bytes(128)) -> 
     return "" if "\n" not in said.strip() else said
 
 
-@kind("ZIP members", "bounded by their real size; a damaged one costs its rows alone")
+@kind("ZIP members", "limited by their real size; a damaged one costs only its own rows")
 def members(attacker: Attacker) -> Outcomes:
     """Bytes of an archive changed: sizes that are not what it says, wrong sums, flags of encryption."""
     from mmclip_jax.data.builders import files
@@ -487,7 +490,7 @@ def members(attacker: Attacker) -> Outcomes:
             yield f"{number}, {name}", clear(functools.partial(files.read_bytes, f"{file}!{name}"))
 
 
-@kind("metadata of pictures on pages", "left out, and no pixel is another")
+@kind("metadata of pictures on pages", "left out, and no pixel changes")
 def metadata(attacker: Attacker) -> Outcomes:
     """Names in every part of a PNG or JPEG file that has room for one."""
     bounds = of_tests("test_image_bounds")

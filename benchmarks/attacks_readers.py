@@ -271,7 +271,7 @@ def weights(attacker: Attacker) -> Outcomes:
     yield "TorchScript", "code ran" if _Danger.ran else refused(functools.partial(module.read_weights, archive))
 
 
-@kind("tokenizers of users", "refused in one line, or the same pieces")
+@kind("tokenizers of users", "refused in one line, or read")
 def tokenizers(attacker: Attacker) -> Outcomes:
     """A model file flipped, cut off, and of other things."""
     from mmclip_jax.text import vocabulary

@@ -23,6 +23,7 @@ from mmclip_jax.train.run import train
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "demo.py"
 MEASURE = "evaluation/macro_auroc"
+RUNS = ("former", "started", "scratch")
 FORMER = 1_000  # is added to a seed for the former run, and is the seed of its phantom
 
 
@@ -47,7 +48,9 @@ def settings(data: str, seed: int, args: argparse.Namespace, start: str = "") ->
 
 
 def curve(workdir: pathlib.Path) -> dict[int, float]:
-    """{step: macro AUROC by prompts} of a run."""
+    """{step: macro AUROC by prompts} of a run; {} where it was not made."""
+    if not (workdir / "metrics.jsonl").exists():
+        return {}
     rows = writers.read_rows(workdir / "metrics.jsonl")
     return {int(row["step"] or 0): float(row[MEASURE] or np.nan) for row in rows if MEASURE in row}
 
@@ -65,24 +68,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--every", type=int, default=25, help="steps between two evaluations")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the phantom's patients")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="which to make, in this order")
     args = parser.parse_args()
     memory.keep_freed_memory()
     own = phantom(args.workdir / "data", 0, args.scale)
     other = phantom(args.workdir / "data_of_former", FORMER, args.scale)
+    for run in args.runs:
+        for seed in range(args.seeds):
+            begin = str(args.workdir / f"seed_{seed}" / "former")
+            config = {
+                "former": settings(other, FORMER + seed, args),
+                "started": settings(own, seed, args, begin),
+                "scratch": settings(own, seed, args),
+            }[run]
+            train(config, str(args.workdir / f"seed_{seed}" / run))
     print(
-        "| seed | former at its end | scratch at its end | started at its end | reaches scratch's | reaches former's |"
+        "| seed | former at its end | scratch at its end | started at its end | reaches former's | reaches scratch's |"
     )
     print("|--:|--:|--:|--:|--:|--:|")
     for seed in range(args.seeds):
-        folder = args.workdir / f"seed_{seed}"
-        train(settings(other, FORMER + seed, args), str(folder / "former"))
-        train(settings(own, seed, args), str(folder / "scratch"))
-        train(settings(own, seed, args, str(folder / "former")), str(folder / "started"))
-        former, scratch, started = (curve(folder / name) for name in ("former", "scratch", "started"))
-        steps = [reached(started, values[args.steps]) for values in (scratch, former)]
-        cells = [f"{values[args.steps]:.3f}" for values in (former, scratch, started)]
-        cells += ["not reached" if step is None else f"step {step}" for step in steps]
-        print(f"| {seed} | {' | '.join(cells)} |", flush=True)
+        former, scratch, started = (
+            curve(args.workdir / f"seed_{seed}" / run) for run in ("former", "scratch", "started")
+        )
+        cells = [f"{values[args.steps]:.3f}" if values else "not run" for values in (former, scratch, started)]
+        for values in (former, scratch):
+            step = reached(started, values[args.steps]) if values else None
+            cells.append("not run" if not values else "not reached" if step is None else f"step {step}")
+        print(f"| {seed} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def default_config() -> ConfigDict:
             "train": (),  # directories of built data sets
             "evaluate": (),  # the same for evaluation while training; () means those of train, split "validation"
             "allow_leakage": "",  # why evaluation data may share patients or images with the training data
-            "same_ids": (),  # pairs of sources "A,B" whose ids are of one numbering; the audit compares them
-            "other_ids": (),  # likewise, of two numberings: equal ids say nothing
+            "same_ids": (),  # pairs of sources "A,B" whose equal ids mean the same; the audit compares them
+            "other_ids": (),  # likewise, pairs whose equal ids say nothing
             "paired_weights": (),  # share of each data set of `train` among the paired rows; () by size
             "unpaired_weights": (),
             "batch_paired": 768,

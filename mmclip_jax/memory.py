@@ -1,12 +1,13 @@
 """Keeps the memory that XLA's buffers use within the process.
 
 On a CPU every buffer of a compiled step is a block of malloc's. glibc gives large blocks back to the system when they
-are freed, and the next step pays for them again, page by page: a third of the time of the demo's step
-(docs/performance.md).
+are freed, and the next step pays for them again, page by page: a third of the time of the demo's step.
 """
 
 import ctypes
 import sys
+
+import jax
 
 # Numbers of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -16,11 +17,14 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tells malloc to keep what is freed: one arena, no block by mmap, the top never given back.
 
-    Works from here on, so call it before anything computes. The process then stays as large as it has once been.
+    Works from here on, so call it before anything computes, and after the processes of a run were joined: it asks JAX
+    what computes here. The process then stays as large as it has once been.
 
     Returns:
-      Whether malloc was told: False where it is not glibc's.
+      Whether malloc was told: False where an accelerator computes, or malloc is not glibc's.
     """
+    if jax.default_backend() != "cpu":
+        return False
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)

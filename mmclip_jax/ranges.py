@@ -1,4 +1,4 @@
-"""Which values a setting may have; the tables stand beside the settings (config.py, transfer.py)."""
+"""Which values a setting may have; the tables stand beside the settings (check.py, objectives/, finetune/task.py)."""
 
 import dataclasses
 import math

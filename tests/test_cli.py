@@ -544,3 +544,19 @@ def test_a_small_run_from_build_to_prediction(tmp_path):
     assert "report.html" in out
     assert (tmp_path / "run" / "evaluation" / "4-validation" / "report.html").exists()
     _mmclip("evaluate", "--workdir", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)
+
+
+def test_the_demo_says_which_settings_were_given(tmp_path, monkeypatch):
+    """Weights that a run starts from do not change them."""
+    from mmclip_jax.cli import demo
+    from mmclip_jax.evaluate import run as evaluation
+    from mmclip_jax.train import run as training
+
+    said = {}
+    monkeypatch.setattr("mmclip_jax.memory.keep_freed_memory", lambda: True)
+    monkeypatch.setattr(demo, "build_phantom", lambda *args: tmp_path / "phantom")
+    monkeypatch.setattr(training, "train", lambda config, workdir, **more: said.update(more))
+    monkeypatch.setattr(evaluation, "run", lambda *args, **more: "")
+    words = ["--config", f"{ROOT}/configs/demo.py", "--workdir", str(tmp_path / "run"), "--config.model.image.depth=5"]
+    assert cli.main(["demo", *words]) == 0
+    assert said == {"given": {"model.image.depth"}}

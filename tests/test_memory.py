@@ -1,5 +1,6 @@
 """Memory that XLA frees stays with the process: counted by the pages that the system hands out anew."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -30,7 +31,11 @@ PROGRAM = """
 
 def megabytes_paid_for(how: str) -> int:
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), how], check=True, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), how],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     return int(run.stdout)
 
@@ -42,9 +47,13 @@ def test_freed_buffers_are_not_given_back() -> None:
     assert kept < 7
 
 
-def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("platform", "backend"), [("darwin", "cpu"), ("linux", "gpu"), ("linux", "tpu")])
+def test_another_library_and_accelerators_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, platform: str, backend: str
+) -> None:
     from mmclip_jax import memory
 
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: backend)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("asked for a library of Linux's"))
     assert not memory.keep_freed_memory()

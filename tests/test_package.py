@@ -378,3 +378,9 @@ def test_paths_that_the_documents_name_exist() -> None:
             if ours and not any((home / path).exists() for home in homes):
                 missing.append(f"{document.name}: {path}")
     assert not missing, missing
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """Folders of tests are no packages: pytest refuses two files of one name, and runs nothing at all."""
+    names = [file.name for file in (ROOT / "tests").rglob("*.py")]
+    assert not {name for name in names if names.count(name) > 1}

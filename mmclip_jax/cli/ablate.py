@@ -2,15 +2,15 @@
 
 import argparse
 
-from mmclip_jax import memory
 from mmclip_jax.cli.arguments import SEEDS, Commands, add_command, add_config, folder_of
 from mmclip_jax.settings import read_config
 
 
 def _ablate(args: argparse.Namespace) -> None:
     from mmclip_jax import ablate, writers
+    from mmclip_jax.memory import keep_freed_memory
 
-    memory.keep_freed_memory()
+    keep_freed_memory()
     writers.configure_logging()
     print(ablate.run(read_config(args.config, args.overrides), args.study, args.seeds, args.workdir))
 

@@ -209,9 +209,9 @@ def add_beam(parser: Parser) -> None:
 
 
 def add_id_statements(parser: Parser) -> None:
-    """Adds what a user tells of ids of sources."""
-    for flag, what in (("--same-ids", "of one numbering"), ("--other-ids", "of two: equal ids say nothing")):
-        help = f"ids of these two sources are {what}; may be given several times"
+    """Adds the flags by which the user says what equal ids mean."""
+    for flag, what in (("--same-ids", "mean the same"), ("--other-ids", "say nothing")):
+        help = f"equal ids of these two sources {what}; may be given several times"
         parser.add_argument(flag, action="append", default=[], metavar="A,B", help=help)
 
 

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 import mmclip_jax
-from mmclip_jax import memory, ranges
+from mmclip_jax import ranges
 from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, folder_of
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.errors import UserError
-from mmclip_jax.settings import read_config
+from mmclip_jax.settings import names_given, read_config
 
 _CONFIGS = Path(mmclip_jax.__file__).resolve().parents[1] / "configs"
 
@@ -21,11 +21,12 @@ def _demo(args: argparse.Namespace) -> None:
     config.data.train = (str(data),)
     from mmclip_jax import writers
     from mmclip_jax.evaluate import run as evaluation
+    from mmclip_jax.memory import keep_freed_memory
     from mmclip_jax.train import run as training
 
-    memory.keep_freed_memory()
+    keep_freed_memory()
     writers.configure_logging()
-    training.train(config, str(args.workdir))
+    training.train(config, str(args.workdir), given=names_given(args.overrides))
     print(evaluation.run(args.workdir, None, data, split="test", show_text=True))
 
 

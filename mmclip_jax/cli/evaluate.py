@@ -2,7 +2,6 @@
 
 import argparse
 
-from mmclip_jax import memory
 from mmclip_jax.cli.arguments import (
     Commands,
     add_command,
@@ -27,10 +26,11 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("evaluate needs --workdir RUN, or --external SPEC with --checkpoint for another model")
     if args.checkpoint or args.vocabulary:
         raise UserError("--checkpoint and --vocabulary belong to --external; a run of ours is named with --workdir")
-    memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax.evaluate import run as evaluation
+    from mmclip_jax.memory import keep_freed_memory
 
+    keep_freed_memory()
     print(
         evaluation.run(
             args.workdir,
@@ -65,10 +65,11 @@ def _external(args: argparse.Namespace) -> None:
     needed = {"--checkpoint": own or args.checkpoint, "--data": args.data, "--out": args.out}
     if missing := [option for option, value in needed.items() if not value]:
         raise UserError(f"--external needs {missing[0]}, too")
-    memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax.external import run as external
+    from mmclip_jax.memory import keep_freed_memory
 
+    keep_freed_memory()
     print(
         external.run(
             args.external,

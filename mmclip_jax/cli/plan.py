@@ -3,7 +3,7 @@
 import argparse
 
 from mmclip_jax.cli.arguments import Commands, add_command, add_config, whole
-from mmclip_jax.settings import read_config
+from mmclip_jax.settings import names_given, read_config
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -12,7 +12,7 @@ def _plan(args: argparse.Namespace) -> None:
     from mmclip_jax.plan import plan, printed
 
     writers.configure_logging()
-    made = plan.make_plan(config, args.topology, args.batch)
+    made = plan.make_plan(config, args.topology, args.batch, names_given(args.overrides))
     print(printed.text(made), flush=True)
     made.check()
 

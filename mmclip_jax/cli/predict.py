@@ -4,7 +4,6 @@ import argparse
 import json
 from typing import Any
 
-from mmclip_jax import memory
 from mmclip_jax.cli.arguments import Commands, add_command, add_run, existing, words_of
 
 
@@ -14,7 +13,9 @@ def _predict(args: argparse.Namespace) -> None:
 
     for finding in args.findings or ():
         prompts.zero_shot_prompts(finding)  # refuses unknown findings before the model is loaded
-    memory.keep_freed_memory()
+    from mmclip_jax.memory import keep_freed_memory
+
+    keep_freed_memory()
     model = model_lib.load(args.workdir, args.step)
     scores = model.zero_shot(args.images, args.findings or _known_findings(model.manifest))
     rows: list[tuple[str, dict[str, float]]] = [

@@ -2,7 +2,6 @@
 
 import argparse
 
-from mmclip_jax import memory
 from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, place_of, whole
 from mmclip_jax.cli.distributed import add_processes, start_processes
 from mmclip_jax.settings import names_given, read_config
@@ -15,11 +14,12 @@ def _train(args: argparse.Namespace) -> None:
     for name in ("allow_leakage", "same_ids", "other_ids"):
         if given := getattr(args, name):
             config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
-    memory.keep_freed_memory()
     start_processes(args)
     from mmclip_jax import writers
+    from mmclip_jax.memory import keep_freed_memory
     from mmclip_jax.train import run as training
 
+    keep_freed_memory()
     writers.configure_logging()
     training.train(config, str(args.workdir), args.stretch, names_given(args.overrides))
 

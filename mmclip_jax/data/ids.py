@@ -1,10 +1,10 @@
 """One spelling of an id, however a program wrote it: every builder stores ids as `clean_id` gives them.
 
-Patients are kept within a split by their ids, and audits compare ids: two spellings of one id would leak unseen. What
-is surely the same is stored the same way (`clean_id`). What is only likely the same (other padding with zeros, other
-case, full-width digits) is found by `alike`, and whoever reads a table says what it means.
+Patients stay in one split by their ids, so two spellings of one id could leak. Spellings that are surely equal are
+stored as one (`clean_id`); likely ones (other zeros in front, other case, full-width digits) are found by `alike`, and
+the user decides.
 
-The rule for case: it is kept, and ids that differ in case alone count as alike, not as equal.
+Case is kept: ids that differ only in case are alike, not equal.
 """
 
 import re
@@ -29,7 +29,7 @@ _PADDING = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 class BadId(ValueError):
-    """Why a cell is no id that can be trusted; for a person."""
+    """Why a cell is no id that can be trusted; the text is shown to the user."""
 
 
 def clean_id(cell: str) -> str:
@@ -41,7 +41,7 @@ def clean_id(cell: str) -> str:
 
     Raises:
       BadId: longer than `LONGEST`, digits were lost ("1.0E+07", numbers of more than 15 digits as floats), or it is
-        unclear whether a point parts thousands or a fraction ("10.000").
+        unclear whether a point separates thousands or decimals ("10.000").
     """
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", cell))).strip()
     if len(text) > LONGEST:
@@ -53,22 +53,24 @@ def clean_id(cell: str) -> str:
         return text
     if whole := _WHOLE.fullmatch(text):
         if _GROUPED.fullmatch(text):
-            raise BadId(f"id {shown(text)}: does its point part thousands, or a fraction? Write it as text")
+            raise BadId(f"id {shown(text)}: the point may separate thousands or decimals. Format the column as text")
         if len(whole[1]) > 17 or abs(int(whole[1])) >= _EXACT:
-            raise BadId(f"id {shown(text)} was a floating point number, which cannot hold all its digits")
+            raise BadId(
+                f"id {shown(text)} was a floating point number and may have lost digits. Format the column as text"
+            )
         return whole[1]
     scientific = _SCIENTIFIC.fullmatch(text)
     if scientific and (scientific[3] is not None or "+" in text[1:]):
         sign, first, rest, places = scientific[1], scientific[2], scientific[3] or "", int(scientific[4])
         digits = first + rest.ljust(places, "0")
         if len(rest) < places or rest[places:].strip("0") or int(digits[: places + 1]) >= _EXACT:
-            raise BadId(f"id {shown(text)} is in scientific notation and has lost digits; write ids as text")
+            raise BadId(f"id {shown(text)} is in scientific notation and has lost digits. Format the column as text")
         return sign + digits[: places + 1]
     return text
 
 
 def spelt(cell: str) -> str:
-    """`clean_id`, or the cell in NFC without white space at its ends where it is no id that can be trusted."""
+    """`clean_id`, or for an id that cannot be trusted the cell in NFC without white space at its ends."""
     try:
         return clean_id(cell)
     except BadId:
@@ -76,7 +78,7 @@ def spelt(cell: str) -> str:
 
 
 def alike_key(id: str) -> str:
-    """The same for ids that may be one: without case, kinds of dashes, compatibility forms, padding, commas."""
+    """Equal for ids that may mean the same: without case, kinds of dashes, compatibility forms, padding, commas."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", id).casefold())
     text = _SPACE.sub("", text.translate(_DASHES))
     if _GROUPED.fullmatch(text):
@@ -85,7 +87,7 @@ def alike_key(id: str) -> str:
 
 
 def alike(ids: Iterable[str]) -> list[tuple[str, ...]]:
-    """The groups of two or more different ids that may be one, each sorted with the fullest spelling first.
+    """The groups of two or more different ids that may mean the same, each sorted with the fullest spelling first.
 
     The fullest is the longest (zeros get lost, they do not come), the first in the alphabet among these: it depends on
     the ids alone, not on their order.

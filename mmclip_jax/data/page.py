@@ -15,7 +15,7 @@ from mmclip_jax.text.schema import Entity
 
 TEMPLATE = "info.html.j2"
 OWN_DATA = "phantom"
-"""The one data set whose texts are nobody's: they are always shown."""
+"""The only data set without real patients: its texts are always shown."""
 
 
 def write_page(
@@ -61,7 +61,7 @@ def write_page(
 
 
 def _labels(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each kind that has a label or a box, in the vocabulary's order; shares are of all images."""
+    """A row for each finding that has a label or a box, in the vocabulary's order; shares are of all images."""
     boxes: dict[str, int] = {}
     for part in facts["splits"].values():
         for kind, count in part["boxes"].items():
@@ -86,7 +86,7 @@ def _labels(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _mentions(facts: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """(kind, reports' affirmations, denials), most frequent first."""
+    """(finding, reports that affirm it, reports that deny it), most frequent first."""
     totals: dict[str, list[int]] = {}
     for part in facts["splits"].values():
         for place, polarity in enumerate(("affirmed", "negated")):
@@ -141,7 +141,7 @@ def _marked(text: str, entities: tuple[Entity, ...]) -> Iterator[tuple[str, str]
 
 
 def _data_uri(image: bytes) -> str:
-    """A picture without what else its file says: names, dates, texts."""
+    """A picture without the metadata of its file: names, dates, texts."""
     try:
         image = strip_metadata(image)
     except ValueError as error:

@@ -1,8 +1,7 @@
-"""Worker processes that prepare batches, and the shared memory that they hand them over in.
+"""Worker processes that prepare batches, and the shared memory through which they pass them to the trainer.
 
-Neither may outlive the trainer, however it ends: a worker ends when its trainer is gone, and takes along the blocks of
-shared memory that nobody will read. What is left where all were killed at once goes at the next start: blocks are named
-after the trainer.
+A worker ends when its trainer ends, and removes shared memory that nobody will read. If all were killed at once, the
+next start removes the blocks; their names hold the trainer's process number.
 """
 
 import errno
@@ -26,9 +25,9 @@ _NO_ROOM = (errno.ENOSPC, errno.ENOMEM)
 
 
 def start(worker: int, workers: int) -> None:
-    """The first call in every worker process; both arguments are Grain's and do not count."""
+    """The first call in every worker process; both arguments come from Grain and are not used."""
     # Schedulers signal every process of a job, and a terminal sends Ctrl-C to all: the trainer needs its workers until
-    # it ends, and tells them then.
+    # it ends, and stops them then.
     for which in (signal.SIGTERM, signal.SIGINT):
         signal.signal(which, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()
@@ -74,13 +73,13 @@ def remove_blocks(of: processes.Owner | None = None) -> int:
 
 
 def named(error: Exception) -> Exception:
-    """What a trainer should raise in place of an error of Grain's: a worker that died, shared memory that is full."""
+    """The error to raise in place of one of Grain's: it says that a worker died, or that shared memory is full."""
     died = _DIED.search(str(error)) if isinstance(error, RuntimeError) else None
     code = int(died[1]) if died else 0
     if code == -signal.SIGBUS or (isinstance(error, OSError) and error.errno in _NO_ROOM):
         return TrainingError(
-            f"{FOLDER}, the shared memory that batches are handed over in, is full ({_free()}): make it larger (docker "
-            "run --shm-size 8g), or give fewer data.workers"
+            f"{FOLDER} is full ({_free()}); batches are passed through this shared memory. Make it larger (docker run "
+            "--shm-size 8g), or set fewer data.workers"
         )
     if died:
         how = f"by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"with status {code}"
@@ -93,5 +92,5 @@ def _free() -> str:
     try:
         usage = shutil.disk_usage(FOLDER)
     except OSError:
-        return "it cannot be looked at"
+        return "its free space is unknown"
     return f"{usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB free"

@@ -23,6 +23,7 @@ from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols, registry
 from mmclip_jax.evaluate.base import Context
+from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT
 from mmclip_jax.evaluate.model import Encoder, Foreign, Model
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import card, terminal
@@ -35,7 +36,7 @@ __all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", 
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
-# The one data set whose texts are nobody's: its reports are always shown.
+# The only data set without real patients: its texts are always shown.
 _OWN_DATA = "phantom"
 
 Directories = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -68,7 +69,7 @@ def run(
       out: where to write; None for WORKDIR/evaluation/STEP, or STEP-SPLIT for another split than the protocol's.
       show_text: shows report texts and record ids in the HTML of other data than the phantom, too.
       allow_leakage: why images that are known from training may be scored; kept with the results.
-      told: which sources have ids of one numbering.
+      told: what the user has said about equal ids.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
       phrase_file: of MS-CXR, "" for none.
@@ -190,7 +191,7 @@ class Options:
     Attributes:
       protocol: None for the one of the data sets' names.
       bootstrap: of the intervals; its seed is that of everything that is drawn. The patients are those of the rows.
-      without: names of evaluations to leave out.
+      without: names of evaluations to leave out; not "zero_shot", which keeps what is said of the whole.
       phrase_file: of MS-CXR, "" for none; see ms_cxr.py.
       labels_from_reports: scores rows without labels against weak ones (`Split.with_labels_from_reports`).
       loaded: the rows of the split, where they have been read already.
@@ -245,8 +246,11 @@ def evaluate_checkpoint(
 
     Raises:
       UserError: no such data, or no row of it in the split.
+      ValueError: `options.without` names what is no evaluation, or cannot be left out.
     """
     options, clock = options or Options(), _Clock()
+    if strange := sorted(set(options.without) - ({each.name for each in registry.EVALUATIONS} - {ZERO_SHOT.name})):
+        raise ValueError(f"there is no evaluation {strange[0]!r} that can be left out")
     directories = [data_dir] if isinstance(data_dir, str | os.PathLike) else list(data_dir)
     with clock.timed("total"):
         context = _context(model, directories, split, options, clock)
@@ -411,7 +415,8 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
 def _describe(model: Model) -> str:
     """The model's sizes in a line."""
     sizes = model.config.model
+    depth = sum(sizes.image.get("depths", ())) or sizes.image.depth
     return (
-        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {sizes.image.depth} × "
+        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
         f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
     )

@@ -305,6 +305,7 @@ def _stated(where: str, entry: Any) -> dict[str, Any]:
 def _kind(where: str, label: str) -> str:
     if (kind := prompts.kind_of(label)) is None:
         raise UserError(
-            f"{where}: {label!r} of trained_on is no finding of the vocabulary (data/resources/vocabulary.yaml)"
+            f"{where}: {label!r} of trained_on is no finding of the vocabulary "
+            "(mmclip_jax/text/resources/vocabulary.yaml)"
         )
     return kind

@@ -51,7 +51,7 @@ def run(
       split: "test" or "validation".
       allow_leakage: why images that are known from pre-training, or from the rows that are learnt here, may be scored;
         kept with the results.
-      told: which sources have ids of one numbering.
+      told: what the user has said about equal ids.
       resamples: of the bootstrap intervals.
       progress: bars on stderr.
 

@@ -26,7 +26,7 @@ DEFAULTS = {
 }
 
 
-# Every field of `Settings` has its entry (tests/test_finetune.py).
+# Every field of `Settings` has its entry (tests/finetune/test_finetune.py).
 RANGES: dict[str, ranges.Range] = {
     "mode": ranges.Choice(MODES),
     "task": ranges.Choice(tuple(scores_lib.TASKS)),

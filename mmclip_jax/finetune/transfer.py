@@ -24,6 +24,7 @@ from mmclip_jax.checkpoints import (
     check_same_settings,
     find_checkpoint,
     run_record,
+    with_defaults,
 )
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.images import transforms
@@ -85,7 +86,8 @@ class Transfer:
         if (folder / _RESULT).exists():
             again = "delete it, and the run is made again"
             result = files.read_json(folder / _RESULT, again, ("config", "summary"))
-            if result["config"] != key:
+            made_with = result["config"]
+            if not isinstance(made_with, dict) or json.loads(with_defaults(made_with).to_json()) != key:
                 raise UserError(
                     f"{folder} holds a finished run with other settings: give another --workdir, or delete it"
                 )

@@ -228,6 +228,10 @@ def build_model(config: ConfigDict) -> MMCLIP:
     image, text = encoders.image_encoder(config), encoders.text_encoder(config)
     if config.pool == "cls" and not image.has_class_token:
         raise UserError(f"model.pool='cls' needs a class token, which {config.image.encoder} has not; take mean")
+    if config.pool == "map" and image.width % config.image.heads:
+        raise UserError(
+            f"model.image.width={image.width} is no multiple of heads={config.image.heads}, those of the pool"
+        )
     compute = {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "unroll": config.unroll, "parent": None}
     return MMCLIP(
         image_encoder=image,

@@ -13,7 +13,17 @@ from mmclip_jax.models.inputs import patch_count, patchify, standardize
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES
 from mmclip_jax.models.work import layers, product
 from mmclip_jax.objectives import rows as rows_lib
-from mmclip_jax.objectives.base import Buffers, Context, Encoded, Flops, Metrics, Objective, Rows, Tower
+from mmclip_jax.objectives.base import (
+    Buffers,
+    Context,
+    Encoded,
+    Flops,
+    Metrics,
+    Objective,
+    Rows,
+    Tower,
+    image_towers,
+)
 from mmclip_jax.ranges import SHARE, Choice, Number, Range
 
 MASK_AT = ("features", "input")
@@ -96,7 +106,7 @@ class AttMIM(Objective):
         model, patches = config.model, _patches(config)
         towers = [Tower(model.image_decoder, patches, model.text.length)]
         if self.settings(config).mask_at == "input":
-            towers.append(Tower(model.image, patches))
+            towers += image_towers(model)
         return Buffers(towers=tuple(towers))
 
 

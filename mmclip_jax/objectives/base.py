@@ -14,6 +14,8 @@ import jax
 from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
+from mmclip_jax.models import encoders
+from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.models.mmclip import MMCLIP
 from mmclip_jax.models.work import NOTHING, Work
 from mmclip_jax.ranges import Range
@@ -77,6 +79,12 @@ class Tower(NamedTuple):
     part: Mapping[str, int]
     positions: int
     context: int = 0
+
+
+def image_towers(model: ConfigDict) -> list[Tower]:
+    """The image encoder over all patches; model: the `model` part of a run's settings."""
+    patches = patch_count(model.image_size, model.patch_size)
+    return [Tower(*stage) for stage in encoders.image_encoder(model).stages(model.image_size, patches)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,3 +49,5 @@ def check(config: ConfigDict) -> None:
         if name not in OBJECTIVES:
             raise UserError(f"objective.{name}: there is no such objective{nearest(name, OBJECTIVES)}")
         OBJECTIVES[name].check(config)
+    if not active(config):
+        raise UserError("no objective has a weight: there is nothing to learn from")

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import objectives
 from mmclip_jax.data import batch
-from mmclip_jax.models.inputs import patch_count
-from mmclip_jax.objectives.base import Buffers, Tower
+from mmclip_jax.objectives.base import Buffers, Tower, image_towers
 from mmclip_jax.plan.topologies import Topology
 
 REMEDY = "shard the state (--config.mesh.fsdp), chunk the batch (--config.optimizer.accumulate), or take more chips"
@@ -79,7 +78,7 @@ def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int
     wide = 2 if model.dtype == "bfloat16" else 4
     more = _buffers(config, rows, chips)
     towers = [
-        Tower(model.image, patch_count(model.image_size, model.patch_size)),
+        *image_towers(model),
         Tower(model.text, model.text.length),
         *(tower for each in more for tower in each.towers),
     ]

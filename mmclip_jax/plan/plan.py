@@ -32,6 +32,7 @@ from mmclip_jax.plan.memory import REMEDY, Memory, compiled_memory, largest_batc
 from mmclip_jax.plan.roofline import Point, point
 from mmclip_jax.plan.topologies import Topology, parse_topology
 from mmclip_jax.text.tokenizer import load_tokenizer
+from mmclip_jax.train import start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,21 +141,23 @@ def _counted(config: ConfigDict, topology: Topology) -> _Found:
     return _Found(parameters, collectives_by_formula(config, parameters, topology.chips))
 
 
-def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None) -> Plan:
+def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None, given: Collection[str] = ()) -> Plan:
     """Plans a run on a topology.
 
     Args:
       config: a run's settings; its batch sizes are the recipe's, and give the ratio of the parts.
       topology_text: see `parse_topology`.
       rows: the global batch to plan for; None: the recipe's.
+      given: names of settings that the user set, which weights of `config.init` do not change.
 
     Raises:
-      UserError: an unknown topology, libtpu missing, a batch that does not divide.
+      UserError: an unknown topology, libtpu missing, a batch that does not divide, or weights that cannot be read.
     """
     topology = parse_topology(topology_text)
     chips = topology.chips
     recipe = config.copy_and_resolve_references()
-    tokenizer = load_tokenizer(recipe.data.tokenizer or None)
+    begun = start.prepare(recipe, given=given)  # settings of the model follow from the weights of `init`
+    tokenizer = (begun and begun.tokenizer) or load_tokenizer(recipe.data.tokenizer or None)
     recipe.model.text.vocab_size = recipe.model.text.vocab_size or tokenizer.vocab_size
     if recipe.mesh.fsdp < 1 or chips % recipe.mesh.fsdp:
         raise UserError(f"mesh.fsdp={recipe.mesh.fsdp} does not divide the {chips} chips of {topology.text}")

@@ -26,7 +26,7 @@ def find_entities(text: str, resources: Resources | None = None) -> list[Entity]
     Args:
         text: any text; sentences end at . ; : ! ?, at bars, dashes, bullets and numbers of lists, and at line breaks
             that start a new one.
-        resources: the words to use, such as those of `resources.for_language`; None for `resources.default()`.
+        resources: the words to use, such as those of `vocabulary.for_language`; None for `vocabulary.default()`.
 
     Returns:
         Entities sorted by start that do not overlap, with `text[e.start:e.end] == e.text`.
@@ -48,7 +48,7 @@ def describe_spans(
         text: the report.
         spans: (start, end, label) in any order; of those that overlap the first, and of those the longest, is kept. The
           label ("observation", "anatomy", "device" or "modifier") counts where the lexicon does not know the words.
-        resources: the words to use; None for `resources.default()`.
+        resources: the words to use; None for `vocabulary.default()`.
 
     Returns:
         As `find_entities`.

@@ -1,4 +1,4 @@
-"""Whether reports are in the language that the lexicon and the cues cover, told by the words that they share."""
+"""Checks by their words whether reports are in the language of the lexicon and the cues."""
 
 import collections
 import dataclasses
@@ -58,14 +58,14 @@ def _known(words: Iterable[str], resources: Resources) -> int:
 
 
 def is_covered(text: str, resources: Resources, census: Census | None = None) -> bool:
-    """Whether a report is in the language of `resources`, as far as its words tell.
+    """Whether a report is in the language of `resources`, judged by its words.
 
     It is not, if another language of the package knows more of its words, or if hardly any is known
     (`LEAST_KNOWN_OF_ONE`). A text without words is covered.
 
     Args:
       text: the report.
-      resources: of `resources.for_language`, or of `resources.default`.
+      resources: of `vocabulary.for_language`, or of `vocabulary.default`.
       census: the report is added to it.
     """
     words = _WORD.findall(lowercase(text))
@@ -93,7 +93,7 @@ def is_covered(text: str, resources: Resources, census: Census | None = None) ->
 
 
 def check(census: Census, resources: Resources) -> None:
-    """Ends a build whose reports are in another language than it was told.
+    """Ends a build whose reports are in another language than `--language` says.
 
     Raises:
       UserError: fewer than `LEAST_COVERED` of the reports are in the language of `resources`.

@@ -107,7 +107,7 @@ def zero_shot_prompts(finding: str, resources: Resources | None = None) -> tuple
 
     Args:
         finding: a kind, a synonym or a data set's label string.
-        resources: the words to use; None for `resources.default()`.
+        resources: the words to use; None for `vocabulary.default()`.
 
     Raises:
         UserError: no finding of the vocabulary is called so.
@@ -141,7 +141,7 @@ def training_prompt(
         rng: the source of all randomness.
         present: kinds that are there; may be empty, or hold "no_finding" alone or beside devices.
         absent: kinds that are not there; may be empty.
-        resources: the words to use; None for `resources.default()`.
+        resources: the words to use; None for `vocabulary.default()`.
 
     Raises:
         UserError: nothing to state, an unknown finding, or kinds that contradict each other.

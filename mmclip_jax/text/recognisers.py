@@ -1,7 +1,7 @@
-"""Who finds the entities of reports: the package's lexicon, or another recogniser behind the same interface.
+"""Recognisers, which find the entities of reports: the package's lexicon, or others behind the same interface.
 
-`load` takes the name that `mmclip data build --entities` takes. Another recogniser decides where entities are and, if
-it says so, which are denied; what kind of disease words stand for is the vocabulary's to say in every case.
+`load` takes the name that `mmclip data build --entities` takes. Another recogniser decides where entities are and,
+if it can, which are denied. Which finding a word stands for is always decided by the vocabulary.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def load(name: str, language: str = ENGLISH) -> Recogniser:
     Args:
       name: "lexicon"; "spacy:MODEL", an installed pipeline of spaCy (scispaCy's, for instance) or the folder of one;
         "medspacy", the lexicon's terms with the ConText algorithm; "radgraph" or "radgraph:MODEL".
-      language: of the reports, see `resources.for_language`.
+      language: of the reports, see `vocabulary.for_language`.
 
     Raises:
       UserError: another name, or the package or its model is not installed; the message says how to get it. Or a
@@ -57,7 +57,7 @@ class Lexicon:
     """`find_entities`.
 
     Args:
-      resources: the words to use; None for `resources.default()`.
+      resources: the words to use; None for `vocabulary.default()`.
     """
 
     def __init__(self, resources: Resources | None = None):
@@ -77,7 +77,7 @@ class SpacyPipeline:
 
     Args:
       pipeline: a `spacy.language.Language`.
-      resources: the words whose kinds and cues are used; None for `resources.default()`.
+      resources: the words whose kinds and cues are used; None for `vocabulary.default()`.
     """
 
     def __init__(self, pipeline: Any, resources: Resources | None = None):

@@ -21,7 +21,7 @@ from mmclip_jax.text.terms import (
 )
 from mmclip_jax.text.yaml_tree import read_mapping
 
-EVERYTHING = "everything"  # in place of kinds that a label string leaves open
+EVERYTHING = "everything"  # in place of the findings that a label string leaves open: all of them
 
 _KIND_FIELDS = {"display", "category", "count", "is_a", "implies", "beside", "phrases", "terms", "labels", "narrow"}
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -46,24 +46,31 @@ def read_unmapped(
             if squeeze(label) in names:
                 raise UserError(f"{file}: {label!r} is a name of {names[squeeze(label)]} in the vocabulary")
             unmapped.add(squeeze(label))
-    for label, open_kinds in left_open.items():
-        if unknown := open_kinds - set(kinds) - {EVERYTHING}:
-            raise UserError(
-                f"{file}: {label!r} leaves {sorted(unknown)[0]} open, which is no finding of the vocabulary"
-            )
+    _check_open(file, left_open, kinds)
     every = frozenset(kinds)
     left_open.update({label: every for label, open_kinds in left_open.items() if EVERYTHING in open_kinds})
     return frozenset(unmapped)
 
 
+def _check_open(file: Path, left_open: Mapping[str, frozenset[str]], kinds: Mapping[str, Kind]) -> None:
+    for label, open_kinds in left_open.items():
+        if unknown := sorted(open_kinds - set(kinds) - {EVERYTHING}):
+            raise UserError(
+                f"{file}: {label!r} names {unknown[0]} under 'leaves open', but {unknown[0]} is not a finding of the "
+                "vocabulary"
+            )
+
+
 def read_narrow(file: Path, kinds: Mapping[str, Kind], names: Mapping[str, str]) -> frozenset[str]:
-    """The squeezed names of a part of their kind, and their plurals."""
+    """The squeezed names that stand for a part of their finding only, and their plurals."""
     narrow = {squeeze(form) for kind in kinds.values() for name in kind.narrow for form in (name, plural(name))}
     for kind in kinds.values():
         if stray := [name for name in kind.narrow if names.get(squeeze(name)) != kind.name]:
-            raise UserError(f"{file}: {stray[0]!r} of narrow is no term or label of finding {kind.name}")
-        if squeeze(kind.name) in narrow or squeeze(kind.display) in narrow:
-            raise UserError(f"{file}: finding {kind.name} is called by a name that narrow says is a part of it")
+            raise UserError(f"{file}: narrow lists {stray[0]!r}, which is no term or label of {kind.name}")
+        if own := [name for name in (kind.display, kind.name) if squeeze(name) in narrow]:
+            raise UserError(
+                f"{file}: narrow lists {own[0]!r}, but prompts use it as the name of {kind.name}: remove it from narrow"
+            )
     return frozenset(narrow)
 
 
@@ -119,7 +126,7 @@ def read_kinds(file: Path, left_open: dict[str, frozenset[str]]) -> dict[str, Ki
             own = {normalise(term) for term in kind.terms}
             if missing := [phrase for phrase in (kind.display, *kind.phrases) if normalise(phrase) not in own]:
                 raise UserError(
-                    f"{file}: {missing[0]!r} must be among the terms of finding {name}, which prompts call so"
+                    f"{file}: {missing[0]!r} must be among the terms of {name}, because prompts use it as its name"
                 )
         kinds[name] = kind
     if NO_FINDING not in kinds:
@@ -133,6 +140,7 @@ def read_kinds(file: Path, left_open: dict[str, frozenset[str]]) -> dict[str, Ki
     for name in kinds:
         if name in ancestors(kinds, name):
             raise UserError(f"{file}: is_a leads from {name} back to itself")
+    _check_open(file, left_open, kinds)
     return kinds
 
 
@@ -202,7 +210,7 @@ def read_lexicon(
 
 
 def _say(term: Term) -> str:
-    return f"{term.label} of kind {term.kind}" if term.kind else term.label
+    return f"{term.label} of finding {term.kind}" if term.kind else term.label
 
 
 def read_cues(file: Path, terms: Mapping[str, Term]) -> dict[str, tuple[str, ...]]:

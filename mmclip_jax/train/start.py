@@ -55,18 +55,20 @@ class Start:
         an own run count as the run's own. "start": {"exposure": as stated, or None} where weights of others are at the
         beginning, be it of an earlier run.
         """
-        before = self.record.get("run", {})
         exposure = {name: dict(entry) for name, entry in manifest["exposure"].items()}
-        for source, counts in before.get("exposure", {}).get("sources", {}).items():
-            mine = exposure["sources"].get(source, {})
-            exposure["sources"][source] = {
-                part: counts.get(part, 0) + mine.get(part, 0) for part in ("paired", "unpaired")
-            }
-        for name in ("label_kinds", "report_kinds"):
-            for source, kinds in before.get("exposure", {}).get(name, {}).items():
-                exposure[name][source] = sorted({*exposure[name].get(source, ()), *kinds})
-        made = manifest | {"exposure": exposure, "data": before.get("data", {}) | manifest["data"]}
-        made["init"] = {name: value for name, value in self.record.items() if name not in ("run", "start")}
+        data: dict[str, Any] = {}
+        for before in self.record["runs"]:
+            data |= before.get("data", {})
+            for source, counts in before.get("exposure", {}).get("sources", {}).items():
+                mine = exposure["sources"].get(source, {})
+                exposure["sources"][source] = {
+                    part: counts.get(part, 0) + mine.get(part, 0) for part in ("paired", "unpaired")
+                }
+            for name in ("label_kinds", "report_kinds"):
+                for source, kinds in before.get("exposure", {}).get(name, {}).items():
+                    exposure[name][source] = sorted({*exposure[name].get(source, ()), *kinds})
+        made = manifest | {"exposure": exposure, "data": data | manifest["data"]}
+        made["init"] = {name: value for name, value in self.record.items() if name not in ("runs", "start")}
         return made | ({"start": self.record["start"]} if self.record["start"] else {})
 
     def check(self, model: Any) -> None:
@@ -132,17 +134,18 @@ class Start:
             files.write_json(files.locate(workdir) / REPORT_FILE, content)
 
 
-def prepare(config: ConfigDict, workdir: str, given: Collection[str] = ()) -> Start | None:
+def prepare(config: ConfigDict, workdir: str = "", given: Collection[str] = ()) -> Start | None:
     """Reads what `config.init` names, and sets the settings of `config.model` that follow; None where it names nothing.
 
-    given: names of settings that the user set on the command line; they are not changed.
+    workdir: of the run, which may have begun; "": of no run yet. given: names of settings that the user set on the
+    command line; they are not changed.
 
     Raises:
       UserError: no such weights, damaged ones, an architecture that is not supported, or a setting in `given` that
         contradicts them. Nothing is written.
     """
     init = config.init
-    saved = _newest(workdir)
+    saved = _newest(workdir) if workdir else None
     if saved is not None:  # before settings of the model are compared, which follow from it
         before, now = (flat(each.init, "init.") for each in (saved.config, config))
         if other := [name for name in now if list(now[name]) != list(before[name])]:
@@ -155,10 +158,8 @@ def prepare(config: ConfigDict, workdir: str, given: Collection[str] = ()) -> St
     if saved is not None:
         return _resumed(config, saved, given)
     if init.model:
-        start = _own_run(config, given) if _is_run(init.model) else _dual(config, given)
-    else:
-        start = _singles(config, given)
-    return start
+        return _own_run(config, given) if _is_run(init.model) else _dual(config, given)
+    return _singles(config, given)
 
 
 def _newest(workdir: str) -> checkpoints.Saved | None:
@@ -177,10 +178,14 @@ def _resumed(config: ConfigDict, saved: checkpoints.Saved, given: Collection[str
         name: value for name, value in flat(saved.config.model, "model.").items() if name not in (*given, *_COMPUTING)
     }
     config.update_from_flattened_dict(kept)
-    before = {name: saved.manifest[name] for name in ("data", "exposure") if name in saved.manifest}
-    record = dict(saved.manifest.get("init", {})) | {"start": saved.manifest.get("start"), "run": before}
+    record = dict(saved.manifest.get("init", {})) | {"start": saved.manifest.get("start"), "runs": [_learnt(saved)]}
     has_words = bool(config.init.text or config.init.model)
     return Start(record, load_tokenizer(saved.tokenizer_model) if has_words else None)
+
+
+def _learnt(saved: checkpoints.Saved) -> dict[str, Any]:
+    """What a run has learnt from, by its manifest."""
+    return {name: saved.manifest[name] for name in ("data", "exposure") if name in saved.manifest}
 
 
 def _is_run(path: str) -> bool:
@@ -216,6 +221,7 @@ def _record(config: ConfigDict, entries: Sequence[tuple[str, pathlib.Path, str, 
         "trained_on": list(config.init.trained_on),
         "stated_by": "the user (init.trained_on)" if config.init.trained_on else "nobody",
         "start": {"exposure": stated},
+        "runs": [],
     }
 
 
@@ -247,9 +253,14 @@ def _stated(trained_on: Sequence[str]) -> dict[str, Any] | None:
 
 def _singles(config: ConfigDict, given: Collection[str]) -> Start:
     parts = [part for part in ("image", "text") if config.init[part]]
-    encoders = {part: _encoder(config, part, given) for part in parts}
+    runs = [part for part in parts if _is_run(config.init[part])]
+    encoders = {part: _encoder(config, part, given) for part in parts if part not in runs}
     entries = [(part, each.file, each.title, each.assumed, sha256(each.file)) for part, each in encoders.items()]
-    start = Start(_record(config, entries))
+    records = [_record(config, entries)] if entries else []
+    start = Start({})
+    for part in runs:
+        records.append(_own_encoder(config, part, given, start))
+    start.record = _joined(records)
     for part, encoder in encoders.items():
         if part == "image":
             own, notes = _fit_image(config, encoder, given)
@@ -353,39 +364,87 @@ def _dual(config: ConfigDict, given: Collection[str]) -> Start:
 def _own_run(config: ConfigDict, given: Collection[str]) -> Start:
     """A run of `mmclip train`: the whole model, decoders too, with what it had learnt from."""
     saved = checkpoints.find_checkpoint(config.init.model)
-    tokenizer = load_tokenizer(saved.tokenizer_model)
-    if config.data.tokenizer and load_tokenizer(config.data.tokenizer).model_bytes != tokenizer.model_bytes:
-        raise UserError(f"data.tokenizer={config.data.tokenizer} is not that of {saved.directory}: leave it out")
+    tokenizer = _own_vocabulary(config, saved)
     sizes = ("model.image_size", "model.text.length")
     theirs = {name: value for name, value in flat(saved.config.model, "model.").items() if name not in _COMPUTING}
     wanted = {name: value for name, value in theirs.items() if not (name in sizes and name in given)}
     _take(config, wanted, given, str(saved.directory))
+    start = Start(_run_record("model", saved), tokenizer, _own_params(saved), whole=("",))
+    _resize(start, config, saved)
+    return start
+
+
+def _own_encoder(config: ConfigDict, part: str, given: Collection[str], start: Start) -> dict[str, Any]:
+    """Adds one encoder of a run of `mmclip train` to a start; what the manifest is to say of it."""
+    saved = checkpoints.find_checkpoint(config.init[part])
+    theirs = flat(saved.config.model[part], f"model.{part}.")
+    if part == "image":
+        theirs |= {f"model.{name}": saved.config.model[name] for name in ("patch_size", "stem")}
+    else:
+        start.tokenizer = _own_vocabulary(config, saved)
+        if "model.text.length" in given:
+            del theirs["model.text.length"]
+    _take(config, theirs, given, str(saved.directory))
+    place = f"{_PARTS[part]}/"
+    own = {path: array for path, array in _own_params(saved).items() if path.startswith(place)}
+    start.params = (start.params or {}) | own
+    start.whole = (*start.whole, place)
+    _resize(start, config, saved)
+    return _run_record(part, saved)
+
+
+def _own_vocabulary(config: ConfigDict, saved: checkpoints.Saved) -> Tokenizer:
+    tokenizer = load_tokenizer(saved.tokenizer_model)
+    if config.data.tokenizer and load_tokenizer(config.data.tokenizer).model_bytes != tokenizer.model_bytes:
+        raise UserError(f"data.tokenizer={config.data.tokenizer} is not that of {saved.directory}: leave it out")
+    return tokenizer
+
+
+def _own_params(saved: checkpoints.Saved) -> dict[str, np.ndarray]:
+    """{path: array} of all parameters of a run's checkpoint."""
     model = build_model(saved.config.model)
     shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
-    params = {path: np.asarray(array) for path, array in _flat_tree(saved.restore_params(abstract)).items()}
-    before = {name: saved.manifest[name] for name in ("data", "exposure") if name in saved.manifest}
-    record = {
-        "files": [
-            {
-                "part": "model",
-                "file": str(saved.directory),
-                "family": "a run of mmclip train",
-                "sums": saved.sums,
-                "assumed": [],
-            }
-        ],
+    return {path: np.asarray(array) for path, array in _flat_tree(saved.restore_params(abstract)).items()}
+
+
+def _run_record(part: str, saved: checkpoints.Saved) -> dict[str, Any]:
+    """What the manifest keeps of a run of `mmclip train`."""
+    before = _learnt(saved)
+    entry = {"part": part, "file": str(saved.directory), "family": "a run of mmclip train", "sums": saved.sums}
+    return {
+        "files": [entry | {"assumed": []}],
         "trained_on": sorted(before.get("exposure", {}).get("sources", {})),
         "stated_by": "the run's own record",
         "start": saved.manifest.get("start"),
-        "run": before,
+        "runs": [before],
     }
-    start = Start(record, tokenizer, params, whole=("",))
+
+
+def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record of encoders that come from several places; where one's training is unknown, so is that of all."""
+    exposures = [record["start"]["exposure"] for record in records if record["start"]]
+    stated: dict[str, Any] | None = {"sources": {}, "label_kinds": {}}
+    for each in exposures:
+        if stated is not None:
+            stated = each and {name: stated[name] | each[name] for name in stated}
+    return {
+        "files": [entry for record in records for entry in record["files"]],
+        "trained_on": sorted({name for record in records for name in record["trained_on"]}),
+        "stated_by": "; ".join(dict.fromkeys(record["stated_by"] for record in records)),
+        "start": {"exposure": stated} if exposures else None,
+        "runs": [run for record in records for run in record["runs"]],
+    }
+
+
+def _resize(start: Start, config: ConfigDict, saved: checkpoints.Saved) -> None:
+    """Positions of a run's parameters, as many as the new run's sizes ask for."""
+    assert start.params is not None
     side = config.model.image_size // config.model.patch_size
-    for path, array in list(params.items()):
+    for path, array in list(start.params.items()):
         if path.endswith("position") and path.startswith(("image_encoder", "decode_patches")) and len(array) != side**2:
-            params[path] = fit.resize_positions(array, side)
+            start.params[path] = fit.resize_positions(array, side)
             start.resized[path] = f"{len(array)} places resized to {side * side}, bicubic"
         elif path.endswith("position") and path.startswith(("text_encoder", "decode_tokens")):
             length = config.model.text.length
@@ -394,8 +453,7 @@ def _own_run(config: ConfigDict, given: Collection[str]) -> Start:
                     f"model.text.length={length}, but {saved.directory} has {len(array)} positions: leave it out"
                 )
             if length < len(array):
-                params[path], start.resized[path] = array[:length], f"the first {length} of {len(array)}"
-    return start
+                start.params[path], start.resized[path] = array[:length], f"the first {length} of {len(array)}"
 
 
 def _flat_tree(tree: Any) -> dict[str, Any]:

@@ -472,7 +472,7 @@ def test_patients_of_both_tables_stay_together(bench: Workbench) -> None:
         ({"bbox": '[["Edema", 1, 2, 90, 4]]'}, "lies outside of 43 x 31"),
         ({"bbox": '[["Edema", 1, 2, 0, 4]]'}, "is empty"),
         ({"bbox": '[["Sniffles", 1, 2, 3, 4]]'}, "unknown label 'Sniffles'"),
-        ({"bbox": "[[1, 2, 3, 4]]", "labels": "Edema|Mass"}, "do not tell which kind"),
+        ({"bbox": "[[1, 2, 3, 4]]", "labels": "Edema|Mass"}, "do not tell which finding"),
     ],
 )
 def test_every_bad_row_is_listed_with_its_reason(bench: Workbench, bad: dict[str, Any], reason: str) -> None:

@@ -93,7 +93,7 @@ def test_single_prompts_have_one_wording_each() -> None:
         ("mine: [nodule]", "not followed by fields"),
         ("mine: {title: x}", "needs findings"),
         ("mine: {findings: []}", "findings is empty"),
-        ("mine: {findings: [nodule, xyz]}", "'xyz' of findings is no kind"),
+        ("mine: {findings: [nodule, xyz]}", "'xyz' of findings is no finding"),
         ("mine: {findings: [nodule, lung nodule]}", "names a finding twice"),
         ("mine: {findings: labelled, uncertain: maybe}", "uncertain is one of ignore, present, absent, not 'maybe'"),
         ("mine: {findings: labelled, finding: x}", "unknown field 'finding'"),

@@ -170,6 +170,22 @@ def test_one_that_is_left_out_leaves_out_what_builds_on_it(tmp_path: pathlib.Pat
     assert (results["certainty"], results["trust"]) == (None, None)
 
 
+def test_all_but_the_scores_by_prompts_can_be_left_out(tmp_path: pathlib.Path) -> None:
+    split = Split.of(toy.collection(patients=40), "test")
+    names = [each.name for each in registry.EVALUATIONS if each is not ZERO_SHOT]
+    table: dict[str, Any] = {"protocol": protocols.load("table"), "loaded": split, "progress": False, "cases": 0}
+    options = evaluation.Options(**table, bootstrap=Bootstrap(resamples=5), without=names)
+    results = evaluation.evaluate_checkpoint(toy.ToyModel(), [], "test", tmp_path / "out", options)
+    assert not any(results[name] for name in names if name != "contrastive")
+    assert results["contrastive"] == {"block": 64, "parts": [], "recall": []}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<section id="findings">' in page
+    assert '<section id="retrieval">' not in page
+    for name in ("zero_shot", "grouding"):
+        with pytest.raises(ValueError, match=f"no evaluation '{name}' that can be left out"):
+            evaluation.evaluate_checkpoint(toy.ToyModel(), [], options=evaluation.Options(without=[name], **table))
+
+
 def test_names_are_taken_once_and_what_an_evaluation_builds_on_comes_first(
     registered: list[Evaluation[Any]], template: pathlib.Path
 ) -> None:

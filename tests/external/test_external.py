@@ -160,14 +160,14 @@ def test_what_is_stated_is_never_taken_for_a_record() -> None:
     none = {"foreign": True, "exposure": {"label_kinds": {}}}
     some = {"foreign": True, "exposure": {"label_kinds": {"there": ["viral_pneumonia"]}}}
     assert exposure.exposure("edema", "here", unknown) == "unknown: not trained by this software"
-    assert exposure.exposure("edema", "here", none) == "report-only, as the spec's author states"
-    assert exposure.exposure("pneumonia", "there", some) == "same source's labels, as the spec's author states"
-    seen = "kind seen through another source's labels, as the spec's author states"
+    assert exposure.exposure("edema", "here", none) == "report-only, as stated"
+    assert exposure.exposure("pneumonia", "there", some) == "same source's labels, as stated"
+    seen = "kind seen through another source's labels, as stated"
     assert exposure.exposure("pneumonia", "here", some) == seen
     assert exposure.called([exposure.NOT_OURS]) == "by prompts, exposure unknown"
-    assert exposure.called([exposure.exposure("edema", "here", none)]) == "zero-shot, as the spec's author states"
+    assert exposure.called([exposure.exposure("edema", "here", none)]) == "zero-shot, as stated"
     both = [exposure.exposure(kind, "here", some) for kind in ("edema", "pneumonia")]
-    assert exposure.called(both) == "partly prompt-supervised, as the spec's author states"
+    assert exposure.called(both) == "partly prompt-supervised, as stated"
     assert all(stamp in exposure.EXPOSURES for stamp in (*both, exposure.NOT_OURS))
 
 
@@ -405,7 +405,7 @@ def test_results_page_and_card_say_what_was_scored(foreign: Scored) -> None:
 def test_a_statement_is_shown_as_one(foreign: Scored) -> None:
     results = read(foreign, "stated")
     (stamp,) = {f["exposure"] for f in results["zero_shot"]["sources"]["here"]["findings"]}
-    assert stamp == "report-only, as the spec's author states"
+    assert stamp == "report-only, as stated"
     assert "trained on here, which is scored here" in results["audit"]["note"]
     assert results["checkpoint"]["external"]["prompts"] == "the protocol's"
     card = (foreign.folder / "stated" / "model_card.md").read_text()

@@ -100,3 +100,10 @@ def test_our_own_model_as_an_object_scores_the_same(
     assert "an object of a Python file brings its own" in capsys.readouterr().err
     assert cli.main(["evaluate", "--referee", "chexzero", *data]) == 2
     assert "--referee is --external now: give --external chexzero" in capsys.readouterr().err
+
+
+def test_results_from_before_have_their_old_name() -> None:
+    from mmclip_jax.evaluate.report import comparison
+
+    assert comparison._external({"referee": {"spec": "chexzero"}}) == {"spec": "chexzero"}
+    assert comparison._external({"external": None}) is None

@@ -344,3 +344,18 @@ def test_selections_are_the_same_on_eight_devices_and_need_no_communication() ->
     for a, b in zip(alone, spread, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not re.findall(r"(all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", str(compiled.as_text()))
+
+
+@pytest.mark.parametrize("strategy", ["entity", "random"])
+def test_marks_around_a_text_are_never_masked(strategy: str) -> None:
+    entity = np.zeros((53, 7), np.int32)
+    entity[:, 2] = 1
+    entity[:, [0, 5]] = -1
+    valid = np.arange(7)[None] < np.full((53, 1), 6)
+    options: dict[str, Any] = {"probability": 0.5, "min_share": 0.6, "slots": 5, "strategy": strategy}
+    slots, weights, _ = masking.select_masked_tokens(
+        jnp.asarray(entity), jnp.asarray(valid), jax.random.key(3), **options
+    )
+    chosen = np.asarray(slots)[np.asarray(weights) > 0]
+    assert len(chosen) == 53 * 4
+    assert set(chosen.tolist()) == {1, 2, 3, 4}

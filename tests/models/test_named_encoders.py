@@ -154,6 +154,14 @@ def test_the_work_of_transformers_is_that_of_their_tokens() -> None:
         (CONVNEXT | {"model__image__depths": ()}, "needs model.image.depths, such as"),
         (CONVNEXT | {"model__image__width": 30}, "model.image.width=30 cannot be halved at each of 3 stages"),
         (CONVNEXT | {"model__pool": "cls"}, "model.pool='cls' needs a class token"),
+        (
+            CONVNEXT | {"model__pool": "map", "model__image__heads": 5},
+            "is no multiple of heads=5, those of the pool",
+        ),
+        (CONVNEXT | {"model__stem": "conv"}, "model.stem='conv' is of model.image.encoder='vit'"),
+        (CONVNEXT | {"model__image__norm": "post"}, "model.image.norm='post' is of model.image.encoder='vit'"),
+        (CONVNEXT | {"model__image__key_bias": True}, "model.image.key_bias=True is of model.image.encoder='vit'"),
+        (CONVNEXT | {"model__image__registers": 3}, "model.image.registers=3 is of model.image.encoder='vit'"),
     ],
 )
 def test_encoders_that_cannot_be(changes: dict[str, Any], message: str) -> None:

@@ -44,6 +44,11 @@ BERT = (
 )
 
 
+def _timm() -> Any:
+    pytest.importorskip("timm_beside_cpu")
+    return pytest.importorskip("timm")
+
+
 def shaken(model: Any) -> Any:
     """The model with weights of a size that matters, biases and norms too."""
     generator = torch.Generator().manual_seed(0)
@@ -178,7 +183,7 @@ IMAGES: dict[str, Any] = SIZES | {"image_size": SIDE, "patch_size": PATCH}
 @pytest.mark.parametrize("registers", [0, REGISTERS])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_timm(registers: int, scaled: bool) -> None:
-    transformer = pytest.importorskip("timm").models.vision_transformer.VisionTransformer
+    transformer = _timm().models.vision_transformer.VisionTransformer
     sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": MLP / WIDTH, "num_classes": 0}
     options = {"reg_tokens": registers, "init_values": 0.1 if scaled else None}
     model = shaken(transformer(img_size=SIDE, patch_size=PATCH, **sizes, **options))
@@ -266,7 +271,7 @@ def test_clip_images() -> None:
 
 def test_convnext() -> None:
     depths, widths = (1, 2, 2, 1), (4, 8, 16, 32)
-    network = pytest.importorskip("timm").models.convnext.ConvNeXt
+    network = _timm().models.convnext.ConvNeXt
     model, x = shaken(network(in_chans=3, num_classes=0, depths=depths, dims=widths)), images(64)
 
     def to_ours(w: Weights) -> Any:

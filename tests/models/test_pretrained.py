@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 pytest.importorskip("torch", reason="torch and transformers have an environment of their own: make test-interop")
+pytest.importorskip("timm_beside_cpu", reason="timm is part of make test-interop")
 pytest.importorskip("timm", reason="timm is part of make test-interop")
 
 import timm

@@ -254,3 +254,15 @@ def test_a_tpus_memory_is_known_to_its_compiler(config_file: str, capsys: pytest
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("mmclip: the compiler finds no room for the step (RESOURCE_EXHAUSTED")
     assert "--config.optimizer.accumulate" in err
+
+
+def test_weights_that_a_run_starts_from_give_its_sizes(tmp_path: Path) -> None:
+    former = tiny.save_run(tmp_path / "former", (3,))  # 32 wide, patches of 8 pixels
+    asked = config(init__image=str(former), model__image_size=64)
+    made = plan.make_plan(asked, "h100:8x1")
+    plain = config(model__image_size=64, model__patch_size=8, model__stem="conv")
+    plain.model.image.update({"width": 32, "depth": 2, "heads": 2, "mlp_dim": 128})
+    assert made.parameters == plan.make_plan(plain, "h100:8x1").parameters
+    assert asked.model.image.width != 32, "the settings that were given stay as they are"
+    with pytest.raises(UserError, match=r"model.image.width=12 was given, but .* has 32"):
+        plan.make_plan(asked, "h100:8x1", given=["model.image.width"])

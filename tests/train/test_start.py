@@ -11,6 +11,7 @@ import others
 import pytest
 
 pytest.importorskip("torch", reason="torch and transformers have an environment of their own: make test-interop")
+pytest.importorskip("timm_beside_cpu", reason="timm is part of make test-interop")
 pytest.importorskip("timm", reason="timm is part of make test-interop")
 
 import jax

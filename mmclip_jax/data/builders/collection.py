@@ -1,8 +1,8 @@
-"""What the builders of published data sets and of a user's table share: from the rows of tables to records.
+"""The base class of the builders of published data sets and of users' tables: from the rows of tables to records.
 
 A builder reads its tables and yields an `Item` for each image, or a `Reject` that says why there is none. The rest is
-done here: ids that may be one, splits by patient, images in several processes, the list of what was left out and the
-limit on it, training fractions.
+done here: ids that may mean the same, splits by patient, images in several processes, the list of what was left out
+and the limit on it, training fractions.
 """
 
 import collections
@@ -57,7 +57,7 @@ class Collection(records.RecordsBuilder):
     Attributes:
       rejects: what was left out so far, on purpose or not.
       rows: how many rows the tables have, those left out included.
-      notes: what a user must know of this build, such as that patients are unknown; told, and kept in the facts.
+      notes: what the user must know about this build, such as that patients are unknown; shown, and kept in the facts.
       index_depth: how many parts of an image's path tell it from others, see `files.FileIndex`.
       box_flags: the flags that a message about boxes may name; "" where the builder has none.
       refuses_masks: whether an image of two values is refused as a mask.
@@ -178,7 +178,7 @@ class Collection(records.RecordsBuilder):
         return split_of_patient(patient, (0.9, 0.1, 0), self.options.split_salt)
 
     def kinds_of(self, labels: Iterable[str], table: str, row: int, image: str) -> set[str]:
-        """The kinds that label strings stand for. Strings that nobody knows are listed; unmapped ones are passed over.
+        """The kinds that label strings stand for. Unknown strings become rejects; those of unmapped.yaml are skipped.
 
         Where "no finding" stands beside a disease, the builder's policy holds; a label that it leaves out is listed.
 
@@ -312,7 +312,7 @@ class Collection(records.RecordsBuilder):
         return items
 
     def settled_ids(self, items: list[Item]) -> list[Item]:
-        """The items, with ids that may be one made one, or kept apart, or refused, as `alike_ids` says."""
+        """The items; ids that may mean the same are joined, kept apart or refused, as `alike_ids` says."""
         policy = getattr(self.options, "alike_ids", "same")
         if policy == "other":
             return items
@@ -336,9 +336,8 @@ class Collection(records.RecordsBuilder):
             if policy == "refuse":
                 twin = next(each for each in items if getattr(each, what) == other)
                 raise UserError(
-                    f"{what} {shown(own)} ({item.table} row {item.row}) and {shown(other)} ({twin.table} row "
-                    f"{twin.row}) may be one, and there may be more such pairs: --alike-ids same if they are, "
-                    f"--alike-ids other if not"
+                    f"{shown(own)} ({item.table} row {item.row}) and {shown(other)} ({twin.table} row {twin.row}) may "
+                    f"be the same {what}, and there may be more pairs. Say --alike-ids same or --alike-ids other"
                 )
             self.rejects.append(
                 Reject(item.table, item.row, item.id, f"{what} {shown(own)} joined {shown(other)}", ID_JOINED)
@@ -407,8 +406,8 @@ class Collection(records.RecordsBuilder):
                     yield from examples
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
-                "a process that reads images was killed, perhaps for want of memory; run the same command again with "
-                "fewer --workers: it goes on where it stopped"
+                "a process that reads images was killed, perhaps because memory ran out. Run the same command with "
+                "fewer --workers; it continues where it stopped"
             ) from error
 
     # Rejects

@@ -29,7 +29,7 @@ _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 @dataclasses.dataclass(frozen=True)
 class CovidXOptions(CollectionOptions):
-    """What the build of COVIDx can be told."""
+    """Options of the builder of COVIDx."""
 
     version: str = option("", "part of the lists' names, such as COVIDx9B, where several versions lie in one folder")
     shared_patients: str = option(

@@ -266,7 +266,7 @@ def _same(first: _Entry, other: _Entry) -> bool:
 
 
 def _ambiguity(name: str, first: str, second: str) -> str:
-    return f"two files are named {name}: {first} and {second}; take away the one that is not meant"
+    return f"two files are named {name}: {first} and {second}; remove or rename one of them"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from mmclip_jax.data.images import dicom_headers, store
 from mmclip_jax.errors import CELL, UserError, brief, shown
 from mmclip_jax.text import prompts, vocabulary
 
-READ = 2000  # images that are decoded unless told otherwise
+READ = 2000  # images that are decoded by default
 _TRIES = 500  # rows that a way of joining is tried on
 _VALUES = 6  # words of a column that are shown
 _MIXED = re.compile(
@@ -317,11 +317,13 @@ class _Inspector:
         return items, rejects + self.builder.rejects
 
     def _choose_rest(self, items: list[Item], rejects: list[Reject]) -> None:
-        """What the build's own checks of all images say: ids that may be one, patients in two splits."""
+        """What the build's own checks of all images say: ids that may mean the same, patients in two splits."""
         try:
             items[:] = self.builder.settled_ids(items)
         except UserError as error:
-            self._choose("alike_ids", "same", "some ids may be one; taken for one, they cannot be in two splits")
+            self._choose(
+                "alike_ids", "same", "some ids may mean the same patient or study; as one, they cannot be in two splits"
+            )
             self._found_problem(str(error).partition(", and there")[0], 1, "joined; --alike-ids other keeps them apart")
             items[:] = TableBuilder(self._options(), self.data_dir).settled_ids(items)
         try:
@@ -331,7 +333,7 @@ class _Inspector:
             self._found_problem(str(error).partition(";")[0], 1, "the column of splits is not used")
 
     def _choose_language(self, items: list[Item]) -> list[Reject]:
-        """The reports in another language than most; English is tried first, as a build takes it unless told."""
+        """The reports in another language than most; English is tried first, as it is the default of builds."""
         failed = ""
         for language in vocabulary.languages():
             try:

@@ -1,6 +1,6 @@
-"""Makes the examples of a collection from its items, in whatever process: images read, boxes and masks brought to size.
+"""Makes examples from items: reads images, and brings boxes and masks to their size. Runs in any process.
 
-A chunk of examples is kept in a folder beside the data set until it is built, so that a build goes on where it stopped.
+Chunks of examples are kept in a folder beside the data set until it is built: a build continues where it stopped.
 """
 
 import dataclasses
@@ -104,9 +104,9 @@ def _read_chunk(file: pathlib.Path) -> list[Example | Reject] | None:
 
 
 def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
-    """Yields the example of one image, or why there is none; before it, why a window that its file states is not used.
+    """Yields the example of one image, or why there is none; before it, why a window that its file names is not used.
 
-    Entities are left to the recogniser, which takes many reports at once.
+    Entities are added later: the recogniser takes many reports at once.
     """
     try:
         data = files.read_bytes(item.file)
@@ -163,7 +163,7 @@ def make_example(item: Item, storing: Storing) -> Iterator[Example | Reject]:
 
 
 def _with_header(item: Item, data: bytes) -> Item:
-    """The item with view, sex and age of its DICOM header where tables tell none; what cannot be read is unknown."""
+    """The item with view, sex and age of its DICOM header where tables give none; what cannot be read is unknown."""
     try:
         header = dicom.read_header(data)
         view, sex, age = (str(header.get(name) or "") for name in ("ViewPosition", "PatientSex", "PatientAge"))
@@ -182,10 +182,7 @@ def _with_header(item: Item, data: bytes) -> Item:
     )
 
 
-RESIZED = (
-    "the boxes are in pixels of the DICOM file, and this image is another file that may have been resized: the size of "
-    "the original must be told"
-)
+RESIZED = "the boxes are in pixels of the DICOM file, and this image may have been resized. Give the original size"
 
 
 def _frame_of(item: Item, size: tuple[float, float], is_dicom: bool) -> tuple[float, float]:

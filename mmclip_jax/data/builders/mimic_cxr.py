@@ -27,7 +27,7 @@ _VIEWS = {"LL": "LATERAL", "LATERAL": "LATERAL", "": "UNKNOWN"}
 
 @dataclasses.dataclass(frozen=True)
 class MimicCxrOptions(ReportOptions):
-    """What the build of MIMIC-CXR can be told."""
+    """Options of the builder of MIMIC-CXR."""
 
     labels: str = option("chexpert", "which labeller's labels to keep", ("chexpert", "negbio", "none"))
     test_labels: str = option(

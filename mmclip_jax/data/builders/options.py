@@ -1,4 +1,4 @@
-"""What builds can be told; the command line makes flags of the fields."""
+"""Options of the builders; the command line makes a flag of each field."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,18 +17,20 @@ def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
 
 
 def alike_option(default: str) -> Any:
-    """What ids mean that differ by padding, case or compatibility forms alone; see `ids.alike`."""
+    """What ids mean that differ only in zeros in front, case or compatibility forms; see `ids.alike`."""
     return option(
         default,
         "patients (and a patient's studies) whose ids differ only by zeros in front, case or full-width letters: "
-        "refuse to build, same: they are one, other: they are several",
+        "refuse to build; same: one patient; other: several patients",
         ALIKE_POLICIES,
     )
 
 
 def entities_option() -> Any:
     """Which recogniser finds the entities; a field of the options of collections that have reports."""
-    return option(recognisers.LEXICON, f"who finds the entities of reports: {', '.join(recognisers.NAMES)}")
+    return option(
+        recognisers.LEXICON, f"the recogniser that finds the entities of reports: {', '.join(recognisers.NAMES)}"
+    )
 
 
 def language_option() -> Any:
@@ -42,13 +44,13 @@ def language_option() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class CollectionOptions:
-    """What the build of a published data set can be told."""
+    """Options of the builders of published data sets."""
 
     manual_dir: str = dataclasses.field(metadata={"help": "folder of the downloaded files"})
     views: str = option("frontal", "which views to keep", ("frontal", "all"))
     uncertain: str = option(
         "keep",
-        "what becomes of uncertain labels: keep them as such; ones: present; zeros: absent; mixed: present for "
+        "what uncertain labels become: keep: uncertain; ones: present; zeros: absent; mixed: present for "
         "atelectasis, edema and pleural effusion, else absent; ignore: unknown",
         UNCERTAIN_POLICIES,
     )
@@ -58,9 +60,9 @@ class CollectionOptions:
         "fail", "when more than --max-reject-share of the rows cannot be used: fail, or skip them", ("fail", "skip")
     )
     max_reject_share: float = option(0.001, "the share of rows that may be unusable without the build failing")
-    split_salt: str = option("", "another string, another split by patient (where there is no official one)")
+    split_salt: str = option("", "any text; changes which patients are in which split (if there is no official split)")
     alike_ids: str = alike_option("same")
-    workers: int = option(0, "processes that read images; 0: one a core")
+    workers: int = option(0, "processes that read images; 0: one for each core")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -73,7 +75,7 @@ class CollectionOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(CollectionOptions):
-    """What the build of a published data set with reports can be told."""
+    """Options of the builders of published data sets with reports."""
 
     entities: str = entities_option()
     language: str = language_option()
@@ -86,4 +88,4 @@ def check_storing(shorter_side: int, max_reject_share: float, workers: int) -> N
     if not 0 <= max_reject_share <= 1:
         raise UserError(f"max reject share {max_reject_share} is not between 0 and 1")
     if workers < 0:
-        raise UserError(f"workers {workers}: 0 for one a core, or their number")
+        raise UserError(f"workers {workers}: 0 for one for each core, or their number")

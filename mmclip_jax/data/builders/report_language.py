@@ -1,4 +1,4 @@
-"""Reports in another language than the build was told are found before any image is read."""
+"""Finds reports in another language than that of the build, before any image is read."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ REPORT_LEFT_OUT = "report left out"
 
 
 def without_other_languages(items: Sequence[Item], named: str) -> tuple[list[Item], list[Reject], dict[str, object]]:
-    """Takes the reports in another language from their images.
+    """Leaves out the reports in another language; their images stay.
 
     Args:
       items: with their reports.
-      named: the language, as `resources.for_language` takes it.
+      named: the language, as `vocabulary.for_language` takes it.
 
     Returns:
       The items; of each report that was left out, why; what the facts say.

@@ -1,4 +1,4 @@
-"""What a build did, as a user is told."""
+"""Text that tells the user what a build did."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ from mmclip_jax.text import reports
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a build did; `str(summary)` is the text shown to a user."""
+    """What a build did; `str(summary)` is the text that the user sees."""
 
     path: pathlib.Path
     facts: Mapping[str, Any]
@@ -41,7 +41,7 @@ class CollectionSummary(Summary):
     """What the build of a published data set did."""
 
     def details(self) -> list[str]:
-        """Notes, what was passed over or left out, and the reports."""
+        """Notes, what was skipped or left out, and the reports."""
         facts = self.facts
         lines = [f"NOTE: {note}" for note in facts.get("notes", [])]
         passed_over = {"companions": "companion files of operating systems", "masks": "images in folders of masks"}

@@ -1,4 +1,4 @@
-"""What the build of a user's table can be told."""
+"""Options of the builder of a user's table."""
 
 import dataclasses
 import re
@@ -22,16 +22,18 @@ _FRONTAL = ("frontal",)
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """What `mmclip data build table` can be told. Lists may be given as one comma-separated string.
+    """Options of `mmclip data build table`. Lists may be given as one comma-separated string.
 
     A column option is the column's name in the table, "" to find it by its usual names, or "-" to leave it unused.
     """
 
-    table: str = dataclasses.field(metadata={"help": "CSV, TSV, Excel or Parquet file, one row an image or a study"})
+    table: str = dataclasses.field(
+        metadata={"help": "CSV, TSV, Excel or Parquet file with a row for each image or study"}
+    )
     images: str = dataclasses.field(metadata={"help": "folder that the image column's paths are relative to"})
     name: str = dataclasses.field(metadata={"help": "name of the data set (directory, and source of its images)"})
     unpaired_table: str = option("", "second table, of images with labels only (its report columns are not read)")
-    unpaired_images: str = option("", "folder of the second table's images; default: the same as --images")
+    unpaired_images: str = option("", "folder of the second table's images; default: that of --images")
 
     join: str = option(
         "path",
@@ -42,8 +44,10 @@ class TableOptions:
     allow_outside: bool = option(False, "paths of images may lead out of --images (.., absolute paths, links)")
 
     image_column: str = option("", "column of image paths")
-    patient_column: str = option("", "column of patient ids (give the image column if each image is another patient)")
-    study_column: str = option("", "column of study ids; default: each image is a study of its own")
+    patient_column: str = option(
+        "", "column of patient ids (if each image is of another patient, name the image column)"
+    )
+    study_column: str = option("", "column of study ids; default: each image is its own study")
     accession_column: str = option("", "column of accession numbers, for --join accession")
     sop_column: str = option("", "column of SOP instance UIDs, for --join sop")
     view_column: str = option("", "column of views (PA, AP, ...); default: by name, else from DICOM headers")
@@ -56,15 +60,19 @@ class TableOptions:
     labels_column: str = option("", "column that lists an image's labels, joined by --label-separator; - for none")
     label_columns: tuple[str, ...] = option(
         (),
-        "columns of one label each (1 or yes present, 0 or no absent, -1 uncertain, blank unknown); default: all named "
-        "like a kind; - uses none",
+        "columns of one label each (1 or yes present, 0 or no absent, -1 uncertain, blank unknown); default: all that "
+        "are named like a finding; - uses none",
     )
     box_columns: tuple[str, ...] = option((), "one column of box lists, or four: x, y, width, height")
     box_kind_column: str = option("", "column of the finding that a row's box shows")
 
-    label_separator: str = option("auto", 'what joins labels: "|", ";", ","; auto: the first of these in use')
+    label_separator: str = option(
+        "auto", 'character between labels: "|", ";", ","; auto: the first of these that occurs'
+    )
     label_universe: tuple[str, ...] = option((), "labels the annotators looked for; default: all seen in the column")
-    absent_if_unlisted: bool = option(True, "a label of the universe that a row's list lacks is absent (else unknown)")
+    absent_if_unlisted: bool = option(
+        True, "what an unlisted finding of the universe is: absent (true) or unknown (false)"
+    )
     label_map: tuple[str, ...] = option((), 'what label strings mean, e.g. "NORMAL=no_finding"')
     ignore_labels: tuple[str, ...] = option((), "label strings to leave out")
     box_frame: str = option(
@@ -76,7 +84,7 @@ class TableOptions:
 
     split: str = option("", "put every row into this one split")
     shares: tuple[float, ...] = option((0.8, 0.1, 0.1), "shares of patients in train, validation, test")
-    split_salt: str = option("", "another string, another split by patient")
+    split_salt: str = option("", "any text; changes which patients are in which split")
     alike_ids: str = alike_option("refuse")
 
     shorter_side: int = option(256, "pixels of the shorter side of stored images; smaller images stay as they are")
@@ -86,9 +94,9 @@ class TableOptions:
     entities: str = entities_option()
     language: str = language_option()
     csv_encoding: str = option("utf-8", "character encoding of a CSV file")
-    csv_separator: str = option("", "what parts the columns of a CSV file; default: found by itself")
+    csv_separator: str = option("", "character between columns of a CSV file; default: detected")
     sheet: str = option("", "sheet of an Excel file; default: the first that is not empty")
-    workers: int = option(0, "processes that read images; 0: one a core")
+    workers: int = option(0, "processes that read images; 0: one for each core")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

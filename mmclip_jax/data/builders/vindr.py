@@ -27,7 +27,7 @@ _SIZE_TABLES = ("train_meta.csv", "test_meta.csv")
 
 @dataclasses.dataclass(frozen=True)
 class VinDrOptions(CollectionOptions):
-    """What the build of VinDr-CXR can be told."""
+    """Options of the builder of VinDr-CXR."""
 
     box_frame: str = option(
         "auto",

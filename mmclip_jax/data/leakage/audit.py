@@ -1,7 +1,7 @@
-"""The audit of data sets against leakage: is anything of what is scored in what is learnt from?
+"""Checks data sets for leakage: is anything that is scored also in what was learnt from?
 
-Sets are built data sets, rows of them, or lists of ids that others published; overlaps.py compares them. `judge` is the
-one place that decides: training, evaluation, fine-tuning and `mmclip data audit` call it.
+A set is a built data set, some of its rows, or a list of ids that others published. overlaps.py compares sets. `judge`
+is the one place that decides: training, evaluation, fine-tuning and `mmclip data audit` call it.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ STATUSES = ("clean", "not comparable", "not audited", "to be looked at", "leaks"
 """What an audit may end with, the worse the later."""
 
 AUTOMATIC_LOOKS = 50_000
-"""So many images without stored looks are decoded by an audit that nobody asked for: about a minute on two cores."""
+"""An audit inside another command decodes at most so many images without stored looks: a minute on two cores."""
 
 AUTOMATIC_PAIRS = 2 * 10**10
-"""So many pairs of looks are compared by such an audit: about a minute and a half of a core."""
+"""Such an audit compares at most so many pairs of looks: about a minute and a half of a core."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,8 +50,8 @@ def read_set(spec: str, splits: Sequence[str], *, looks: bool = True, patient_pa
     Args:
       spec: "DIR" or "DIR:SPLIT" of a built data set; or "FILE.csv:COLUMN", "FILE.txt" (an id a line).
       splits: of a built data set, where `spec` names none.
-      looks: whether to look at the images, for finding those that are alike; what is seen is stored beside the records.
-      patient_pattern: regular expression that finds the patient in an id of a list; "" if ids do not tell.
+      looks: whether to read the images to find those that are alike; their looks are stored beside the records.
+      patient_pattern: regular expression that finds the patient in an id of a list; "" if ids do not hold it.
 
     Raises:
       UserError: there is no such set, column or split, or an id without a patient.
@@ -107,19 +107,21 @@ def _row_of(texts: Sequence[str]) -> Row:
 
 
 def _lines(file: pathlib.Path) -> list[tuple[int, str]]:
-    """(number, id) of each line; what is no list of ids is refused, as it would match nothing and be called clean."""
+    """(number, id) of each line. Another kind of file is refused: it would match nothing, and the audit pass."""
     try:
         lines = read_text(file).splitlines()
     except UserError as error:
-        raise UserError(f"{error}, and no list of one id a line; of a table, say {file}:COLUMN") from error
+        raise UserError(
+            f"{error}, and it is not a list with one id on each line. For a table write {file}:COLUMN"
+        ) from error
     ids = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     for number, id in ids:
         if mark := next((mark for mark in ',;|\t{"' if mark in id), ""):
             raise UserError(
-                f"{file} row {number}: {mark!r} in a list of one id a line; name the column ({file}:COLUMN)"
+                f"{file} row {number}: {mark!r} in a list with one id on each line. For a table write {file}:COLUMN"
             )
     if ids and all(len(id.split()) > 2 for _, id in ids):
-        raise UserError(f"{file}: each line has several words; write a list of one id a line")
+        raise UserError(f"{file}: each line has several words. Write a list with one id on each line")
     if not ids:
         raise UserError(f"{file} holds no id")
     return ids
@@ -158,7 +160,7 @@ def with_looks(sets: Sequence[AuditSet], limit: int | None) -> tuple[list[AuditS
 
     Args:
       sets: as `read_built` gives them.
-      limit: nothing is looked at if more images than this have no stored looks; None for no limit.
+      limit: no image is read if more images than this have no stored looks; None for no limit.
 
     Returns:
       (the sets, why they have no looks; "" if they have).
@@ -169,7 +171,7 @@ def with_looks(sets: Sequence[AuditSet], limit: int | None) -> tuple[list[AuditS
     found = [store.stored() for store in stores]
     without = sum(store.count for store, seen in zip(stores, found, strict=True) if seen is None)
     if limit is not None and without > limit:
-        return list(sets), f"{without:,} images have not been looked at yet, more than {limit:,}"
+        return list(sets), f"{without:,} images have no stored looks, more than {limit:,}"
     made = []
     for one, store, seen in zip(sets, stores, found, strict=True):
         if seen is None:
@@ -209,16 +211,17 @@ def judge(
       train: what a model, a classifier, a threshold is learnt from.
       test: what is scored.
       allowed: why a leak is accepted; "" if it is not.
-      stated_ids: which sources have ids of one numbering, as a person says.
+      stated_ids: what the user has said about equal ids.
       missing: names of training sets that are not here.
-      without_looks: why images were not looked at, "" if they were.
+      without_looks: why images were not compared; "" if they were.
 
     Returns:
       For JSON: {"status": one of `STATUSES`, "missing", "allowed", "told", "alike": "run" or why not, "problems": what
       could not be read, "overlaps": [{"kind", "is_leak", "is_open", "train", "test", "rows", "of", "note"}]}.
 
     Raises:
-      LeakageError: there is a leak, or ids agree of which nobody has said what they mean, and no reason to accept it.
+      LeakageError: there is a leak, or ids are equal and nobody has said whether they mean the same, and no reason to
+        accept it is given.
     """
     found = audit(train, test, stated_ids) if train else []
     overlaps = [
@@ -272,7 +275,8 @@ def _refuse(overlaps: Sequence[Mapping[str, Any]]) -> None:
     if open_ids := listed("is_open"):
         notes = "; ".join(dict.fromkeys(each["note"] for each in overlaps if each["is_open"]))
         raise LeakageError(
-            f"ids agree, and only you know whether they mean the same ({open_ids}): {notes}. Or {remedy}"
+            f"Some ids of test and training sets are equal ({open_ids}). Say with --same-ids or --other-ids whether "
+            f"they mean the same: {notes}. Or {remedy}"
         )
 
 
@@ -285,7 +289,7 @@ def check(
     *,
     learnt: str = "train",
 ) -> dict[str, Any]:
-    """The audit that training and evaluation do themselves, of whole splits of data sets.
+    """The audit inside training and evaluation, of whole splits of data sets.
 
     Args:
       train: directories of built data sets that are learnt from, perhaps with {"fingerprint"} of what they held then;
@@ -320,7 +324,7 @@ def check(
     return result
 
 
-_DONE: dict[Any, dict[str, Any]] = {}  # what this process has compared before, as a study of many runs does
+_DONE: dict[Any, dict[str, Any]] = {}  # results of this process: `ablate` asks for the same one in each run
 
 
 def _identity(place: str | os.PathLike[str]) -> tuple[str, str, str]:
@@ -393,7 +397,7 @@ def check_rows(
 def looked_at(
     train: Sequence[AuditSet], test: Sequence[AuditSet]
 ) -> tuple[Sequence[AuditSet], Sequence[AuditSet], str]:
-    """Both with looks if that is affordable, and why they have none."""
+    """Both sets with looks, unless that takes too long; then also the reason why they have none."""
     pairs = sum(len(one.rows) for one in train) * sum(len(one.rows) for one in test)
     if not pairs:
         return train, test, ""
@@ -431,7 +435,7 @@ def text(result: Mapping[str, Any] | None) -> str:
     status = result["status"]
     said = {
         "leaks": f"images are known from training; accepted because: {result['allowed']}",
-        "to be looked at": "ids agree of which nobody has said whether they mean the same; accepted because: "
+        "to be looked at": "equal ids, and nobody has said whether they mean the same; accepted because: "
         f"{result['allowed']}",
         "not audited": "not audited: "
         + (result.get("note") or f"training data are not here ({', '.join(result['missing']) or 'no record of them'})"),
@@ -442,18 +446,18 @@ def text(result: Mapping[str, Any] | None) -> str:
     if status in ("clean", "not comparable") and "alike" in result:
         said += "; no image alike" if result["alike"] == "run" else f"; alike not run: {result['alike']}"
     if others := result.get("told", {}).get("other", ()):
-        said += f"; told that ids are not the same: {', '.join(' and '.join(pair) for pair in others)}"
+        said += f"; the user said that equal ids differ in meaning: {', '.join(' and '.join(pair) for pair in others)}"
     return "; ".join([said, *result.get("problems", ())])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Telling
+# Output
 
 
 def describe(
     found: Iterable[Overlap], train: Sequence[AuditSet], test: Sequence[AuditSet], show_ids: bool = False
 ) -> str:
-    """The overlaps as a table for a person; ids of images only with `show_ids`."""
+    """The overlaps as a table to read; ids of images only with `show_ids`."""
     rows_of = {each.name: each.rows for each in [*train, *test]}
     lines = [f"training: {', '.join(f'{s.name} ({len(s.rows)})' for s in train)}"]
     lines += [f"test: {', '.join(f'{s.name} ({len(s.rows)})' for s in test)}", ""]
@@ -473,7 +477,7 @@ def describe(
     leaks, open_kinds = (sum(getattr(each, name) for each in found) for name in ("is_leak", "is_open"))
     lines.append(f"{leaks} kinds of leak found" if leaks else "no leak found")
     if open_kinds:
-        lines.append(f"{open_kinds} kinds of equal ids are to be looked at")
+        lines.append(f"{open_kinds} kinds of equal ids are still to be decided (--same-ids, --other-ids)")
     return "\n".join(lines)
 
 

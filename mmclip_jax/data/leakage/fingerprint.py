@@ -1,8 +1,8 @@
 """What a run learns from, in a few digests: contents and order of its data sets, and its tokenizer.
 
 Cheap at every start: the digest of contents was made at build time (`facts.json`). That of the record files covers
-their names, numbers of records and sizes, which decide the order, and the ends of some of them, which tell files that
-were exchanged beneath the facts.
+their names, numbers of records and sizes, which decide the order. It also covers the ends of some of them, to detect
+files that were replaced while facts.json stayed.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def check_same(workdir: str | os.PathLike[str], saved: Mapping[str, Any], now: M
 
     Args:
       workdir: of the run, for the message.
-      saved: the manifest of its newest checkpoint; what an older version did not keep is not compared.
+      saved: the manifest of its newest checkpoint; what an older version did not store is not compared.
       now: what `of_run` gives.
 
     Raises:
@@ -79,13 +79,13 @@ def check_same(workdir: str | os.PathLike[str], saved: Mapping[str, Any], now: M
         ]
     if TOKENIZER in saved and saved[TOKENIZER] != now[TOKENIZER]:
         differences.append(
-            f"its tokenizer is another (digest {now[TOKENIZER][:12]}, was {saved[TOKENIZER][:12]}): the same pieces "
-            "would be other words"
+            f"its tokenizer is another (digest {now[TOKENIZER][:12]}, was {saved[TOKENIZER][:12]}): the same token "
+            "numbers would stand for other words"
         )
     if differences:
         raise UserError(
-            f"{workdir} holds a run that learnt from something else: {'; '.join(differences)}. Give what it learnt "
-            "from, or another --workdir for a new run"
+            f"{workdir} holds a run on other data: {'; '.join(differences)}. Use the same data, or another --workdir "
+            "for a new run"
         )
 
 

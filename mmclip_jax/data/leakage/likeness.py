@@ -1,4 +1,4 @@
-"""What an image looks like at a glance, to find copies that were resized, recompressed or made darker.
+"""Finds copies of images that were resized, recompressed or made darker.
 
 A look is a perceptual hash of 63 bits and a thumbnail of 64 x 64 grey levels. Two images are alike if their hashes
 differ in few bits and their thumbnails correlate. Looks are held as a file of 4,104 bytes an image and compared block
@@ -22,7 +22,7 @@ from mmclip_jax import files
 from mmclip_jax.data.images.stored import open_stored
 
 HASH_BITS = 12
-"""Perceptual hashes that differ in at most this many of 63 bits are looked at closely."""
+"""Perceptual hashes that differ in at most this many of 63 bits are compared by their thumbnails."""
 
 ALIKE = 0.985
 """Two images are alike if their thumbnails correlate at least so much."""
@@ -44,7 +44,7 @@ _COARSE_APART = 2 - 2 * ALIKE + 1e-3  # of unit vectors, squared; and what round
 
 
 def look_of(image: bytes) -> np.ndarray:
-    """The look of a stored image, a scalar of `TYPE`: what is left of it by resizing and recompression.
+    """The look of a stored image, a scalar of `TYPE`; resizing and recompression hardly change it.
 
     Raises:
       UserError: the image cannot be read.
@@ -105,7 +105,7 @@ def _let_go(looks: np.ndarray) -> None:
 
 
 def _coarse(thumbnails: np.ndarray) -> np.ndarray:
-    """The part of unit thumbnails that squares of 8 x 8 pixels tell: float32 [n, 64].
+    """Unit thumbnails summed over squares of 8 x 8 pixels: float32 [n, 64].
 
     It is a projection, so two of these are no farther apart than the thumbnails are: what is too far is not alike.
     """
@@ -122,7 +122,7 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """The looks of one split of a data set: in a file beside its records, where that can be written.
+    """The looks of one split of a data set: in a file beside its records, if the folder can be written.
 
     directory: of the data set; split: its name; fingerprint: of its contents; count: images of the split, paired ones
     first.
@@ -187,7 +187,7 @@ def _look_if_any(image: bytes) -> np.ndarray:
 
 
 def unreadable(looks: np.ndarray) -> int:
-    """How many of the images could not be read, and are like no other."""
+    """How many of the images could not be read; they are alike to no other."""
     return int((looks["bits"] == UNREADABLE).sum())
 
 

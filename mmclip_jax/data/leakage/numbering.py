@@ -1,7 +1,7 @@
-"""Whose ids mean the same: one spelling for the ids of a published family, and what a person has said of others.
+"""Which ids mean the same patient, study or image, and what the user has said about others.
 
 `canonical_id` gives equal keys to one image, study or patient, whichever builder or table wrote its id. `loose_id` goes
-further: ids that it makes equal may be one, and a person has to say so. The facts lie in numbering.yaml.
+further: ids that it makes equal may mean the same, and the user has to say so. The families are in numbering.yaml.
 """
 
 import dataclasses
@@ -124,12 +124,12 @@ def may_be_one(path: str, other: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a person says
+# What the user says
 
 
 @dataclasses.dataclass(frozen=True)
 class IdStatements:
-    """Pairs of sources whose ids a person has compared: of one numbering, or of two."""
+    """Pairs of sources about whose equal ids the user has said: they mean the same (`same`), or not (`other`)."""
 
     same: frozenset[frozenset[str]] = frozenset()
     other: frozenset[frozenset[str]] = frozenset()
@@ -139,7 +139,7 @@ class IdStatements:
         """From arguments "A,B"; A may be B, of ids within one source.
 
         Raises:
-          UserError: not two names, or a pair that is told to be both.
+          UserError: not two names, or a pair that both options name.
         """
         pairs = []
         for option, given in (("same-ids", same), ("other-ids", other)):
@@ -148,11 +148,12 @@ class IdStatements:
                 raise UserError(f"--{option} {wrong[0]}: write two sources, as in --{option} ours,chexpert")
             pairs.append(frozenset(frozenset(found) for found in names))
         if both := pairs[0] & pairs[1]:
-            raise UserError(f"ids of {' and '.join(sorted(min(both, key=sorted)))} are told to be the same and others")
+            pair = " and ".join(sorted(min(both, key=sorted)))
+            raise UserError(f"--same-ids and --other-ids both name {pair}: give the pair to one of them")
         return cls(*pairs)
 
     def joined(self, settings: Any) -> "IdStatements":
-        """This, and what a run's settings `data` tell.
+        """This, and what a run's settings `data.same_ids` and `data.other_ids` say.
 
         Raises:
           UserError: as `read`.
@@ -180,8 +181,8 @@ def relation(source: str, family: str, other_source: str, other_family: str, sta
     """What equal ids of two sources mean.
 
     Returns:
-      "same": one numbering, by name or by kinship; "told same"; "other": two numberings, so that equal ids say nothing;
-      "unknown": a person has to say.
+      "same": one family of ids; "told same": the user said so; "other": two families, so that equal ids say nothing;
+      "unknown": the user has to say.
     """
     names = [frozenset(pair) for pair in itertools.product({source, family}, {other_source, other_family})]
     if any(pair in stated_ids.other for pair in names):

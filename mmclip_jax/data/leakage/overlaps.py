@@ -22,10 +22,10 @@ LEAKS = ("patient", "study", "image id", "pixels", "alike")
 """Kinds of overlap that make a test set unfit."""
 
 LOOKS = ("patient?", "study?", "image id?")
-"""Equal ids of which nobody has said whether they mean the same; refused like a leak until somebody does."""
+"""Equal ids that may or may not mean the same. They are refused like a leak until the user has said which."""
 
 NOTES = ("report", "kin", "no patients")
-"""What is told, and proves nothing. The last two say that patients could not be compared."""
+"""Notes: shown to the user, no proof of leakage. The last two say that patients could not be compared."""
 
 LIST = "list"
 """The source that rows of a list of ids have."""
@@ -35,7 +35,7 @@ _WHAT = {"patient": "patient", "study": "study", "image id": "image"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What one image is compared by; "" where a list of ids does not tell."""
+    """What one image is compared by; "" for what a list of ids does not say."""
 
     id: str
     source: str
@@ -53,7 +53,7 @@ class Row:
 class AuditSet:
     """The rows of one set under the name that reports call it by.
 
-    looks: of the rows, in their order; None where nobody looked at the images. place, split: of a built data set.
+    looks: of the rows, in their order; None if the images were not compared. place, split: of a built data set.
     problem: why a part of it could not be compared, "" if all was.
     """
 
@@ -78,7 +78,7 @@ class Overlap:
     """What a test set shares with a training set.
 
     kind: one of `LEAKS`, `LOOKS` or `NOTES`; pairs: (row of training, row of test), one pair for each row of test that
-    is concerned; note: what to know of it.
+    is concerned; note: what the user should know about it.
     """
 
     kind: str
@@ -95,7 +95,7 @@ class Overlap:
 
     @property
     def is_open(self) -> bool:
-        """Whether a person has to say what it means."""
+        """Whether the user has to say what it means."""
         return self.kind in LOOKS and bool(self.pairs)
 
 
@@ -149,7 +149,7 @@ def _rare_reports(rows: Sequence[Row]) -> list[str]:
 
 
 class _IdComparison:
-    """Ids of one kind (`what`) of two sets: which mean the same, and which a person has to say it of."""
+    """Ids of one kind (`what`) of two sets: which mean the same, and about which the user has to say it."""
 
     def __init__(self, train: AuditSet, test: AuditSet, what: str, stated_ids: IdStatements):
         self._train, self._test, self._what, self._stated_ids = train.rows, test.rows, what, stated_ids
@@ -167,7 +167,7 @@ class _IdComparison:
         self._read_as: dict[tuple[str, str], dict[Key, int]] = {}
 
     def run(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]], str]:
-        """(pairs that are leaks, pairs to be looked at, what to know of the latter)."""
+        """(pairs that are leaks, pairs that the user has to decide on, the question about these)."""
         leaks: dict[int, int] = {}
         open_pairs: dict[int, int] = {}
         open_sources: set[tuple[str, str]] = set()
@@ -226,12 +226,12 @@ class _IdComparison:
 
 def _open_note(sources: set[tuple[str, str]]) -> str:
     pairs = sorted({tuple(sorted(pair)) for pair in sources})
-    told = "; ".join(
-        f"are ids of {a} and {b} of one numbering? --same-ids {a},{b} or --other-ids {a},{b}" if a != b
-        else f"ids of {a} that differ in spelling alone: --same-ids {a},{a} or --other-ids {a},{a}"
+    questions = "; ".join(
+        f"do equal ids of {a} and {b} mean the same? --same-ids {a},{b} or --other-ids {a},{b}" if a != b
+        else f"do ids of {a} that differ only in spelling mean the same? --same-ids {a},{a} or --other-ids {a},{a}"
         for a, b in pairs[:3]
     )  # fmt: skip
-    return told + (f"; and {len(pairs) - 3} more pairs of sources" if len(pairs) > 3 else "")
+    return questions + (f"; and {len(pairs) - 3} more pairs of sources" if len(pairs) > 3 else "")
 
 
 Patients = dict[tuple[str, str], list[Row]]
@@ -249,7 +249,7 @@ def _patients_of(rows: Sequence[Row]) -> Patients:
 def _kin_note(train: Patients, test: Patients) -> str:
     """Which sources hold the same patients under other ids, and why."""
     notes = {
-        f"{a} and {b}: {why}; their patients have other ids"
+        f"{a} and {b}: {why}; they hold the same patients under different ids"
         for (a, one), (b, other) in itertools.product(train, test)
         if one != other and (why := numbering.kin(one, other))
     }
@@ -257,7 +257,7 @@ def _kin_note(train: Patients, test: Patients) -> str:
 
 
 def _patients_note(train: Patients, test: Patients) -> str:
-    """Which families do not say who their patients are: every image counts as one."""
+    """Which sources do not say who their patients are: every image counts as a patient."""
     shared = {family for _, family in train} & {family for _, family in test}
     hidden = {
         source
@@ -266,7 +266,7 @@ def _patients_note(train: Patients, test: Patients) -> str:
         if family in shared and all(_is_own_patient(row) for row in rows)
     }
     names = ", ".join(sorted(hidden))
-    return f"who the patients of {names} are is not known: every image has one of its own" if names else ""
+    return f"the patients of {names} are unknown: every image has a patient of its own" if names else ""
 
 
 def _is_own_patient(row: Row) -> bool:

@@ -12,7 +12,7 @@ SAME_SOURCE = "same source's labels"
 UNKNOWN_EXPOSURE = "exposure not recorded"
 NOT_OURS = "unknown: not trained by this software"
 STARTED_ELSEWHERE = "unknown: started from weights of others"
-AS_STATED = ", as the spec's author states"
+AS_STATED = ", as stated"
 EXPOSURES = {
     REPORT_ONLY: "No label of this finding was ever a training text; the model met it in reports, if at all. Only this "
     "is called zero-shot.",

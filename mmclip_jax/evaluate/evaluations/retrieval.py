@@ -7,12 +7,12 @@ image's report, and each report's image, among all of the source, as the literat
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mmclip_jax.data.texts import full_text, text_ids
-from mmclip_jax.evaluate.base import Card, Context, Evaluation, Part, Result, Results, Section, template
+from mmclip_jax.evaluate.base import Card, Context, Evaluation, Part, Result, Results, Section, Summary, template
 from mmclip_jax.evaluate.evaluations import source_probe
 from mmclip_jax.evaluate.model import Encoder, Foreign
 from mmclip_jax.evaluate.report.formats import interval, number
@@ -198,6 +198,7 @@ class RetrievalEvaluation(Evaluation[None]):
     """Images and texts of one source, which find each other."""
 
     name = "contrastive"
+    nothing: ClassVar[Summary] = {"block": BLOCK, "parts": [], "recall": []}
 
     def run(self, context: Context) -> Result[None]:
         """See `evaluate`."""

@@ -15,7 +15,7 @@ from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
 from mmclip_jax.models.encoders.convnext import ConvNeXt
 from mmclip_jax.models.encoders.text import TextTransformer
 from mmclip_jax.models.encoders.vit import STEMS, ViT
-from mmclip_jax.models.transformer import MLP_ACTIVATIONS, NORMS, Variant
+from mmclip_jax.models.transformer import MLP_ACTIVATIONS, NORMS, OURS, Variant
 
 
 def image_encoder(config: ConfigDict) -> ImageEncoder:
@@ -86,6 +86,11 @@ def _vit(config: ConfigDict) -> ImageEncoder:
 
 def _convnext(config: ConfigDict) -> ImageEncoder:
     image, depths = config.image, tuple(config.image.get("depths", ()))
+    if config.stem != "patch":
+        raise UserError(f"model.stem={config.stem!r} is of model.image.encoder='vit': a convnext has a stem of its own")
+    for name, value in (dataclasses.asdict(OURS) | {"class_token": False, "registers": 0}).items():
+        if name not in ("activation", "epsilon") and image.get(name, value) != value:
+            raise UserError(f"model.image.{name}={image[name]!r} is of model.image.encoder='vit': a convnext has none")
     if not depths:
         raise UserError("model.image.encoder='convnext' needs model.image.depths, such as (3, 3, 9, 3)")
     if image.width % (1 << (len(depths) - 1)):

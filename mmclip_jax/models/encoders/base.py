@@ -1,11 +1,19 @@
 """What every encoder gives and says of itself; `mmclip_jax.models.encoders` names them."""
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from mmclip_jax.models.work import Work
+
+
+class Stage(NamedTuple):
+    """Layers that are alike: sizes (width, depth, heads, mlp_dim; 0 heads without attention), positions of a row."""
+
+    sizes: Mapping[str, int]
+    positions: int
 
 
 class ImageEncoder(Protocol):
@@ -53,6 +61,9 @@ class ImageEncoder(Protocol):
           int [], or int [depth] where the parameter is stacked over layers along its axis 0; layers + 1 for what comes
           after the last one.
         """
+
+    def stages(self, image_size: int, seen: int) -> Sequence[Stage]:
+        """Its layers for one image of image_size pixels a side, of whose patches `seen` are encoded."""
 
     def work(self, image_size: int, seen: int) -> Work:
         """FLOPs of one image of image_size pixels a side: all patches are embedded, `seen` of them encoded."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmclip_jax import sharding
 from mmclip_jax.models import work
+from mmclip_jax.models.encoders.base import Stage
 from mmclip_jax.models.transformer import ACTIVATIONS, OURS, Dtype, Variant, layer_norm
 
 STEM = 4  # pixels a side of the first patches; each later stage halves the grid
@@ -110,11 +111,18 @@ class ConvNeXt(nn.Module):
             return np.asarray(first[int(stage)])
         return np.asarray(first[-1] if name == "norm" else 0)
 
+    def stages(self, image_size: int, seen: int) -> list[Stage]:
+        """As `base.ImageEncoder.stages`; all patches are encoded."""
+        return [
+            Stage({"width": width, "depth": depth, "heads": 0, "mlp_dim": 4 * width}, (image_size // (STEM << n)) ** 2)
+            for n, (depth, width) in enumerate(zip(self.depths, self._widths, strict=True))
+        ]
+
     def work(self, image_size: int, seen: int) -> work.Work:
         """As `base.ImageEncoder.work`; all patches are encoded."""
         total, channels = work.Work(), 1
-        for stage, (depth, width) in enumerate(zip(self.depths, self._widths, strict=True)):
-            positions = (image_size // (STEM << stage)) ** 2
+        for stage, (sizes, positions) in enumerate(self.stages(image_size, seen)):
+            width, depth = sizes["width"], sizes["depth"]
             size = 2 if stage else STEM
             total += work.product(positions, size**2 * channels, width, gradients=2 if stage else 1)
             mlp = work.product(positions, width, 4 * width)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmclip_jax.models import work
-from mmclip_jax.models.encoders.base import transformer_layer_numbers
+from mmclip_jax.models.encoders.base import Stage, transformer_layer_numbers
 from mmclip_jax.models.inputs import patch_count, patchify
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
 
@@ -123,6 +123,11 @@ class ViT(nn.Module):
         """As `base.ImageEncoder.layer_numbers`."""
         return transformer_layer_numbers(path, self.depth)
 
+    def stages(self, image_size: int, seen: int) -> list[Stage]:
+        """As `base.ImageEncoder.stages`."""
+        sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "mlp_dim": self.mlp_dim}
+        return [Stage(sizes, seen + self.class_token + self.registers)]
+
     def work(self, image_size: int, seen: int) -> work.Work:
         """As `base.ImageEncoder.work`."""
         if self.stem == "conv":
@@ -130,5 +135,5 @@ class ViT(nn.Module):
         else:
             patches = patch_count(image_size, self.patch_size)
             embedded = work.product(patches, self.patch_size**2, self.width, gradients=1)
-        part = {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim}
-        return embedded + work.layers(part, seen + self.class_token + self.registers, remat=self.remat)
+        [(sizes, positions)] = self.stages(image_size, seen)
+        return embedded + work.layers(sizes, positions, remat=self.remat)

@@ -283,7 +283,7 @@ def test_ids_of_published_sets_that_are_one_are_joined_and_listed(tmp_path: path
     assert len({item.split for item in toy.items if item.patient == "00001299"}) == 1
     options = CollectionOptions(str(tmp_path / "raw"), alike_ids="other")
     assert {item.patient for item in Toy(options, tmp_path, changes).items} == {"00001299", "1299", "p1", "p2"}
-    with pytest.raises(UserError, match="may be one"):
+    with pytest.raises(UserError, match="may be the same patient"):
         _ = Toy(CollectionOptions(str(tmp_path / "raw"), alike_ids="refuse"), tmp_path, changes).items
 
 

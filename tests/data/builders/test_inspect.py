@@ -83,7 +83,7 @@ def test_all_faults_in_one_pass(folder: pathlib.Path) -> None:
     assert any("lost digits" in kind for kind in seen)
     assert any("'Edema' is named like a label" in kind for kind in seen)
     assert any("unknown labels in column 'labels'" in kind for kind in seen)
-    assert any("may be one" in kind for kind in seen)
+    assert any("may be the same patient" in kind for kind in seen)
     assert any("in two splits" in kind for kind in seen)
     assert seen["cells not understood: sex left out"] == 1
     assert found.command

@@ -408,7 +408,7 @@ def vindr_right(bench: Bench, **options: Any) -> None:
 
 def test_vindr_boxes_of_resized_copies_are_refused(bench: Bench) -> None:
     vindr_copies(bench)
-    with pytest.raises(UserError, match=r"the size of the original must be told; see --box-frame") as caught:
+    with pytest.raises(UserError, match=r"Give the original size; see --box-frame") as caught:
         bench.build("vindr")
     assert "--box-format" not in str(caught.value)
     assert not bench.builder("vindr", on_bad="skip").items, "before any image is read"
@@ -435,14 +435,14 @@ def test_vindr_originals_size_is_taken_from_the_flag(bench: Bench) -> None:
 @pytest.mark.parametrize(("width", "height"), [("64px", "2560"), ("0", "0"), ("nan", "inf"), ("1_000", "9" * 400)])
 def test_vindr_sizes_that_are_none(bench: Bench, width: str, height: str) -> None:
     vindr_copies(bench, ",width,height", f",{width},{height}")
-    with pytest.raises(UserError, match=r"the size of the original must be told"):
+    with pytest.raises(UserError, match=r"Give the original size"):
         bench.build("vindr")
 
 
 def test_vindr_copy_under_a_dicom_name(bench: Bench) -> None:
     bench.write("train.csv", f"{VINDR}\na,Nodule/Mass,8,R1,20,30,40,50\n")
     put(bench, "train/a.dicom", png(1, 64, 64))
-    with pytest.raises(UserError, match=r"the size of the original must be told; see --box-frame"):
+    with pytest.raises(UserError, match=r"Give the original size; see --box-frame"):
         bench.build("vindr")
 
 

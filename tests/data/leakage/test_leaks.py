@@ -131,7 +131,9 @@ def test_two_tables_of_one_hospital_under_two_names(tmp_path: pathlib.Path) -> N
         [make(n, "test", "theirs", patient=f"{n:04d}", id=f"b{n}", study=f"y{n}", pixels=pixels_of(n + 50), **more)
          for n in range(6, 12)],
     )  # fmt: skip
-    with pytest.raises(LeakageError, match=r"patient: 3 of 6 images of b:test in a:train\): are ids of ours and"):
+    with pytest.raises(
+        LeakageError, match=r"patient: 3 of 6 images of b:test in a:train\)\. Say .*: do equal ids of ours and"
+    ):
         audit.check([train], [test], "test")
     with pytest.raises(LeakageError, match="--same-ids ours,theirs or --other-ids ours,theirs"):
         audit.check([train], [test], "test")
@@ -143,7 +145,7 @@ def test_two_tables_of_one_hospital_under_two_names(tmp_path: pathlib.Path) -> N
     other = audit.check([train], [test], "test", "", IdStatements.read(other=["ours,theirs"]))
     assert other["status"] == "clean"
     assert other["told"] == {"same": [], "other": [["ours", "theirs"]]}
-    assert "told that ids are not the same: ours and theirs" in audit.text(other)
+    assert "the user said that equal ids differ in meaning: ours and theirs" in audit.text(other)
 
 
 def test_ids_of_one_source_that_differ_in_spelling_alone(tmp_path: pathlib.Path) -> None:
@@ -171,13 +173,13 @@ def test_patients_that_nobody_knows_are_not_called_compared() -> None:
     result = audit.judge([train], [test])
     assert result["status"] == "not comparable"
     assert "no patient" not in audit.text(result)
-    assert "who the patients of s are is not known" in audit.text(result)
+    assert "the patients of s are unknown: every image has a patient of its own" in audit.text(result)
 
 
 @pytest.mark.parametrize(
     ("same", "other", "message"),
     [(["a"], [], "write two sources"), (["a,b,c"], [], "write two sources"), ([","], [], "write two sources"),
-     (["a,b"], ["b,a"], "a and b are told to be the same and others")],
+     (["a,b"], ["b,a"], "--same-ids and --other-ids both name a and b")],
 )  # fmt: skip
 def test_what_is_told_must_be_clear(same: list[str], other: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -191,7 +193,7 @@ def test_the_command_asks_and_is_told(tmp_path: pathlib.Path, capsys: pytest.Cap
     assert cli.main(command) == 1
     said = capsys.readouterr()
     assert "LOOK  patient?" in said.out
-    assert "are to be looked at" in said.out
+    assert "equal ids are still to be decided" in said.out
     assert "--same-ids or --other-ids" in said.err
     assert cli.main([*command, "--same-ids", "ours,theirs"]) == 1
     assert "LEAK  patient" in capsys.readouterr().out
@@ -260,7 +262,7 @@ def test_looking_is_automatic_while_it_is_cheap(tmp_path: pathlib.Path, monkeypa
     monkeypatch.setattr(audit, "AUTOMATIC_LOOKS", 5)
     told = audit.check([train], [test], "test")
     assert told["status"] == "clean"
-    assert told["alike"] == "6 images have not been looked at yet, more than 5"
+    assert told["alike"] == "6 images have no stored looks, more than 5"
     assert "alike not run: 6 images" in audit.text(told)
     audit.read_set(train, ("train",))  # as `mmclip data audit` does: stored for all later audits
     monkeypatch.setattr(audit, "_DONE", {})

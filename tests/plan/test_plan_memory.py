@@ -86,3 +86,14 @@ def test_memory_by_formula_by_hand() -> None:
     assert counted.buffers == 8 * 1000 + 16 * (kept + 2 * image / 3) + 6 * 4 * 16 * 128
     settings.mesh.fsdp = 4
     assert memory.memory_by_formula(settings, 1000, 128, 8).state == counted.state / 4
+
+
+def test_memory_of_a_convnext_by_hand() -> None:
+    changes = {"encoder": "convnext", "depths": (1, 2), "width": 12}
+    sizes = {f"model__image__{name}": value for name, value in changes.items()}
+    more = {"model__image_size": 16, "model__patch_size": 8, "optimizer__ema": 0.0, **CONTRASTIVE}
+    counted = memory.memory_by_formula(config(**sizes, **more), parameters=1000, rows=128, chips=8)
+    # One block on 4x4 places of 6 channels, two on 2x2 places of 12, float32, without attention.
+    image = 16 * (8 * 6 + 2 * 24) * 4 + 2 * (4 * (8 * 12 + 2 * 48) * 4)
+    text = 2 * (11 * (8 * 20 + 2 * 36) * 4 + 5 * 11 * 11 * 8)
+    assert counted.buffers == 8 * 1000 + 16 * (image + text) + 6 * 4 * 16 * 128
