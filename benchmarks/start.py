@@ -14,11 +14,14 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+import mmclip_jax
 from mmclip_jax import memory, writers
 from mmclip_jax.data.builders.phantom import Phantom
 from mmclip_jax.data.phantom import PhantomConfig, scaled_patients
 from mmclip_jax.data.records import build
+from mmclip_jax.evaluate.run import quick_metrics
 from mmclip_jax.settings import read_config
+from mmclip_jax.train.loop import validation_examples
 from mmclip_jax.train.run import train
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "demo.py"
@@ -53,6 +56,11 @@ def curve(workdir: pathlib.Path) -> dict[int, float]:
         return {}
     rows = writers.read_rows(workdir / "metrics.jsonl")
     return {int(row["step"] or 0): float(row[MEASURE] or np.nan) for row in rows if MEASURE in row}
+
+
+def measured(workdir: pathlib.Path, data: str) -> float:
+    """The same measure of a finished run, on the validation patients of a data set."""
+    return quick_metrics(mmclip_jax.load(workdir), validation_examples((data,)))["macro_auroc"]
 
 
 def reached(values: dict[int, float], wanted: float) -> int | None:
@@ -90,6 +98,8 @@ def main() -> None:
         former, scratch, started = (
             curve(args.workdir / f"seed_{seed}" / run) for run in ("former", "scratch", "started")
         )
+        if former:  # on the patients that the others are measured on
+            former = {args.steps: measured(args.workdir / f"seed_{seed}" / "former", own)}
         cells = [f"{values[args.steps]:.3f}" if values else "not run" for values in (former, scratch, started)]
         for values in (former, scratch):
             step = reached(started, values[args.steps]) if values else None

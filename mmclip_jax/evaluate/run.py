@@ -415,7 +415,7 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
 def _describe(model: Model) -> str:
     """The model's sizes in a line."""
     sizes = model.config.model
-    depth = sum(sizes.image.get("depths", ())) or sizes.image.depth
+    depth = sum(getattr(sizes.image, "depths", ())) or sizes.image.depth
     return (
         f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
         f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
