@@ -212,6 +212,7 @@ def interrupts(attacker: Attacker) -> Outcomes:
     compiling = """
         import sys
         from mmclip_jax import cli
+        from mmclip_jax.cli import data
         def compiles(args):
             import jax, jax.numpy as jnp
             def f(x):
@@ -219,7 +220,7 @@ def interrupts(attacker: Attacker) -> Outcomes:
             traced = jax.jit(f).lower(jnp.ones((9, 9)))
             print("compiling", flush=True)
             traced.compile()
-        cli._data_info = compiles
+        data._info = compiles
         sys.exit(cli.main(["data", "info", "."]))
     """
     for number in range(1 if attacker.short else 3):

@@ -49,7 +49,7 @@ if __name__ == "__main__":  # worker processes import this file too
     jax.config.update("jax_default_matmul_precision", "highest")
     from mmclip_jax import errors
     from mmclip_jax.data import pipeline, records
-    from mmclip_jax.train import run as train
+    from mmclip_jax.train import run as training
     from mmclip_jax.train import step
 
     spec = importlib.util.spec_from_file_location("demo", "configs/demo.py")
