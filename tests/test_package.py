@@ -367,14 +367,19 @@ def test_the_list_of_rooms_is_that_of_the_tree() -> None:
 
 
 def test_paths_that_the_documents_name_exist() -> None:
-    """Files of the repository that README and docs/ name: with a folder, or with one of ours below the package."""
+    """Files of the repository that README and docs/ name: with a folder, or with one of ours below the package.
+
+    A user's runs and data, which .gitignore names with a slash in front, are none of the repository's folders.
+    """
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    outputs = {line.strip("/") for line in ignored if line.startswith("/")}
     missing = []
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = document.read_text(encoding="utf-8")
         for path in re.findall(r"(?<![\w/.-])(?:\w[\w-]*/)+[\w.-]+\.(?:py|sh|yaml|csv|md|txt)\b", text):
             top = path.partition("/")[0]
             homes = (ROOT, document.parent, ROOT / "mmclip_jax") if (ROOT / "mmclip_jax" / top).is_dir() else (ROOT,)
-            ours = any((ROOT / folder / top).is_dir() for folder in (".", "mmclip_jax"))
+            ours = (ROOT / "mmclip_jax" / top).is_dir() or ((ROOT / top).is_dir() and top not in outputs)
             if ours and not any((home / path).exists() for home in homes):
                 missing.append(f"{document.name}: {path}")
     assert not missing, missing
