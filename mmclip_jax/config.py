@@ -95,6 +95,8 @@ def default_config() -> ConfigDict:
                 "slots": 48,
             },
             "local": {"weight": 0.0, "tokens": 4, "temperature": 0.1},
+            # Paired images against their own report with one thing turned round: of polarity, side, severity.
+            "hard_negatives": {"weight": 0.0, "flips": ("polarity", "side", "severity")},
         }
     )
     config.init = ConfigDict(  # a start from weights that are there; docs/pretrained.md

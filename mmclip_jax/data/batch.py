@@ -7,6 +7,8 @@ it, the planner counts it. With S = model.image_size, L = model.text.length, K =
     tokens    int32 [L]      padded with 0
     entity    int32 [L]      0, or the number of the token's entity from 1; -1: a mark around the text
     affirmed  bool [L]       tokens of observations and devices that are not negated
+    negative  int32 [L]      the text with one thing turned round (text/flips.py), all 0 where nothing could be; it is
+                             there only where the hard negatives have a weight
     text_id   int32 [2]      of the study and of the meaning: texts with one of them equal are positives
     stated    int8 [K]       +1 stated present, −1 stated absent, 0
     source    int32 []       number of the data set that the image is from, −1 not known
@@ -32,6 +34,7 @@ DTYPES: dict[str, np.dtype] = {
         "tokens": np.int32,
         "entity": np.int32,
         "affirmed": np.bool_,
+        "negative": np.int32,
         "text_id": np.int32,
         "stated": np.int8,
         "source": np.int32,
@@ -52,9 +55,15 @@ class Field(NamedTuple):
 def fields(config: Any) -> dict[str, Field]:
     """The fields of one row that go to the devices; config: a run's settings."""
     size, length = int(config.model.image_size), int(config.model.text.length)
-    of_tokens = dict.fromkeys(("tokens", "entity", "affirmed"), (length,))
+    of_tokens = dict.fromkeys(("tokens", "entity", "affirmed", "negative"), (length,))
     shapes = {"image": (size, size, 1), "text_id": (2,), "stated": (len(prompts.KINDS),)} | of_tokens
-    return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in ON_HOST}
+    left_out = ON_HOST if has_negatives(config) else (*ON_HOST, "negative")
+    return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in left_out}
+
+
+def has_negatives(config: Any) -> bool:
+    """Whether rows have the field `negative`; config: a run's settings."""
+    return bool(config.objective.hard_negatives.weight)
 
 
 def sizes(config: Any) -> dict[str, int]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
-from mmclip_jax.data.batch import Batch, Row, sizes, stack_rows
+from mmclip_jax.data.batch import Batch, Row, has_negatives, sizes, stack_rows
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.order import ShuffledEpochs, join, op_seed, part_stream
 from mmclip_jax.data.schema import Example
@@ -41,16 +41,24 @@ class RowMaker:
         self._size = int(config.model.image_size)
         self._length = int(config.model.text.length)
         self._data = plain(config.data)
+        self._flips = tuple(config.objective.hard_negatives.flips) if has_negatives(config) else ()
         self._tokenize = functools.partial(
             tokenizer.tokenize, length=self._length, entity_labels=tuple(config.data.entity_labels)
         )
         self._source_number = {name: number for number, name in enumerate(source_names)}
 
     def train_row(self, example: Example, rng: np.random.Generator, record: int) -> Row:
-        """A random row. The image's draws come first, then the text's."""
+        """A random row. The image's draws come first, then the text's, then those of its hard negative."""
         pixels = transforms.decode_image(example.image)
         image = transforms.augment_image(pixels, self._size, rng, self._data.augment)
-        return self._row(example, image, texts.draw_text(example, rng, self._data), record)
+        drawn = texts.draw_text(example, rng, self._data)
+        row = self._row(example, image, drawn, record)
+        if self._flips:
+            flipped = texts.flipped(drawn, rng, self._flips)
+            tokens = self._tokenize(flipped, ()).tokens if flipped else row["tokens"]
+            # Alike where nothing was turned round, or only what lies beyond the text's end.
+            row["negative"] = np.zeros_like(tokens) if np.array_equal(tokens, row["tokens"]) else tokens
+        return row
 
     def eval_row(self, example: Example, record: int) -> Row:
         """The row that is the same at every call: the whole image, the whole report (see `texts.full_text`)."""

@@ -18,6 +18,7 @@ from mmclip_jax.data.builders.labels import Beside, settle_no_finding
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.text import entities as entity_finder
+from mmclip_jax.text import flips as flip_lib
 from mmclip_jax.text import prompts
 from mmclip_jax.text.schema import NEW_SENTENCE, Entity
 
@@ -78,6 +79,23 @@ def draw_text(example: Example, rng: np.random.Generator, data: Any) -> DrawnTex
         if is_normal(example.entities):
             return _prompt(example, rng, (NO_FINDING,), ())
     return _report(example, rng if subset < data.sentence_subset else None, data.share_no_finding)
+
+
+def flipped(drawn: DrawnText, rng: np.random.Generator, flips: Sequence[str]) -> str:
+    """A row's text with one thing turned round, "" where nothing can be: the hard negative of its image.
+
+    Kinds of flips and findings are tried in random order; see `flips.flip_report`. Prompts are left alone: others of
+    the batch say the opposite of them.
+    """
+    if drawn.prompt:
+        return ""
+    findings = flip_lib.findings_of(drawn.entities)
+    for number in rng.permutation(len(flips)):
+        order = [findings[i] for i in rng.permutation(len(findings))]
+        changed = flip_lib.flip_report(drawn.text, drawn.entities, flips[number], order).text
+        if changed is not None:
+            return changed
+    return ""
 
 
 def full_text(example: Example, share_no_finding: bool = True) -> DrawnText:
