@@ -292,7 +292,7 @@ _MAY_IMPORT = {
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "fields", "sharding"},
-    "objectives": {"errors", "models", "ranges", "sharding"},
+    "objectives": {"errors", "models", "ranges", "sharding", "text"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "objectives", "sharding", "text"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "inference", "text", "writers"},
     "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
