@@ -8,6 +8,7 @@ from mmclip_jax.data import batch
 from mmclip_jax.errors import UserError
 from mmclip_jax.objectives import registry
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
+from mmclip_jax.text.terms import LABELS
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
 _VARIANT: dict[str, Range] = {
@@ -70,8 +71,9 @@ _RANGES: dict[str, Range] = {
     "data.bridge": SHARE,
     "data.max_negated": count(),
     "data.share_no_finding": BOOLEAN,
+    "data.shuffled_labels": BOOLEAN,
     "data.sentence_subset": SHARE,
-    "data.entity_labels": Several(Choice(("observation", "device", "anatomy")), distinct=True),
+    "data.entity_labels": Several(Choice(LABELS), distinct=True),
     "data.augment.rotate": Number(0, 180),  # degrees
     "data.augment.shift": Number(0, 1, below=True),  # of the side
     "data.augment.scale": Number(0, 1, below=True),

@@ -100,7 +100,7 @@ def make_train_iterator(
       seed: default: config.seed.
       process_index: which slice of each global batch, 0 … process_count − 1.
       process_count: how many processes share a global batch.
-      train_sets: default: `open_train_sets(config.data.train)`.
+      train_sets: default: those that the config names (`open_train_sets`).
 
     Raises:
       UserError: a batch size does not divide among the processes, there are no records for a part that has a batch
@@ -108,7 +108,7 @@ def make_train_iterator(
         REPLACEMENTS behind it can be read and decoded.
     """
     if train_sets is None:
-        train_sets = open_train_sets(config.data.train)
+        train_sets = open_train_sets(config.data.train, shuffled_labels=config.data.shuffled_labels)
     seed = int(config.seed if seed is None else seed)
     table = RecordTable(train_sets)
     source_names = tuple(dict.fromkeys(name for train_set in train_sets for name in train_set.source_names))
