@@ -21,6 +21,7 @@ def _base() -> ConfigDict:
     base = config.default_config()
     base.objective.local.weight = 0.25
     base.objective.entmlm.weight = 0.3
+    base.data.bridge = 0.4
     base.data.update({"train": DATA, "batch_paired": 48, "batch_unpaired": 16})
     base.train.steps = 30
     base.lock()

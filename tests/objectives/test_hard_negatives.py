@@ -8,7 +8,6 @@ import tiny
 
 from mmclip_jax import check
 from mmclip_jax.data import texts
-from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.objectives import registry
