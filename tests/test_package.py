@@ -182,16 +182,17 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.slow
 def test_a_wheel_holds_every_module_and_data_file(tmp_path):
-    """Builds a wheel of a copy of the tree, without the network."""
+    """Builds a wheel of a copy of the tree, without the network. The folder configs/ is in it as mmclip_jax/configs."""
     import shutil
     import zipfile
 
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path / "tree"
     copy.mkdir()
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(ROOT / "mmclip_jax", copy / "mmclip_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mmclip_jax", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [
         sys.executable,
         "-m",
@@ -208,6 +209,7 @@ def test_a_wheel_holds_every_module_and_data_file(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("mmclip_jax/")}
     expected = {str(p.relative_to(copy)) for p in (copy / "mmclip_jax").rglob("*") if p.is_file()}
+    expected |= {f"mmclip_jax/configs/{file.name}" for file in (copy / "configs").iterdir()}
     assert inside == expected
     assert (
         "mmclip = mmclip_jax.cli:main"
