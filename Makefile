@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not compiles and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-slow test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
+.PHONY: demo test test-slow test-fast test-wheel test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -23,6 +23,10 @@ test-slow: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(TWO) -m "$(FAST)"
+
+# The wheel, in an empty environment and an empty folder.
+test-wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 # Builds on Apache Beam: its versions of shared packages are not those that JAX wants, so it has an environment of its own.
 test-beam: .venv-beam/.installed
@@ -91,7 +95,7 @@ attacks: $(VENV)/.installed-dev
 # What the paper-scale recipe needs of slices and GPUs; 8 to 30 minutes a slice.
 plan: .tpu/.installed $(VENV)/.installed
 	set -e; for topology in v5p:4x4x8 v5e:16x16 v6e:16x16 h100:8x4; do \
-	  plan="mmclip plan --config configs/mmclip_vitb16.py --topology $$topology --batch 8192"; \
+	  plan="mmclip plan --config mmclip_vitb16 --topology $$topology --batch 8192"; \
 	  out=docs/plans/$$(echo $$topology | tr : _).txt; \
 	  { echo "\$$ $$plan"; echo; PYTHONPATH=.tpu $(BIN)/$$plan; } > $$out.part; \
 	  mv $$out.part $$out; \

@@ -1,7 +1,7 @@
 """Samples a second that the training input makes, beside the bare decoding of the same images. Prints one table.
 
     python benchmarks/pipeline.py --data runs/real/data/covid runs/real/data/nih
-    python benchmarks/pipeline.py --config configs/real_small.py --data ...
+    python benchmarks/pipeline.py --config real_small --data ...
 
 "pipeline" reads records, decodes, augments, draws a text, tokenises and stacks batches, as `mmclip train` does, with
 the config's image size and text length. "decoding" is Pillow's decoding of the very same images, already in memory,

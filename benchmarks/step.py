@@ -1,7 +1,7 @@
 """Speed of the train step: the full step, contrastive alone, and each objective added. Prints one table.
 
     python benchmarks/step.py                                                    # the demo's sizes, any machine
-    python benchmarks/step.py --config configs/mmclip_vitb16.py --batch-paired 192 --batch-unpaired 64 --out DIRECTORY
+    python benchmarks/step.py --config mmclip_vitb16 --batch-paired 192 --batch-unpaired 64 --out DIRECTORY
 
 A made-up batch lies on the device: reading data has no part in the figures. Every variant is compiled first; then they
 take turns, so that what else the machine does falls on all of them alike. Seconds are medians over the turns. FLOPs are

@@ -5,10 +5,10 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/mmclip-jax
 COPY requirements.txt requirements-gcs.txt ./
 RUN pip install -r requirements.txt
-COPY LICENSE pyproject.toml README.md ./
+COPY LICENSE pyproject.toml setup.py README.md ./
 COPY mmclip_jax ./mmclip_jax
 COPY configs ./configs
-# Editable, so that configs/ is found beside the package.
+# Editable: the package stays where it was copied to.
 RUN pip install -c requirements.txt -c requirements-gcs.txt -e ".[tpu,gcs]" && useradd --create-home --uid 1000 mmclip
 USER mmclip
 ENTRYPOINT ["mmclip"]

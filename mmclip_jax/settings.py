@@ -11,15 +11,28 @@ from mmclip_jax.errors import UserError, nearest
 if typing.TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+_PACKAGE = Path(__file__).resolve().parent
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
 _LISTED = "; mmclip_jax/config.py lists the settings"
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configs that the package brings along, by name: "demo" for the file demo.py.
+
+    A wheel holds them inside the package; in a checkout they are the folder configs/ beside it.
+    """
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
+        if folder.is_dir():
+            break
+    return {file.stem: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
 
 
 def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
     """Loads a config file and applies overrides to it, with ml_collections' own type checks.
 
     Args:
-      spec: "FILE.py" or "FILE.py:ARGUMENT"; the argument goes to the file's get_config.
+      spec: "NAME" of a config of the package, or "FILE.py"; with ":ARGUMENT" behind it, the argument goes to the
+        file's get_config.
       overrides: "--config.key=value" each; "--config.flag" and "--noconfig.flag" for booleans; a tuple is given by
         repeating its flag or as a Python literal.
 
@@ -27,14 +40,12 @@ def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
       The locked ConfigDict.
 
     Raises:
-      UserError: no such file, no get_config in it, an unknown key, or a value of the wrong type.
+      UserError: no such name or file, no get_config in it, an unknown key, or a value of the wrong type.
     """
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
-    file, _, argument = spec.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config={spec}: there is no file {file}; the repository keeps its configs in configs/")
+    file, argument = _find(spec)
     get_config = _get_config_of(file)
     config = get_config(argument) if argument else get_config()
     if not isinstance(config, ConfigDict):
@@ -64,6 +75,22 @@ def read_config(spec: str, overrides: Sequence[str] = ()) -> "ConfigDict":
 def names_given(overrides: Sequence[str]) -> frozenset[str]:
     """The dotted names of the settings that `read_config` was given: "data.workers" of "--config.data.workers=0"."""
     return frozenset(map(_key_of, overrides))
+
+
+def _find(spec: str) -> tuple[str, str]:
+    """The file that a --config names, and the argument that goes to it."""
+    name, _, argument = spec.partition(":")
+    known = packaged_configs()
+    if name in known:
+        return str(known[name]), argument
+    if Path(name).is_file():
+        return name, argument
+    is_path = name.endswith(".py") or "/" in name
+    near = nearest(Path(name).stem, known)
+    raise UserError(
+        f"--config={spec}: there is no {'file' if is_path else 'config'} {name}{near}; the package has "
+        f"{', '.join(known)}, and FILE.py is one of your own"
+    )
 
 
 def _get_config_of(file: str) -> Callable[..., Any]:

@@ -54,6 +54,10 @@ def config(tmp_path: Path) -> str:
         ("train --confg x --workdir w", "there is no option --confg; did you mean --config?"),
         ("train --workdir w", "the following arguments are required: --config"),
         ("train --config configs/nothing.py --workdir w", "there is no file configs/nothing.py"),
+        ("train --config demmo --workdir w", "there is no config demmo; did you mean demo?"),
+        ("plan --config vitb16 --topology v5e:16x16", "no config vitb16; did you mean mmclip_vitb16?"),
+        ("ablate --config zebra:runlocal --study s --workdir w", "the package has demo, mmclip_vitb16, real_small"),
+        ("demo --config other/demo.py --workdir w", "there is no file other/demo.py; did you mean demo?"),
         ("train --config {config} --workdir w more", "unrecognized arguments: more"),
         ("train --config {config} --workdir s3://bucket/run", "s3://bucket/run: of all addresses only gs://BUCKET"),
         ("data build phantom --data-dir gs://bucket/data", "gs://bucket/data is an address"),
@@ -447,6 +451,29 @@ def test_every_option_of_the_table_builder_is_a_flag(monkeypatch, tmp_path, caps
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configs
+
+
+@pytest.mark.parametrize("name", ["demo", "demo:runlocal", "mmclip_vitb16", "real_small:some/folder"])
+def test_configs_of_the_package_are_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    stem, _, argument = name.partition(":")
+    by_path = settings.read_config(f"{ROOT}/configs/{stem}.py:{argument}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # a user's folder, which is no config
+    assert settings.read_config(name) == by_path
+
+
+def test_the_packages_configs_are_those_beside_it_or_inside(tmp_path, monkeypatch):
+    """As in a checkout, and as a wheel lays them; a folder that an environment has of others is not looked at then."""
+    assert {path.name for path in settings.packaged_configs().values()} == {
+        path.name for path in (ROOT / "configs").glob("*.py")
+    }
+    package = tmp_path / "mmclip_jax"
+    for folder, name in ((package / "configs", "ours"), (tmp_path / "configs", "others")):
+        folder.mkdir(parents=True)
+        (folder / f"{name}.py").write_text(CONFIG)
+    monkeypatch.setattr(settings, "_PACKAGE", package)
+    assert list(settings.packaged_configs()) == ["ours"]
+    assert settings.read_config("ours").name == "plain"
 
 
 def test_config_with_argument_and_overrides(config):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import mmclip_jax
+from mmclip_jax import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -36,9 +37,17 @@ def test_every_dependency_is_pinned_and_the_pins_are_what_runs():
     assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["dev"]} <= _pins(
         "requirements-dev.txt"
     ).keys()
-    assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["interop"]} <= _pins(
-        "requirements-interop.txt"
-    ).keys()
+    for extra in ("interop", "torch"):
+        wanted = {_name(r) for r in PROJECT["project"]["optional-dependencies"][extra]}
+        assert wanted <= _pins("requirements-interop.txt").keys()
+
+
+def test_messages_name_the_packages_of_the_extras():
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert {extra: {_name(r) for r in extras[extra]} for extra in errors.EXTRAS} == {
+        extra: set(packages) for extra, packages in errors.EXTRAS.items()
+    }
+    assert errors.extra("interop") == "the extra [interop] (pip install safetensors tokenizers)"
 
 
 def test_pins_are_closed_over_what_the_packages_require():
@@ -110,7 +119,6 @@ _PACKAGES = {
     "absl": "absl-py",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
-    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 # Declared, and imported by none of our modules.
@@ -182,16 +190,17 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.slow
 def test_a_wheel_holds_every_module_and_data_file(tmp_path):
-    """Builds a wheel of a copy of the tree, without the network."""
+    """Builds a wheel of a copy of the tree, without the network. The folder configs/ is in it as mmclip_jax/configs."""
     import shutil
     import zipfile
 
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path / "tree"
     copy.mkdir()
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(ROOT / "mmclip_jax", copy / "mmclip_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mmclip_jax", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [
         sys.executable,
         "-m",
@@ -208,6 +217,7 @@ def test_a_wheel_holds_every_module_and_data_file(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("mmclip_jax/")}
     expected = {str(p.relative_to(copy)) for p in (copy / "mmclip_jax").rglob("*") if p.is_file()}
+    expected |= {f"mmclip_jax/configs/{file.name}" for file in (copy / "configs").iterdir()}
     assert inside == expected
     assert (
         "mmclip = mmclip_jax.cli:main"
@@ -389,3 +399,15 @@ def test_names_of_test_files_are_unique() -> None:
     """Folders of tests are no packages: pytest refuses two files of one name, and runs nothing at all."""
     names = [file.name for file in (ROOT / "tests").rglob("*.py")]
     assert not {name for name in names if names.count(name) > 1}
+
+
+def test_no_document_or_message_installs_the_package_from_an_index() -> None:
+    """It is in none."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "mmclip_jax").rglob("*.py")]
+    told = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in files
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.search(r"pip install[^#\n]*\bmmclip-jax\b", line)
+    ]
+    assert not told, told

@@ -174,10 +174,14 @@ def add_commands(parser: Parser) -> Commands:
     return parser.add_subparsers(metavar="COMMAND", required=True)
 
 
-def add_config(parser: Parser, default: Path | None = None) -> None:
+def add_config(parser: Parser, default: str | None = None) -> None:
     """Adds --config and its overrides."""
     parser.add_argument(
-        "--config", required=default is None, default=default, metavar="FILE.py[:ARGUMENT]", help="a file of configs/"
+        "--config",
+        required=default is None,
+        default=default,
+        metavar="NAME[:ARGUMENT]",
+        help="a config of the package (demo, real_small, mmclip_vitb16), or a file: FILE.py[:ARGUMENT]",
     )
     parser.takes_overrides = True
     parser.epilog = (

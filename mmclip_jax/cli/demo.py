@@ -3,20 +3,16 @@
 import argparse
 from pathlib import Path
 
-import mmclip_jax
 from mmclip_jax import ranges
-from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, folder_of
+from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, folder_of, whole
 from mmclip_jax.cli.build import build_phantom
-from mmclip_jax.errors import UserError
 from mmclip_jax.settings import names_given, read_config
-
-_CONFIGS = Path(mmclip_jax.__file__).resolve().parents[1] / "configs"
 
 
 def _demo(args: argparse.Namespace) -> None:
-    if args.config == _CONFIGS / "demo.py" and not args.config.exists():
-        raise UserError("the demo's config lies in a checkout of the project: run it there, or give --config FILE")
-    config = read_config(str(args.config), args.overrides)  # before the minutes of work
+    steps = [] if args.steps is None else [f"--config.train.steps={args.steps}"]
+    overrides = [*args.overrides, *steps]
+    config = read_config(args.config, overrides)  # before the minutes of work
     data = build_phantom(args.workdir / "data", config.model.image_size, 0, args.scale, None)
     config.data.train = (str(data),)
     from mmclip_jax import writers
@@ -26,15 +22,16 @@ def _demo(args: argparse.Namespace) -> None:
 
     keep_freed_memory()
     writers.configure_logging()
-    training.train(config, str(args.workdir), given=names_given(args.overrides))
+    training.train(config, str(args.workdir), given=names_given(overrides))
     print(evaluation.run(args.workdir, None, data, split="test", show_text=True))
 
 
 def add(top: Commands) -> None:
     """Adds the command."""
     demo = add_command(top, "demo", "build the phantom, train on it for minutes, evaluate, write report.html", _demo)
-    add_config(demo, default=_CONFIGS / "demo.py")
+    add_config(demo, default="demo")
     demo.add_argument("--workdir", type=folder_of, default=Path("runs/demo"), help="where everything goes")
+    demo.add_argument("--steps", type=whole(1), help="of the training; default: the config's")
     demo.add_argument(
         "--scale",
         type=Number(ranges.positive(1000)),

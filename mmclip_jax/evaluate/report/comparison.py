@@ -5,6 +5,7 @@ are compared: the same data fingerprints, split and protocol digest, and the sam
 resample the same patients, so a difference has an interval of its own, narrower than those of its ends.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -66,46 +67,54 @@ class SavedEvaluation:
             TypeError,
             AttributeError,
             OSError,
+            csv.Error,
         ) as error:  # something is not what it should be
             said = " ".join(str(error).split())[:100]
             raise UserError(f"{path}: {RESULTS_FILE} or {SCORES_FILE} is damaged ({said}): evaluate again") from error
 
     @classmethod
     def _read(cls, path: pathlib.Path) -> "SavedEvaluation":
-        import pandas as pd
-
         for name in (RESULTS_FILE, SCORES_FILE):
             if not (path / name).is_file():
                 raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
         results = files.read_json(path / RESULTS_FILE, "evaluate again", ("zero_shot", "data"))
         if "protocol" not in results["zero_shot"]:
             raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
-        # NumPy reads back every digit.
-        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
-        if len(table) != results["data"]["rows"]:
+        table = _read_columns(path / SCORES_FILE)
+        rows = len(table["id"])
+        if rows != results["data"]["rows"]:
             raise UserError(
-                f"{path / SCORES_FILE} is damaged ({len(table)} rows, and {RESULTS_FILE} says "
+                f"{path / SCORES_FILE} is damaged ({rows} rows, and {RESULTS_FILE} says "
                 f"{results['data']['rows']}): evaluate again"
             )
 
         def numbers(columns: Sequence[str]) -> np.ndarray:
-            return table[list(columns)].replace("", "nan").to_numpy(np.float64).reshape(len(table), len(columns))
+            cells = [[float(cell or "nan") for cell in table[column]] for column in columns]
+            return np.array(cells, np.float64).reshape(len(columns), rows).T
 
         if "patient" not in table:
             raise UserError(f"{path / SCORES_FILE} has no patients: evaluate the checkpoint again with this version")
-        findings = [name.removesuffix("/label") for name in table.columns if name.endswith("/label")]
+        findings = [name.removesuffix("/label") for name in table if name.endswith("/label")]
         score = results["zero_shot"]["score"]
         return cls(
             name=_name(results, path),
             path=path,
             results=results,
-            ids=table["id"].tolist(),
-            sources=table["source"].to_numpy(object),
-            patients=table["patient"].to_numpy(),
+            ids=table["id"],
+            sources=np.array(table["source"], object),
+            patients=np.array(table["patient"], object),
             findings=findings,
             labels=numbers([f"{finding}/label" for finding in findings]),
             scores=numbers([f"{finding}/{score}" for finding in findings]),
         )
+
+
+def _read_columns(file: pathlib.Path) -> dict[str, list[str]]:
+    """The cells of a CSV file by the name of their column; ValueError where a line has too few or too many."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        header, *lines = csv.reader(stream, strict=True)
+    columns = list(zip(*lines, strict=True)) or [()] * len(header)
+    return {name: list(cells) for name, cells in zip(header, columns, strict=True)}
 
 
 def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
