@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import EVALUATED, Part, Results, Section
-from mmclip_jax.evaluate.evaluations.exposure import AS_STATED, NOT_OURS, OTHER_SOURCE, REPORT_ONLY, SAME_SOURCE
 from mmclip_jax.evaluate.evaluations.grounding import points_inside
 from mmclip_jax.evaluate.evaluations.localization import inside_boxes
 from mmclip_jax.evaluate.report import figures, notes
 from mmclip_jax.evaluate.report.cases import Case
 from mmclip_jax.evaluate.report.formats import finite, interval, number
 from mmclip_jax.evaluate.rows import uncertain_text
+from mmclip_jax.inference.exposure import AS_STATED, NOT_OURS, OTHER_SOURCE, REPORT_ONLY, SAME_SOURCE
 
 if TYPE_CHECKING:
     import jinja2
