@@ -385,7 +385,7 @@ def test_texts_are_strings_and_lists_are_of_one_length() -> None:
             check_several("texts", ["a", bad])
     with pytest.raises(UserError, match="3 images, 2 texts"):
         check_equal(images=[1, 2, 3], texts=["a", "b"])
-    check_equal(images=np.zeros((2, 3, 3)), texts=("a", "b"))
+    check_equal(images=np.zeros((2, 3, 5)), texts=("a", "b"))
     for wrong in ([5], [-1], [0.5], [None], None, "0"):
         with pytest.raises(UserError, match="masked"):
             check_numbers("masked", wrong, 5)
