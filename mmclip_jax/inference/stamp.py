@@ -95,5 +95,5 @@ def _domain(sources: Mapping[str, Mapping[str, int]], artificial: Iterable[str],
         if set(artificial) == set(sources):
             said = f"artificial X-rays alone, {said}: its numbers say nothing about real radiographs"
         elif artificial:
-            said += f"; {' and '.join(sorted(artificial))} are artificial X-rays"
+            said += f"; artificial X-rays: {', '.join(sorted(artificial))}"
     return said + ("; before that from what the authors of its first weights used" if has_start else "")
