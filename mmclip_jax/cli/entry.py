@@ -21,6 +21,7 @@ from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
     DoesNotFitError,
+    IncompleteError,
     LeakageError,
     LostProcessError,
     PreemptedError,
@@ -135,7 +136,7 @@ def _main(words: Sequence[str]) -> int:
     except UserError as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 2
-    except (TrainingError, LeakageError, DoesNotFitError) as error:
+    except (TrainingError, LeakageError, DoesNotFitError, IncompleteError) as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
     except PreemptedError as error:
