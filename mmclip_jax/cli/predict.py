@@ -45,17 +45,18 @@ def _predict(args: argparse.Namespace) -> None:
     tell_left_out(images, found.unreadable)
 
 
-def run_and_places(args: argparse.Namespace) -> tuple[str, list[str]]:
+def run_and_places(args: argparse.Namespace, least: int = 1) -> tuple[str, list[str]]:
     """The run and the places: with --workdir all that is named is a place, else the first is the run.
 
     Raises:
-      UserError: there is no place left.
+      UserError: fewer than `least` places are left.
     """
-    named = list(args.places)
-    run = str(args.workdir) if args.workdir is not None else named.pop(0)
-    if not named:
+    run, named = args.workdir, list(args.places)
+    if run is None and named:
+        run = named.pop(0)
+    if run is None or len(named) < least:
         raise UserError("name the run and the images: RUN PLACE…, or PLACE… --workdir RUN")
-    return run, named
+    return str(run), named
 
 
 def own_prompts(given: list[str]) -> "dict[str, Texts]":
@@ -86,7 +87,7 @@ def tell_left_out(images: typing.Any, unreadable: "list[Unreadable]") -> None:
       IncompleteError: images could not be read.
     """
     if images.others:
-        print(f"left out: {images.others:,} files of the folders that are no images", file=sys.stderr)
+        print(f"left out: {images.others:,} of the files in the folders, which are no images", file=sys.stderr)
     for each in unreadable:
         print(f"not read: {each.path}: {each.reason}", file=sys.stderr)
     if unreadable:

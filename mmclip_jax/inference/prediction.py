@@ -71,8 +71,9 @@ class Predictions:
     def as_json(self) -> dict[str, Any]:
         """For a JSON file.
 
-        {"model", "step", "domain", "note", "images": [{"image", "findings": {name: {"probability", "exposure" and, where
-        there are such, "threshold", "positive", "threshold_from", "figure"}}}], "unreadable": [{"image", "reason"}]}
+        {"model", "step", "domain", "note", "images": [{"image", "findings": {name: {"probability", "exposure" and,
+        where there are such, "threshold", "positive", "threshold_from", "figure"}}}],
+        "unreadable": [{"image", "reason"}]}
         """
         return {
             "model": self.model,
