@@ -34,10 +34,11 @@ def _predict(args: argparse.Namespace) -> None:
         found = prediction.predict(model, images.images, asked, str(run), args.heatmaps, advance)
     if args.csv is not None:
         files.write_whole(args.csv, found.as_csv())
+    text = json.dumps(found.as_json(), indent=1)
     if args.json is not None and args.json != "-":
-        files.write_json(args.json, found.as_json())
+        files.write_whole(args.json, text + "\n")
     if args.json == "-":
-        print(json.dumps(found.as_json(), indent=1))
+        print(text)
     elif args.csv is None and args.json is None:
         print(found.as_text())
     else:
