@@ -19,10 +19,14 @@ from mmclip_jax.errors import LostProcessError, PreemptedError, TrainingError, U
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
-from ml_collections import ConfigDict
+from mmclip_jax.config import default_config
 def get_config(arg="plain"):
-    return ConfigDict({"seed": 0, "none": None, "name": arg, "train": {"steps": 7, "rate": 0.5, "remat": True},
-                       "data": {"train": ("a",), "shares": (0.5, 0.5)}})
+    config = default_config()
+    config.data.update({"tokenizer": arg, "train": ("a",), "paired_weights": (0.5, 0.5)})
+    config.train.update({"steps": 7, "spike": 1.5})
+    config.model.remat = True
+    config.init.image = None
+    return config
 """
 
 
@@ -40,7 +44,7 @@ def config(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "which command? data, tokenizer, train"),
+        ("", "which command? data, tokenizer, config"),
         ("trian", "there is no command 'trian'; did you mean train?"),
         ("data", "which command? build, inspect, info"),
         ("data biuld", "there is no command 'biuld'; did you mean build?"),
@@ -52,24 +56,31 @@ def config(tmp_path: Path) -> str:
         ("data info /no/such/place", "/no/such/place does not exist"),
         ("tokenizer train --data /no/such --out t.model", "/no/such does not exist"),
         ("train --confg x --workdir w", "there is no option --confg; did you mean --config?"),
-        ("train --workdir w", "the following arguments are required: --config"),
+        ("train --config demo", "the following arguments are required: --workdir"),
+        ("train --workdir {empty}", "empty holds no run to go on with: begin one with --config NAME, such as"),
+        ("plan --topology v5e:16x16", "the following arguments are required: --config"),
         ("train --config configs/nothing.py --workdir w", "there is no file configs/nothing.py"),
         ("train --config demmo --workdir w", "there is no config demmo; did you mean demo?"),
         ("plan --config vitb16 --topology v5e:16x16", "no config vitb16; did you mean mmclip_vitb16?"),
-        ("ablate --config zebra:runlocal --study s --workdir w", "the package has demo, mmclip_vitb16, real_small"),
+        ("ablate --config zebra:runlocal --study s --workdir w", "The package has demo, mmclip_vitb16, real_small"),
         ("demo --config other/demo.py --workdir w", "there is no file other/demo.py; did you mean demo?"),
         ("train --config {config} --workdir w more", "unrecognized arguments: more"),
         ("train --config {config} --workdir s3://bucket/run", "s3://bucket/run: of all addresses only gs://BUCKET"),
         ("data build phantom --data-dir gs://bucket/data", "gs://bucket/data is an address"),
         ("demo --scale=--", "argument --scale: '--' is no value"),
         ("train --config {config} --workdir w --config.train.stpes=3", "did you mean train.steps?"),
-        ("train --config {config} --workdir w --config.seeed 3", "the config has no seeed; did you mean seed?"),
-        ("train --config {config} --workdir w --config.zebra=3", "no zebra; mmclip_jax/config.py lists the settings"),
-        ("train --config {config} --workdir w --config.none=3", "none is None, which tells no type"),
+        ("train --config {config} --workdir w --config.seeed 3", "there is no setting seeed; did you mean seed?"),
+        ("train --config {config} --workdir w --config.zebra=3", "no setting zebra; mmclip config demo lists them"),
+        ("train --config {config} --workdir w --config.optimizer.lr=3", "did you mean optimizer.peak_lr?"),
+        ("config demo --config.batch_size=3", "did you mean data.batch_paired or data.batch_unpaired?"),
+        ("config demmo", "there is no config demmo; did you mean demo?"),
+        ("config nothing.yaml", "there is no file nothing.yaml"),
+        ("config --config.seed=3", "--config.seed=3 changes a configuration: say which"),
+        ("train --config {config} --workdir w --config.init.image=3", "init.image is None, which tells no type"),
         ("train --config {config} --workdir w --config.train=3", "train is a group of settings"),
         ("train --config {config} --workdir w --config.train.steps=1.5", "expected a whole number, such as 7"),
-        ("train --config {config} --workdir w --config.train.rate fast", "expected a number, such as 0.5"),
-        ("train --config {config} --workdir w --config.train.remat=maybe", "expected true or false, such as True"),
+        ("train --config {config} --workdir w --config.train.spike fast", "expected a number, such as 1.5"),
+        ("train --config {config} --workdir w --config.model.remat=maybe", "expected true or false, such as True"),
         ("train --config {config} --workdir w --config.train.steps", "Missing value for flag --config.train.steps"),
         ("train --config {config} --workdir w --process 1", "--coordinator, --processes and --process belong together"),
         ("train --config {config} --workdir w --pod --process 1", "--pod finds the other processes by itself"),
@@ -473,22 +484,22 @@ def test_the_packages_configs_are_those_beside_it_or_inside(tmp_path, monkeypatc
         (folder / f"{name}.py").write_text(CONFIG)
     monkeypatch.setattr(settings, "_PACKAGE", package)
     assert list(settings.packaged_configs()) == ["ours"]
-    assert settings.read_config("ours").name == "plain"
+    assert settings.read_config("ours").data.tokenizer == "plain"
 
 
 def test_config_with_argument_and_overrides(config):
     plain = settings.read_config(config)
-    assert (plain.name, plain.train.steps, plain.is_locked) == ("plain", 7, True)
+    assert (plain.data.tokenizer, plain.train.steps, plain.is_locked) == ("plain", 7, True)
     changed = settings.read_config(
         f"{config}:big",
-        ["--config.train.steps=9", "--config.train.rate=2", "--noconfig.train.remat", "--config.data.train=x/y",
-         "--config.data.train=z", "--config.data.shares=(0.25, 0.75)"],
+        ["--config.train.steps=9", "--config.train.spike=2", "--noconfig.model.remat", "--config.data.train=x/y",
+         "--config.data.train=z", "--config.data.paired_weights=(0.25, 0.75)"],
     )  # fmt: skip
-    assert changed.name == "big"
-    assert changed.train.to_dict() == {"steps": 9, "rate": 2.0, "remat": False}
-    assert type(changed.train.rate) is float
+    assert changed.data.tokenizer == "big"
+    assert (changed.train.steps, changed.train.spike, changed.model.remat) == (9, 2.0, False)
+    assert type(changed.train.spike) is float
     assert changed.data.train == ("x/y", "z")
-    assert changed.data.shares == (0.25, 0.75)
+    assert changed.data.paired_weights == (0.25, 0.75)
     assert settings.read_config(config).train.steps == 7
 
 

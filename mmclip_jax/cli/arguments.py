@@ -23,6 +23,12 @@ _PathT = typing.TypeVar("_PathT", bound="Path | epath.Path")
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
+OVERRIDES_HELP = (
+    "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
+    "a boolean; repeat the flag for the elements of a tuple. mmclip config NAME prints the settings."
+)
+
+
 class UsageError(Exception):
     """A command line that cannot be understood; shown with the command's name."""
 
@@ -174,20 +180,18 @@ def add_commands(parser: Parser) -> Commands:
     return parser.add_subparsers(metavar="COMMAND", required=True)
 
 
-def add_config(parser: Parser, default: str | None = None) -> None:
-    """Adds --config and its overrides."""
+def add_config(parser: Parser, default: str | None = None, otherwise: str = "") -> None:
+    """Adds --config and its overrides; otherwise: what happens without --config, where it may be left out."""
+    help = "a config of the package (demo, real_small, mmclip_vitb16), or a file: FILE.py[:ARGUMENT], FILE.yaml"
     parser.add_argument(
         "--config",
-        required=default is None,
+        required=default is None and not otherwise,
         default=default,
         metavar="NAME[:ARGUMENT]",
-        help="a config of the package (demo, real_small, mmclip_vitb16), or a file: FILE.py[:ARGUMENT]",
+        help=f"{help}; default: {otherwise}" if otherwise else help,
     )
     parser.takes_overrides = True
-    parser.epilog = (
-        "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
-        "a boolean; repeat the flag for the elements of a tuple. mmclip_jax/config.py lists the settings."
-    )
+    parser.epilog = OVERRIDES_HELP
 
 
 def add_run(parser: Parser, required: bool = True) -> None:
