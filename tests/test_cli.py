@@ -84,15 +84,15 @@ def config(tmp_path: Path) -> str:
         ("train --config {config} --workdir w --config.train.steps", "Missing value for flag --config.train.steps"),
         ("train --config {config} --workdir w --process 1", "--coordinator, --processes and --process belong together"),
         ("train --config {config} --workdir w --pod --process 1", "--pod finds the other processes by itself"),
-        ("evaluate --workdir /no/such --data /", "/no/such does not exist"),
-        ("evaluate --workdir / --data / --split tset", "invalid choice: 'tset'"),
+        ("evaluate --model /no/such --data /", "/no/such does not exist"),
+        ("evaluate --model / --data / --split tset", "invalid choice: 'tset'"),
         ("compare /", "/ has no results.json"),
-        ("evaluate --workdir {empty} --data {empty}", "holds no checkpoints"),
-        ("predict /no/image.png --workdir /", "/no/image.png does not exist"),
-        ("predict {config} --workdir / --findings pneumonia,plague", "plague"),
-        ("predict {config} --workdir {empty}", "holds no checkpoints"),
+        ("evaluate --model {empty} --data {empty}", "holds no checkpoints"),
+        ("predict /no/image.png --model /", "/no/image.png does not exist"),
+        ("predict {config} --model / --findings pneumonia,plague", "plague"),
+        ("predict {config} --model {empty}", "holds no checkpoints"),
         ("ablate --config {config} --study masking --seeds 0,x --workdir w", "is not a list of whole numbers"),
-        ("evaluate --workdir w --config.train.steps=3", "there is no option --config.train.steps"),
+        ("evaluate --model w --config.train.steps=3", "there is no option --config.train.steps"),
     ],
 )
 def test_mistakes(line, message, config, tmp_path, capsys):
@@ -104,6 +104,38 @@ def test_mistakes(line, message, config, tmp_path, capsys):
     assert err.count("\n") == 1
     assert err.startswith("mmclip")
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "said"),
+    [
+        ("evaluate --workdir {} --data {}", "--workdir", "evaluate --model {} --data {}"),
+        ("evaluate --data {} --workdir={}", "--workdir", "evaluate --data {} --model={}"),
+        ("predict --workdir {} --step 3 {}", "--workdir", "predict --model {} --step 3 {}"),
+        ("evaluate --referee none --checkpoint {} --data {} --out x", "--referee",
+         "evaluate --external none --checkpoint {} --data {} --out x"),
+        ("finetune --checkpoint {} --data {} --workdir w", "--checkpoint", "finetune --model {} --data {} --workdir w"),
+    ],
+)  # fmt: skip
+def test_former_names_of_options_work_and_say_the_new_one(line, old, said, tmp_path, monkeypatch, capsys):
+    given = []
+    for command in ("evaluate", "predict", "finetune"):
+        monkeypatch.setattr(getattr(cli, command), f"_{command}", given.append)
+    words, new = line.format(tmp_path, tmp_path), said.format(tmp_path, tmp_path)
+    assert cli.main(words.split()) == 0
+    command = words.split()[0]
+    name = next(word.partition("=")[0] for word in new.split() if word.startswith(("--model", "--external")))
+    assert capsys.readouterr().err == f"mmclip {command}: {old} is now {name}: mmclip {new}\n"
+    assert cli.main(new.split()) == 0
+    assert capsys.readouterr().err == ""
+    assert vars(given[0]) == vars(given[1])  # the same arguments to the letter
+
+
+def test_a_former_name_behind_two_dashes_is_no_option(tmp_path, capsys):
+    assert cli.main(["predict", "--model", str(tmp_path), "--", "--workdir"]) == 2
+    assert capsys.readouterr().err == (
+        "mmclip predict: argument IMAGE: --workdir does not exist (see mmclip predict --help)\n"
+    )
 
 
 def test_a_process_number_that_cannot_be_is_one_line(config, tmp_path):
@@ -569,19 +601,19 @@ def test_a_small_run_from_build_to_prediction(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (70, 53), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     Image.fromarray(noise[:64, :41]).save(tmp_path / "b.jpg")
-    said = json.loads(_mmclip("predict", "a.png", "b.jpg", "--workdir", "run", "--findings", "pleural effusion,edema",
+    said = json.loads(_mmclip("predict", "a.png", "b.jpg", "--model", "run", "--findings", "pleural effusion,edema",
                               "--format", "json", cwd=tmp_path))  # fmt: skip
     assert said["step"] == 4
     assert [image["image"] for image in said["images"]] == ["a.png", "b.jpg"]
     assert all(set(image["findings"]) == {"pleural effusion", "edema"} for image in said["images"])
     assert all(0 < p < 1 for image in said["images"] for p in image["findings"].values())
-    table = _mmclip("predict", "a.png", "--workdir", "run", cwd=tmp_path)
+    table = _mmclip("predict", "a.png", "--model", "run", cwd=tmp_path)
     assert table.startswith("a.png\n")
     assert "pneumothorax" in table
-    out = _mmclip("evaluate", "--workdir", "run", "--data", built, "--split", "validation", cwd=tmp_path)
+    out = _mmclip("evaluate", "--model", "run", "--data", built, "--split", "validation", cwd=tmp_path)
     assert "report.html" in out
     assert (tmp_path / "run" / "evaluation" / "4-validation" / "report.html").exists()
-    _mmclip("evaluate", "--workdir", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)
+    _mmclip("evaluate", "--model", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)
 
 
 def test_the_demo_says_which_settings_were_given(tmp_path, monkeypatch):

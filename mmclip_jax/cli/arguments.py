@@ -50,12 +50,14 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
       takes_overrides: whether --config.key=value arguments are allowed.
+      renamed: options by a former name -> the name they have now; the former one still works, and says so.
       more: adds the arguments that are costly to find out; called only if this parser's command was given.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
         self.takes_overrides = False
+        self.renamed: dict[str, str] = {}
         self.more: Callable[[Parser], None] | None = None
 
     def error(self, message: str) -> typing.NoReturn:
@@ -196,8 +198,15 @@ def add_config(parser: Parser, default: str | None = None, otherwise: str = "") 
 
 def add_run(parser: Parser, required: bool = True) -> None:
     """Adds the arguments that name a checkpoint of a run."""
-    parser.add_argument("--workdir", required=required, type=existing_place, help="directory of a training run")
-    parser.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+    add_model(parser, required)
+    parser.renamed["--workdir"] = "--model"
+
+
+def add_model(parser: Parser, required: bool = True) -> None:
+    """Adds --model and --step."""
+    help = "folder of a training run, of one of its checkpoints, or of what mmclip export wrote"
+    parser.add_argument("--model", required=required, type=existing_place, metavar="RUN", help=help)
+    parser.add_argument("--step", type=whole(), help="the checkpoint of a run to take; default: the newest")
 
 
 def add_build(parser: Parser) -> None:

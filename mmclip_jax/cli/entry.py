@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -70,6 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.more is not None:
         chosen.more(chosen)
     rest, overrides = _split_overrides(argv) if chosen.takes_overrides else (list(argv), [])
+    rest = _renamed(chosen, rest, argv)
     known = chosen.options()
     for word in rest[depth:]:
         if word == "--":
@@ -80,6 +82,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(rest)
     args.overrides = overrides
     return args
+
+
+def _renamed(parser: Parser, words: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The arguments with today's names of options, saying on stderr which former ones were given."""
+
+    def by_new_names(line: Sequence[str]) -> list[str]:
+        end = line.index("--") if "--" in line else len(line)
+        parts = [word.partition("=") for word in line[:end]]
+        return [parser.renamed.get(name, name) + equals + value for name, equals, value in parts] + list(line[end:])
+
+    found = by_new_names(words)
+    for old, new in parser.renamed.items():
+        if any(word.partition("=")[0] == old for word in words) and found != list(words):
+            command = shlex.join(["mmclip", *by_new_names(argv)])
+            print(f"{parser.prog}: {old} is now {new}: {command}", file=sys.stderr)
+    return found
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -154,12 +172,17 @@ def _main(words: Sequence[str]) -> int:
         if error.errno in _FULL_OR_FORBIDDEN:
             print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         else:
-            print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+            print(f"mmclip: {ends.told(error, _folder_of(args))}", file=sys.stderr)
         return 1
     except Exception as error:
-        print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+        print(f"mmclip: {ends.told(error, _folder_of(args))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _folder_of(args: argparse.Namespace) -> object:
+    """The folder that a command works in: the one that it writes a run into, or the run that it looks at."""
+    return getattr(args, "workdir", None) or getattr(args, "model", None)
 
 
 def _set_up() -> None:

@@ -16,7 +16,7 @@ def _predict(args: argparse.Namespace) -> None:
     from mmclip_jax.memory import keep_freed_memory
 
     keep_freed_memory()
-    model = model_lib.load(args.workdir, args.step)
+    model = model_lib.load(args.model, args.step)
     scores = model.zero_shot(args.images, args.findings or _known_findings(model.manifest))
     rows: list[tuple[str, dict[str, float]]] = [
         (str(image), {finding: round(float(values[n]), 4) for finding, values in scores.items()})
@@ -24,7 +24,7 @@ def _predict(args: argparse.Namespace) -> None:
     ]
     if args.format == "json":
         images = [{"image": image, "findings": findings} for image, findings in rows]
-        print(json.dumps({"workdir": str(args.workdir), "step": model.step, "images": images}, indent=1))
+        print(json.dumps({"model": str(args.model), "step": model.step, "images": images}, indent=1))
         return
     for image, findings in rows:
         print(image)
