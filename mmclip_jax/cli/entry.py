@@ -17,7 +17,20 @@ from collections.abc import Sequence
 
 import mmclip_jax
 from mmclip_jax import ends
-from mmclip_jax.cli import ablate, compare, config, data, demo, evaluate, finetune, plan, predict, tokenizer, train
+from mmclip_jax.cli import (
+    ablate,
+    compare,
+    completion,
+    config,
+    data,
+    demo,
+    evaluate,
+    finetune,
+    plan,
+    predict,
+    tokenizer,
+    train,
+)
 from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
@@ -31,7 +44,7 @@ from mmclip_jax.errors import (
 )
 
 # In the order in which --help lists them.
-_COMMANDS = (data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, ablate, demo)
+_COMMANDS = (data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, ablate, demo, completion)
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
@@ -48,6 +61,7 @@ def make_parser() -> Parser:
 
     for command in _COMMANDS:
         command.add(top)
+    parser.set_defaults(parser=make_parser)  # for the command that says of all commands how they complete
     return parser
 
 
