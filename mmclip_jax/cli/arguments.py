@@ -196,6 +196,12 @@ def add_config(parser: Parser, default: str | None = None, otherwise: str = "") 
     parser.epilog = OVERRIDES_HELP
 
 
+def add_log(parser: Parser) -> None:
+    """Adds --log."""
+    help = "what the terminal shows of a logging step: a line, or every metric too; files have them all anyway"
+    parser.add_argument("--log", choices=("line", "full"), default="line", help=help)
+
+
 def add_run(parser: Parser, required: bool = True) -> None:
     """Adds the arguments that name a checkpoint of a run."""
     add_model(parser, required)

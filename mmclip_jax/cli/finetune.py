@@ -13,6 +13,7 @@ from mmclip_jax.cli.arguments import (
     Parser,
     add_command,
     add_id_statements,
+    add_log,
     add_model,
     existing_place,
     id_statements_of,
@@ -30,7 +31,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from mmclip_jax.memory import keep_freed_memory
 
     keep_freed_memory()
-    writers.configure_logging()
+    writers.configure_logging(full=args.log == "full")
     names = [field.name for field in dataclasses.fields(task_lib.Settings)]
     settings = task_lib.Settings(**{name: getattr(args, name) for name in names})
     print(
@@ -105,5 +106,6 @@ def add(top: Commands) -> None:
         help="why images known from pre-training, or from the rows that are learnt here, may be scored",
     )
     add_id_statements(tune)
+    add_log(tune)
     tune.more = _add_settings
     add_processes(tune)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, place_of, whole
+from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, add_log, place_of, whole
 from mmclip_jax.cli.distributed import add_processes, start_processes
 from mmclip_jax.settings import names_given, read_config, read_stored
 
@@ -23,7 +23,7 @@ def _train(args: argparse.Namespace) -> None:
     from mmclip_jax.train import run as training
 
     keep_freed_memory()
-    writers.configure_logging()
+    writers.configure_logging(full=args.log == "full")
     training.train(config, str(args.workdir), args.stretch, names_given(args.overrides))
 
 
@@ -44,4 +44,5 @@ def add(top: Commands) -> None:
         "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
     )
     add_id_statements(train)
+    add_log(train)
     add_processes(train)
