@@ -26,7 +26,7 @@ ORDER = (
     ("data",),
     ("text",),
     ("config", "sharding", "writers"),
-    ("ends", "errors", "fields", "files", "locks", "memory", "processes", "ranges", "spreadsheet"),
+    ("ends", "errors", "fields", "files", "locks", "memory", "processes", "ranges", "setting_names", "spreadsheet"),
 )
 # Where modules of older checkouts would stand today.
 _FORMERLY = {

@@ -246,12 +246,14 @@ class JsonLinesWriter(MetricWriter):
 
 
 class ConsoleWriter(MetricWriter):
-    """Writes scalars as one log line a step: "[step] name=number, …", sorted by name."""
+    """Writes scalars as one log line a step, "[step] name=number, …" sorted by name, if `--log full` asks for it."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
         """One line."""
+        if not logging.level_debug():
+            return
         said = ", ".join(f"{name}={scalar(value):.6g}" for name, value in sorted(scalars.items()))
-        logging.info("[%d] %s", step, said)
+        logging.debug("[%d] %s", step, said)
 
 
 class SeveralWriters(MetricWriter):
@@ -339,10 +341,13 @@ class _OurLines(std_logging.Filter):
         return record.levelno >= std_logging.WARNING or file.is_relative_to(self._folder)
 
 
-def configure_logging() -> None:
-    """Shows this package's progress lines on stderr as "HH:MM:SS text", and only the warnings of libraries."""
+def configure_logging(full: bool = False) -> None:
+    """Shows this package's progress lines on stderr as "HH:MM:SS text", and only the warnings of libraries.
+
+    full: every metric of a logging step as well (`ConsoleWriter`); the files of a run hold them anyway.
+    """
     logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.DEBUG if full else logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not any(isinstance(f, _OurLines) for f in handler.filters):

@@ -19,10 +19,14 @@ from mmclip_jax.errors import LostProcessError, PreemptedError, TrainingError, U
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
-from ml_collections import ConfigDict
+from mmclip_jax.config import default_config
 def get_config(arg="plain"):
-    return ConfigDict({"seed": 0, "none": None, "name": arg, "train": {"steps": 7, "rate": 0.5, "remat": True},
-                       "data": {"train": ("a",), "shares": (0.5, 0.5)}})
+    config = default_config()
+    config.data.update({"tokenizer": arg, "train": ("a",), "paired_weights": (0.5, 0.5)})
+    config.train.update({"steps": 7, "spike": 1.5})
+    config.model.remat = True
+    config.init.image = None
+    return config
 """
 
 
@@ -40,7 +44,7 @@ def config(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "which command? data, tokenizer, train"),
+        ("", "which command? data, tokenizer, config"),
         ("trian", "there is no command 'trian'; did you mean train?"),
         ("data", "which command? build, inspect, info"),
         ("data biuld", "there is no command 'biuld'; did you mean build?"),
@@ -52,36 +56,43 @@ def config(tmp_path: Path) -> str:
         ("data info /no/such/place", "/no/such/place does not exist"),
         ("tokenizer train --data /no/such --out t.model", "/no/such does not exist"),
         ("train --confg x --workdir w", "there is no option --confg; did you mean --config?"),
-        ("train --workdir w", "the following arguments are required: --config"),
+        ("train --config demo", "the following arguments are required: --workdir"),
+        ("train --workdir {empty}", "empty holds no run to go on with: begin one with --config NAME, such as"),
+        ("plan --topology v5e:16x16", "the following arguments are required: --config"),
         ("train --config configs/nothing.py --workdir w", "there is no file configs/nothing.py"),
         ("train --config demmo --workdir w", "there is no config demmo; did you mean demo?"),
         ("plan --config vitb16 --topology v5e:16x16", "no config vitb16; did you mean mmclip_vitb16?"),
-        ("ablate --config zebra:runlocal --study s --workdir w", "the package has demo, mmclip_vitb16, real_small"),
+        ("ablate --config zebra:runlocal --study s --workdir w", "The package has demo, mmclip_vitb16, real_small"),
         ("demo --config other/demo.py --workdir w", "there is no file other/demo.py; did you mean demo?"),
         ("train --config {config} --workdir w more", "unrecognized arguments: more"),
         ("train --config {config} --workdir s3://bucket/run", "s3://bucket/run: of all addresses only gs://BUCKET"),
         ("data build phantom --data-dir gs://bucket/data", "gs://bucket/data is an address"),
         ("demo --scale=--", "argument --scale: '--' is no value"),
         ("train --config {config} --workdir w --config.train.stpes=3", "did you mean train.steps?"),
-        ("train --config {config} --workdir w --config.seeed 3", "the config has no seeed; did you mean seed?"),
-        ("train --config {config} --workdir w --config.zebra=3", "no zebra; mmclip_jax/config.py lists the settings"),
-        ("train --config {config} --workdir w --config.none=3", "none is None, which tells no type"),
+        ("train --config {config} --workdir w --config.seeed 3", "there is no setting seeed; did you mean seed?"),
+        ("train --config {config} --workdir w --config.zebra=3", "no setting zebra; mmclip config demo lists them"),
+        ("train --config {config} --workdir w --config.optimizer.lr=3", "did you mean optimizer.peak_lr?"),
+        ("config demo --config.batch_size=3", "did you mean data.batch_paired or data.batch_unpaired?"),
+        ("config demmo", "there is no config demmo; did you mean demo?"),
+        ("config nothing.yaml", "there is no file nothing.yaml"),
+        ("config --config.seed=3", "--config.seed=3 changes a configuration: say which"),
+        ("train --config {config} --workdir w --config.init.image=3", "init.image is None, which tells no type"),
         ("train --config {config} --workdir w --config.train=3", "train is a group of settings"),
         ("train --config {config} --workdir w --config.train.steps=1.5", "expected a whole number, such as 7"),
-        ("train --config {config} --workdir w --config.train.rate fast", "expected a number, such as 0.5"),
-        ("train --config {config} --workdir w --config.train.remat=maybe", "expected true or false, such as True"),
+        ("train --config {config} --workdir w --config.train.spike fast", "expected a number, such as 1.5"),
+        ("train --config {config} --workdir w --config.model.remat=maybe", "expected true or false, such as True"),
         ("train --config {config} --workdir w --config.train.steps", "Missing value for flag --config.train.steps"),
         ("train --config {config} --workdir w --process 1", "--coordinator, --processes and --process belong together"),
         ("train --config {config} --workdir w --pod --process 1", "--pod finds the other processes by itself"),
-        ("evaluate --workdir /no/such --data /", "/no/such does not exist"),
-        ("evaluate --workdir / --data / --split tset", "invalid choice: 'tset'"),
+        ("evaluate --model /no/such --data /", "/no/such does not exist"),
+        ("evaluate --model / --data / --split tset", "invalid choice: 'tset'"),
         ("compare /", "/ has no results.json"),
-        ("evaluate --workdir {empty} --data {empty}", "holds no checkpoints"),
-        ("predict /no/image.png --workdir /", "/no/image.png does not exist"),
-        ("predict {config} --workdir / --findings pneumonia,plague", "plague"),
-        ("predict {config} --workdir {empty}", "holds no checkpoints"),
+        ("evaluate --model {empty} --data {empty}", "holds no checkpoints"),
+        ("predict /no/image.png --model /", "/no/image.png does not exist"),
+        ("predict {config} --model / --findings pneumonia,plague", "plague"),
+        ("predict {config} --model {empty}", "holds no checkpoints"),
         ("ablate --config {config} --study masking --seeds 0,x --workdir w", "is not a list of whole numbers"),
-        ("evaluate --workdir w --config.train.steps=3", "there is no option --config.train.steps"),
+        ("evaluate --model w --config.train.steps=3", "there is no option --config.train.steps"),
     ],
 )
 def test_mistakes(line, message, config, tmp_path, capsys):
@@ -93,6 +104,38 @@ def test_mistakes(line, message, config, tmp_path, capsys):
     assert err.count("\n") == 1
     assert err.startswith("mmclip")
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "said"),
+    [
+        ("evaluate --workdir {} --data {}", "--workdir", "evaluate --model {} --data {}"),
+        ("evaluate --data {} --workdir={}", "--workdir", "evaluate --data {} --model={}"),
+        ("predict --workdir {} --step 3 {}", "--workdir", "predict --model {} --step 3 {}"),
+        ("evaluate --referee none --checkpoint {} --data {} --out x", "--referee",
+         "evaluate --external none --checkpoint {} --data {} --out x"),
+        ("finetune --checkpoint {} --data {} --workdir w", "--checkpoint", "finetune --model {} --data {} --workdir w"),
+    ],
+)  # fmt: skip
+def test_former_names_of_options_work_and_say_the_new_one(line, old, said, tmp_path, monkeypatch, capsys):
+    given = []
+    for command in ("evaluate", "predict", "finetune"):
+        monkeypatch.setattr(getattr(cli, command), f"_{command}", given.append)
+    words, new = line.format(tmp_path, tmp_path), said.format(tmp_path, tmp_path)
+    assert cli.main(words.split()) == 0
+    command = words.split()[0]
+    name = next(word.partition("=")[0] for word in new.split() if word.startswith(("--model", "--external")))
+    assert capsys.readouterr().err == f"mmclip {command}: {old} is now {name}: mmclip {new}\n"
+    assert cli.main(new.split()) == 0
+    assert capsys.readouterr().err == ""
+    assert vars(given[0]) == vars(given[1])  # the same arguments to the letter
+
+
+def test_a_former_name_behind_two_dashes_is_no_option(tmp_path, capsys):
+    assert cli.main(["predict", "--model", str(tmp_path), "--", "--workdir"]) == 2
+    assert capsys.readouterr().err == (
+        "mmclip predict: argument PLACE: --workdir does not exist (see mmclip predict --help)\n"
+    )
 
 
 def test_a_process_number_that_cannot_be_is_one_line(config, tmp_path):
@@ -473,22 +516,22 @@ def test_the_packages_configs_are_those_beside_it_or_inside(tmp_path, monkeypatc
         (folder / f"{name}.py").write_text(CONFIG)
     monkeypatch.setattr(settings, "_PACKAGE", package)
     assert list(settings.packaged_configs()) == ["ours"]
-    assert settings.read_config("ours").name == "plain"
+    assert settings.read_config("ours").data.tokenizer == "plain"
 
 
 def test_config_with_argument_and_overrides(config):
     plain = settings.read_config(config)
-    assert (plain.name, plain.train.steps, plain.is_locked) == ("plain", 7, True)
+    assert (plain.data.tokenizer, plain.train.steps, plain.is_locked) == ("plain", 7, True)
     changed = settings.read_config(
         f"{config}:big",
-        ["--config.train.steps=9", "--config.train.rate=2", "--noconfig.train.remat", "--config.data.train=x/y",
-         "--config.data.train=z", "--config.data.shares=(0.25, 0.75)"],
+        ["--config.train.steps=9", "--config.train.spike=2", "--noconfig.model.remat", "--config.data.train=x/y",
+         "--config.data.train=z", "--config.data.paired_weights=(0.25, 0.75)"],
     )  # fmt: skip
-    assert changed.name == "big"
-    assert changed.train.to_dict() == {"steps": 9, "rate": 2.0, "remat": False}
-    assert type(changed.train.rate) is float
+    assert changed.data.tokenizer == "big"
+    assert (changed.train.steps, changed.train.spike, changed.model.remat) == (9, 2.0, False)
+    assert type(changed.train.spike) is float
     assert changed.data.train == ("x/y", "z")
-    assert changed.data.shares == (0.25, 0.75)
+    assert changed.data.paired_weights == (0.25, 0.75)
     assert settings.read_config(config).train.steps == 7
 
 
@@ -558,20 +601,20 @@ def test_a_small_run_from_build_to_prediction(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (70, 53), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     Image.fromarray(noise[:64, :41]).save(tmp_path / "b.jpg")
-    said = json.loads(_mmclip("predict", "a.png", "b.jpg", "--workdir", "run", "--findings", "pleural effusion,edema",
+    said = json.loads(_mmclip("predict", "a.png", "b.jpg", "--model", "run", "--findings", "pleural effusion,edema",
                               "--json", "-", cwd=tmp_path))  # fmt: skip
     assert said["step"] == 4
     assert [image["image"] for image in said["images"]] == ["a.png", "b.jpg"]
     assert all(set(image["findings"]) == {"pleural effusion", "edema"} for image in said["images"])
     assert all(0 < p["probability"] < 1 for image in said["images"] for p in image["findings"].values())
     assert "artificial X-rays alone" in said["domain"]
-    table = _mmclip("predict", "a.png", "--workdir", "run", cwd=tmp_path)
+    table = _mmclip("predict", "a.png", "--model", "run", cwd=tmp_path)
     assert table.startswith("a.png\n")
     assert "pneumothorax" in table
-    out = _mmclip("evaluate", "--workdir", "run", "--data", built, "--split", "validation", cwd=tmp_path)
+    out = _mmclip("evaluate", "--model", "run", "--data", built, "--split", "validation", cwd=tmp_path)
     assert "report.html" in out
     assert (tmp_path / "run" / "evaluation" / "4-validation" / "report.html").exists()
-    _mmclip("evaluate", "--workdir", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)
+    _mmclip("evaluate", "--model", "run", "--data", built, "--step", 3, cwd=tmp_path, status=2)
 
 
 def test_the_demo_says_which_settings_were_given(tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch, ca
     for line in (
         ["train", "--config", config, "--workdir", "gs://runs/a"],
         ["train", "--config", config, "--workdir", str(tmp_path), '--config.data.train=("gs://data/built",)'],
-        ["evaluate", "--workdir", "gs://runs/a"],
+        ["evaluate", "--model", "gs://runs/a"],
         ["data", "info", "gs://data/built"],
     ):
         assert cli.main(line) == 2
@@ -155,7 +155,7 @@ def test_without_permission_one_line_says_so(
     bucket: buckets.Buckets, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Any
 ) -> None:
     monkeypatch.setattr(bucket, "allowed", set())
-    for line in (["evaluate", "--workdir", "gs://locked/a"], ["data", "info", "gs://locked/built"]):
+    for line in (["evaluate", "--model", "gs://locked/a"], ["data", "info", "gs://locked/built"]):
         assert cli.main(line) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert f"{line[-1]} cannot be listed" in said
@@ -294,7 +294,7 @@ def test_a_run_in_a_bucket_is_that_on_disk_to_the_bit(
 
 @pytest.mark.slow
 def test_evaluation_of_a_run_in_a_bucket_is_written_there(run: str, mmclip: Any, bucket: buckets.Buckets) -> None:
-    done = mmclip("evaluate", "--workdir", run, "--split", "validation")
+    done = mmclip("evaluate", "--model", run, "--split", "validation")
     assert done.returncode == 0, done.stderr
     assert f"Report: {run}/evaluation/{STEPS}-validation/report.html" in done.stdout
     results = json.loads(bucket.read("runs", f"one/evaluation/{STEPS}-validation/results.json"))

@@ -261,7 +261,7 @@ def test_text_files_are_utf_8_whatever_the_locale():
 
 
 # A room of the package -> the other rooms, and modules beside them, that it may import, wherever it does so.
-_TOOLS = {"errors", "fields", "files", "locks", "processes", "ranges", "spreadsheet"}
+_TOOLS = {"errors", "fields", "files", "locks", "processes", "ranges", "setting_names", "spreadsheet"}
 _MAY_IMPORT = {
     "checkpoints": {*_TOOLS, "config", "data", "state", "text"},
     "train": {

@@ -162,11 +162,11 @@ def test_no_command_takes_a_number_without_a_range() -> None:
         ("data build phantom --data-dir d --seed 1_0", "invalid int value"),
         (f"data build phantom --data-dir d --seed {'9' * 5000}", "invalid int value"),
         ("compare a b --resamples 0", "--resamples: 0 is not in 20"),
-        ("finetune --checkpoint . --data . --workdir w --fraction nan,1", "not a finite number"),
-        ("finetune --checkpoint . --data . --workdir w --fraction 0.1,0.1", "twice"),
-        ("finetune --checkpoint . --data . --workdir w --seeds -1", "-1 is not in 0"),
+        ("finetune --model . --data . --workdir w --fraction nan,1", "not a finite number"),
+        ("finetune --model . --data . --workdir w --fraction 0.1,0.1", "twice"),
+        ("finetune --model . --data . --workdir w --seeds -1", "-1 is not in 0"),
         ("ablate --config c --study s --workdir w --seeds 1,1", "twice"),
-        ("predict x --workdir . --step -2", "-2 is not at least 0"),
+        ("predict x --model . --step -2", "-2 is not at least 0"),
     ],
 )
 def test_numbers_of_commands_are_refused_in_one_line(

@@ -275,16 +275,21 @@ def test_other_processes_write_no_files(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_console_shows_our_lines_and_hides_library_chatter(tmp_path):
+@pytest.mark.parametrize("full", [False, True])
+def test_console_shows_our_lines_and_hides_library_chatter(full, tmp_path):
+    """Every metric on the terminal only where it is asked for; in the file always."""
     code = f"""
+        import logging as std
         from absl import logging
         from mmclip_jax import writers
-        writers.configure_logging()
+        writers.configure_logging(full={full})
         writers.create_writer({str(tmp_path)!r}).write_scalars(12, {{"loss": 0.123456789}})
         logging.info("library chatter")
+        std.getLogger("jax").debug("debugging chatter")
         logging.warning("library warning")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
-    assert "[12] loss=0.123457" in done.stderr
+    assert ("[12] loss=0.123457" in done.stderr) == full
     assert "chatter" not in done.stderr
     assert "library warning" in done.stderr
+    assert _rows(tmp_path) == [{"step": 12, "loss": 0.123456789}]

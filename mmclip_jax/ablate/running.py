@@ -15,10 +15,11 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from mmclip_jax import files
+from mmclip_jax import files, setting_names
 from mmclip_jax.ablate.studies import ALL, STUDIES, Study
 from mmclip_jax.ablate.table import summarize, write_json, write_table
 from mmclip_jax.check import check_ranges
+from mmclip_jax.config import flat
 from mmclip_jax.errors import TrainingError, UserError
 from mmclip_jax.text.flips import FLIPS
 
@@ -151,7 +152,7 @@ def apply_setting(config: ConfigDict, key: str, value: Any) -> None:
     for name in path:
         part = part[name] if isinstance(part, ConfigDict) and name in part else None
     if not isinstance(part, ConfigDict) or last not in part:
-        raise UserError(f"the config has no setting {key}")
+        raise UserError(setting_names.problem(key, flat(config)))
     try:
         part[last] = value
     except TypeError as error:

@@ -133,7 +133,9 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
     else:
         folder = path / FOLDER
         if not folder.exists():
-            raise UserError(f"{path} holds no checkpoints: give the --workdir of a training run or a step directory")
+            raise UserError(
+                f"{path} holds no checkpoints: name the folder of a training run, or of one of its checkpoints"
+            )
         steps = steps_in(folder)
         if not steps or (step is not None and step not in steps):
             raise UserError(f"{folder} has no checkpoint {'' if step is None else step} (steps there: {steps})")

@@ -23,6 +23,12 @@ _PathT = typing.TypeVar("_PathT", bound="Path | epath.Path")
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
+OVERRIDES_HELP = (
+    "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
+    "a boolean; repeat the flag for the elements of a tuple. mmclip config NAME prints the settings."
+)
+
+
 class UsageError(Exception):
     """A command line that cannot be understood; shown with the command's name."""
 
@@ -44,12 +50,14 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
       takes_overrides: whether --config.key=value arguments are allowed.
+      renamed: options by a former name -> the name they have now; the former one still works, and says so.
       more: adds the arguments that are costly to find out; called only if this parser's command was given.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
         self.takes_overrides = False
+        self.renamed: dict[str, str] = {}
         self.more: Callable[[Parser], None] | None = None
 
     def error(self, message: str) -> typing.NoReturn:
@@ -174,26 +182,37 @@ def add_commands(parser: Parser) -> Commands:
     return parser.add_subparsers(metavar="COMMAND", required=True)
 
 
-def add_config(parser: Parser, default: str | None = None) -> None:
-    """Adds --config and its overrides."""
+def add_config(parser: Parser, default: str | None = None, otherwise: str = "") -> None:
+    """Adds --config and its overrides; otherwise: what happens without --config, where it may be left out."""
+    help = "a config of the package (demo, real_small, mmclip_vitb16), or a file: FILE.py[:ARGUMENT], FILE.yaml"
     parser.add_argument(
         "--config",
-        required=default is None,
+        required=default is None and not otherwise,
         default=default,
         metavar="NAME[:ARGUMENT]",
-        help="a config of the package (demo, real_small, mmclip_vitb16), or a file: FILE.py[:ARGUMENT]",
+        help=f"{help}; default: {otherwise}" if otherwise else help,
     )
     parser.takes_overrides = True
-    parser.epilog = (
-        "--config.KEY=VALUE changes a setting, e.g. --config.train.steps=1000; --config.KEY and --noconfig.KEY switch "
-        "a boolean; repeat the flag for the elements of a tuple. mmclip_jax/config.py lists the settings."
-    )
+    parser.epilog = OVERRIDES_HELP
+
+
+def add_log(parser: Parser) -> None:
+    """Adds --log."""
+    help = "what the terminal shows of a logging step: a line, or every metric too; files have them all anyway"
+    parser.add_argument("--log", choices=("line", "full"), default="line", help=help)
 
 
 def add_run(parser: Parser, required: bool = True) -> None:
     """Adds the arguments that name a checkpoint of a run."""
-    parser.add_argument("--workdir", required=required, type=existing_place, help="directory of a training run")
-    parser.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+    add_model(parser, required)
+    parser.renamed["--workdir"] = "--model"
+
+
+def add_model(parser: Parser, required: bool = True) -> None:
+    """Adds --model and --step."""
+    help = "folder of a training run, of one of its checkpoints, or of what mmclip export wrote"
+    parser.add_argument("--model", required=required, type=existing_place, metavar="RUN", help=help)
+    parser.add_argument("--step", type=whole(), help="the checkpoint of a run to take; default: the newest")
 
 
 def add_build(parser: Parser) -> None:

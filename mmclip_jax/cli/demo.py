@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mmclip_jax import ranges
-from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, folder_of, whole
+from mmclip_jax.cli.arguments import Commands, Number, add_command, add_config, add_log, folder_of, whole
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.settings import names_given, read_config
 
@@ -21,7 +21,7 @@ def _demo(args: argparse.Namespace) -> None:
     from mmclip_jax.train import run as training
 
     keep_freed_memory()
-    writers.configure_logging()
+    writers.configure_logging(full=args.log == "full")
     training.train(config, str(args.workdir), given=names_given(overrides))
     print(evaluation.run(args.workdir, None, data, split="test", show_text=True))
 
@@ -38,3 +38,4 @@ def add(top: Commands) -> None:
         default=1.0,
         help="factor on the number of the phantom's patients",
     )
+    add_log(demo)

@@ -45,7 +45,7 @@ def add(top: Commands) -> None:
     """Adds the command."""
     embed = add_command(top, "embed", "write embeddings of images, of a data set or of texts", _embed)
     embed.add_argument(
-        "places", nargs="*", metavar="PLACE", help="the run, unless --workdir names it, then files, folders or patterns"
+        "places", nargs="*", metavar="PLACE", help="the run, unless --model names it, then files, folders or patterns"
     )
     add_run(embed, required=False)
     embed.add_argument("--data", type=existing_place, metavar="DIR", help="in place of files: a built data set")

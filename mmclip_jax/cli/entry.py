@@ -11,12 +11,27 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
 import mmclip_jax
 from mmclip_jax import ends
-from mmclip_jax.cli import ablate, compare, data, demo, embed, evaluate, finetune, plan, predict, tokenizer, train
+from mmclip_jax.cli import (
+    ablate,
+    compare,
+    completion,
+    config,
+    data,
+    demo,
+    embed,
+    evaluate,
+    finetune,
+    plan,
+    predict,
+    tokenizer,
+    train,
+)
 from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
@@ -31,7 +46,9 @@ from mmclip_jax.errors import (
 )
 
 # In the order in which --help lists them.
-_COMMANDS = (data, tokenizer, train, plan, finetune, evaluate, compare, predict, embed, ablate, demo)
+_COMMANDS = (
+    data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, embed, ablate, demo, completion,
+)  # fmt: skip
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
@@ -48,6 +65,7 @@ def make_parser() -> Parser:
 
     for command in _COMMANDS:
         command.add(top)
+    parser.set_defaults(parser=make_parser)  # for the command that says of all commands how they complete
     return parser
 
 
@@ -71,6 +89,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.more is not None:
         chosen.more(chosen)
     rest, overrides = _split_overrides(argv) if chosen.takes_overrides else (list(argv), [])
+    rest = _renamed(chosen, rest, argv)
     known = chosen.options()
     for word in rest[depth:]:
         if word == "--":
@@ -81,6 +100,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(rest)
     args.overrides = overrides
     return args
+
+
+def _renamed(parser: Parser, words: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The arguments with today's names of options, saying on stderr which former ones were given."""
+
+    def by_new_names(line: Sequence[str]) -> list[str]:
+        end = line.index("--") if "--" in line else len(line)
+        parts = [word.partition("=") for word in line[:end]]
+        return [parser.renamed.get(name, name) + equals + value for name, equals, value in parts] + list(line[end:])
+
+    found = by_new_names(words)
+    for old, new in parser.renamed.items():
+        if any(word.partition("=")[0] == old for word in words) and found != list(words):
+            command = shlex.join(["mmclip", *by_new_names(argv)])
+            print(f"{parser.prog}: {old} is now {new}: {command}", file=sys.stderr)
+    return found
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -155,12 +190,17 @@ def _main(words: Sequence[str]) -> int:
         if error.errno in _FULL_OR_FORBIDDEN:
             print(f"mmclip: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         else:
-            print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+            print(f"mmclip: {ends.told(error, _folder_of(args))}", file=sys.stderr)
         return 1
     except Exception as error:
-        print(f"mmclip: {ends.told(error, getattr(args, 'workdir', None))}", file=sys.stderr)
+        print(f"mmclip: {ends.told(error, _folder_of(args))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _folder_of(args: argparse.Namespace) -> object:
+    """The folder that a command works in: the one that it writes a run into, or the run that it looks at."""
+    return getattr(args, "workdir", None) or getattr(args, "model", None)
 
 
 def _set_up() -> None:

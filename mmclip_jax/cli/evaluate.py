@@ -17,15 +17,13 @@ from mmclip_jax.errors import UserError
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    if args.referee is not None:
-        raise UserError(f"--referee is --external now: give --external {args.referee}")
     if args.external is not None:
         _external(args)
         return
-    if args.workdir is None:
-        raise UserError("evaluate needs --workdir RUN, or --external SPEC with --checkpoint for another model")
+    if args.model is None:
+        raise UserError("evaluate needs --model RUN, or --external SPEC with --checkpoint for another model")
     if args.checkpoint or args.vocabulary:
-        raise UserError("--checkpoint and --vocabulary belong to --external; a run of ours is named with --workdir")
+        raise UserError("--checkpoint and --vocabulary belong to --external; a run of ours is named with --model")
     start_processes(args)
     from mmclip_jax.evaluate import run as evaluation
     from mmclip_jax.memory import keep_freed_memory
@@ -33,7 +31,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     keep_freed_memory()
     print(
         evaluation.run(
-            args.workdir,
+            args.model,
             args.step,
             args.data,
             split=args.split,
@@ -50,7 +48,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _external(args: argparse.Namespace) -> None:
     ours = {
-        "--workdir": args.workdir,
+        "--model": args.model,
         "--step": args.step,
         "--ms-cxr": args.ms_cxr,
         "--allow-leakage": args.allow_leakage,
@@ -95,7 +93,7 @@ def add(top: Commands) -> None:
         help="score another program's checkpoint, read as this spec says, or an object with encode_image and "
         "encode_text (docs/evaluation.md)",
     )
-    evaluate.add_argument("--referee", help=argparse.SUPPRESS)  # the name before
+    evaluate.renamed["--referee"] = "--external"
     evaluate.add_argument(
         "--checkpoint", nargs="+", type=existing, metavar="FILE", help="of --external; several are an ensemble"
     )
@@ -113,7 +111,7 @@ def add(top: Commands) -> None:
         metavar="NAME|FILE.yaml[:NAME]",
         help="findings, prompts, uncertain labels, score (docs/evaluation.md); default: the one of the data set's name",
     )
-    evaluate.add_argument("--out", type=place_of, metavar="DIR", help="default: WORKDIR/evaluation/STEP")
+    evaluate.add_argument("--out", type=place_of, metavar="DIR", help="default: RUN/evaluation/STEP")
     evaluate.add_argument(
         "--allow-leakage", default="", metavar="REASON", help="why images that are known from training may be scored"
     )

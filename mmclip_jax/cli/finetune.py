@@ -13,10 +13,11 @@ from mmclip_jax.cli.arguments import (
     Parser,
     add_command,
     add_id_statements,
+    add_log,
+    add_model,
     existing_place,
     id_statements_of,
     place_of,
-    whole,
     words_of,
 )
 from mmclip_jax.cli.distributed import add_processes, start_processes
@@ -30,12 +31,12 @@ def _finetune(args: argparse.Namespace) -> None:
     from mmclip_jax.memory import keep_freed_memory
 
     keep_freed_memory()
-    writers.configure_logging()
+    writers.configure_logging(full=args.log == "full")
     names = [field.name for field in dataclasses.fields(task_lib.Settings)]
     settings = task_lib.Settings(**{name: getattr(args, name) for name in names})
     print(
         finetuning.run(
-            args.checkpoint,
+            args.model,
             args.data,
             args.workdir,
             settings,
@@ -93,8 +94,8 @@ def add(top: Commands) -> None:
     tune = add_command(
         top, "finetune", "learn labels with a pre-trained image encoder, by fraction and seed", _finetune
     )
-    tune.add_argument("--checkpoint", required=True, type=existing_place, help="directory of a pre-training run")
-    tune.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+    add_model(tune)
+    tune.renamed["--checkpoint"] = "--model"
     tune.add_argument("--data", required=True, nargs="+", type=existing_place, metavar="DIR", help="built data sets")
     tune.add_argument("--workdir", required=True, type=place_of, help="directory of the runs and their table")
     tune.add_argument("--split", default="test", choices=("validation", "test"), help="the part to score")
@@ -105,5 +106,6 @@ def add(top: Commands) -> None:
         help="why images known from pre-training, or from the rows that are learnt here, may be scored",
     )
     add_id_statements(tune)
+    add_log(tune)
     tune.more = _add_settings
     add_processes(tune)

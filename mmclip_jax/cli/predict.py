@@ -47,16 +47,16 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def run_and_places(args: argparse.Namespace, least: int = 1) -> tuple[str, list[str]]:
-    """The run and the places: with --workdir all that is named is a place, else the first is the run.
+    """The run and the places: with --model all that is named is a place, else the first is the run.
 
     Raises:
       UserError: fewer than `least` places are left.
     """
-    run, named = args.workdir, list(args.places)
+    run, named = args.model, list(args.places)
     if run is None and named:
         run = named.pop(0)
     if run is None or len(named) < least:
-        raise UserError("name the run and the images: RUN PLACE…, or PLACE… --workdir RUN")
+        raise UserError("name the run and the images: RUN PLACE…, or PLACE… --model RUN")
     return str(run), named
 
 
@@ -122,5 +122,5 @@ def add(top: Commands) -> None:
 
 def add_places(parser: typing.Any, what: str = "files (JPEG, PNG, TIFF, BMP, DICOM), folders or patterns") -> None:
     """Adds the run and the images that a command takes."""
-    parser.add_argument("places", nargs="+", metavar="PLACE", help=f"the run, unless --workdir names it, then {what}")
+    parser.add_argument("places", nargs="+", metavar="PLACE", help=f"the run, unless --model names it, then {what}")
     add_run(parser, required=False)

@@ -2,13 +2,16 @@
 
 import argparse
 
-from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, place_of, whole
+from mmclip_jax.cli.arguments import Commands, add_command, add_config, add_id_statements, add_log, place_of, whole
 from mmclip_jax.cli.distributed import add_processes, start_processes
-from mmclip_jax.settings import names_given, read_config
+from mmclip_jax.settings import names_given, read_config, read_stored
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = read_config(args.config, args.overrides)
+    if args.config is None:
+        config = read_stored(str(args.workdir), args.overrides)
+    else:
+        config = read_config(args.config, args.overrides)
     if args.profile is not None:
         config.train.profile = args.profile
     for name in ("allow_leakage", "same_ids", "other_ids"):
@@ -20,14 +23,14 @@ def _train(args: argparse.Namespace) -> None:
     from mmclip_jax.train import run as training
 
     keep_freed_memory()
-    writers.configure_logging()
+    writers.configure_logging(full=args.log == "full")
     training.train(config, str(args.workdir), args.stretch, names_given(args.overrides))
 
 
 def add(top: Commands) -> None:
     """Adds the command."""
     train = add_command(top, "train", "pre-train a model, or go on where the run in --workdir stopped", _train)
-    add_config(train)
+    add_config(train, otherwise="what the run in --workdir was last started with")
     train.add_argument("--workdir", required=True, type=place_of, help="directory of checkpoints, metrics and manifest")
     train.add_argument(
         "--profile", type=whole(), metavar="STEPS", help="trace so many steps with JAX's profiler into WORKDIR/profile"
@@ -41,4 +44,5 @@ def add(top: Commands) -> None:
         "--allow-leakage", default="", metavar="REASON", help="why validation images that are known may be scored"
     )
     add_id_statements(train)
+    add_log(train)
     add_processes(train)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from mmclip_jax.data.batch import Batch
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS, Example
 from mmclip_jax.errors import LostWorkerError, PreemptedError, TrainingError
+from mmclip_jax.objectives.registry import OBJECTIVES
 from mmclip_jax.state import TrainState
 from mmclip_jax.text.tokenizer import Tokenizer
 from mmclip_jax.train.bad_records import DamagedRecords, Fields, report_bad_batch
@@ -221,6 +222,8 @@ class _Loop:
 
     def _evaluate(self, number: int) -> None:
         self.state, values, self.enough = self.evaluate(self.state)
+        if values:
+            logging.info("%s", evaluation_line(number, values))
         self.writer.write_scalars(number, values)
 
 
@@ -292,17 +295,48 @@ class Progress:
         if self._done:
             self._total += seconds
             per_step = self._total / (self._done + self._count - self._compiled)
-            remaining = f"{(self._steps - number) * per_step / 60:.1f} min left"
+            remaining = f"{duration((self._steps - number) * per_step)} left"
         else:
-            self._compiled, remaining = self._count, "compiled"
-        logging.info(
-            "step %d/%d  loss %.3f  %.0f images/s  %s", number, self._steps, means.get("loss", float("nan")),
-            means["images_per_second"], remaining,
-        )  # fmt: skip
+            self._compiled, remaining = self._count, "with compilation"
+        logging.info("%s", progress_line(number, self._steps, means, remaining))
         self._done += self._count
         self._sums, self._count, self._skipped, self._durations = {}, 0, 0, []
         self._start, self._left_out, self._waited = time.perf_counter(), 0.0, 0.0
         return means
+
+
+def progress_line(number: int, steps: int, means: Mapping[str, float], remaining: str) -> str:
+    """What the console says of a logging step: the loss, its terms without their weights, images a second, the time."""
+    terms = [(name, means[f"{name}/loss"]) for name in OBJECTIVES if f"{name}/loss" in means]
+    parts = [("loss", means.get("loss", float("nan"))), *terms]
+    return "  ".join(
+        [
+            f"step {number:>{len(str(steps))}}/{steps}",
+            *(f"{name} {value:.3f}" for name, value in parts),
+            f"{means['images_per_second']:.0f} images/s",
+            remaining,
+        ]
+    )
+
+
+def evaluation_line(number: int, values: Mapping[str, float]) -> str:
+    """What the console says of an evaluation: the numbers about all sources; those of each one are in the files."""
+    brief = {name.partition("/")[2].replace("_", " "): x for name, x in values.items() if name.count("/") == 1}
+    said = [f"{name} {value:.3f}" for name, value in brief.items()] or [f"{len(values)} numbers, in the run's files"]
+    return "  ".join([f"step {number}  validation", *said])
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: "40 s", "12 min", "3 h 20 min", "2 d 5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 class Evaluation:

@@ -33,7 +33,7 @@ def _start(
     answers: pathlib.Path | None = None,
 ) -> subprocess.Popen[str]:
     program = ["-m", "mmclip_jax.cli"] if answers is None else [str(ANSWERS), str(answers)]
-    arguments = ["evaluate", "--workdir", str(run[0]), "--data", str(run[1]), "--out", str(out), *more]
+    arguments = ["evaluate", "--model", str(run[0]), "--data", str(run[1]), "--out", str(out), *more]
     return subprocess.Popen(
         [sys.executable, *program, *arguments], env=_environment(devices), cwd=ROOT, text=True, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -71,7 +71,7 @@ def _content(folder: pathlib.Path) -> dict[str, bytes]:
 def test_killed_while_embedding_writing_and_moving(tmp_path: pathlib.Path, phantom_dir: pathlib.Path) -> None:
     run = tiny.save_run(tmp_path / "run", (7,))
     out = run / "evaluation" / "7"
-    arguments = ["evaluate", "--workdir", str(run), "--data", str(phantom_dir)]
+    arguments = ["evaluate", "--model", str(run), "--data", str(phantom_dir)]
 
     _kill_at("mmclip_jax.evaluate.rows", "decode_image", 5, "", arguments)
     assert not out.parent.exists()

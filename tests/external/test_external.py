@@ -120,9 +120,9 @@ def test_specs_that_are_not_there(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("evaluate --data /", "evaluate needs --workdir RUN, or --external SPEC with --checkpoint"),
-        ("evaluate --workdir / --checkpoint /", "--checkpoint and --vocabulary belong to --external"),
-        ("evaluate --external chexzero --workdir /", "--workdir is of runs of this software"),
+        ("evaluate --data /", "evaluate needs --model RUN, or --external SPEC with --checkpoint"),
+        ("evaluate --model / --checkpoint /", "--checkpoint and --vocabulary belong to --external"),
+        ("evaluate --external chexzero --model /", "--model is of runs of this software"),
         ("evaluate --external chexzero --step 3", "--step is of runs of this software"),
         ("evaluate --external chexzero --data /", "--external needs --checkpoint, too"),
         ("evaluate --external chexzero --checkpoint / --data /", "--external needs --out, too"),
@@ -137,7 +137,7 @@ def test_mistakes_on_the_command_line(line: str, message: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/below/it"])
-@pytest.mark.parametrize("what", ["--workdir {}/run", "--external chexzero --checkpoint {} --data {}"])
+@pytest.mark.parametrize("what", ["--model {}/run", "--external chexzero --checkpoint {} --data {}"])
 def test_an_out_that_is_a_file_is_refused_before_anything_is_read(
     tmp_path: pathlib.Path, what: str, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,7 @@ def test_our_own_model_as_an_object_scores_the_same(
     run = tiny.save_run(tmp_path / "run", [3])
     (tmp_path / "mine.py").write_text(f"import mmclip_jax\ndef make(): return mmclip_jax.load({str(run)!r})\n")
     data = ["--data", str(phantom_dir)]
-    assert cli.main(["evaluate", "--workdir", str(run), *data, "--out", str(tmp_path / "ours")]) == 0
+    assert cli.main(["evaluate", "--model", str(run), *data, "--out", str(tmp_path / "ours")]) == 0
     external = ["evaluate", "--external", f"{tmp_path / 'mine.py'}:make", *data]
     assert cli.main([*external, "--out", str(tmp_path / "theirs")]) == 0
     assert "Another program's model: mine.py:make" in capsys.readouterr().out
@@ -98,8 +98,6 @@ def test_our_own_model_as_an_object_scores_the_same(
     assert "unknown: not trained by this software" in (tmp_path / "theirs" / "report.html").read_text()
     assert cli.main([*external, "--checkpoint", str(run), "--out", str(tmp_path / "no")]) == 2
     assert "an object of a Python file brings its own" in capsys.readouterr().err
-    assert cli.main(["evaluate", "--referee", "chexzero", *data]) == 2
-    assert "--referee is --external now: give --external chexzero" in capsys.readouterr().err
 
 
 def test_results_from_before_have_their_old_name() -> None:

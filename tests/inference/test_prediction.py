@@ -104,7 +104,7 @@ def test_csv_json_and_figures_hold_the_models_numbers_with_their_stamp(
 def test_the_terminal_shows_findings_by_probability_and_the_domain(
     run: pathlib.Path, model: Any, films: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["predict", str(films / "a.png"), "--workdir", str(run)]) == 0
+    assert cli.main(["predict", str(films / "a.png"), "--model", str(run)]) == 0
     first, *lines, domain, note = capsys.readouterr().out.splitlines()
     assert first == str(films / "a.png")
     assert sorted(line.split()[1] for line in lines) == ["edema", "pneumothorax"], "what training texts stated"
@@ -120,7 +120,7 @@ def test_the_terminal_shows_findings_by_probability_and_the_domain(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("predict RUN", "name the run and the images: RUN PLACE…, or PLACE… --workdir RUN"),
+        ("predict RUN", "name the run and the images: RUN PLACE…, or PLACE… --model RUN"),
         ("predict RUN FILMS/no.png", "no.png does not exist"),
         ("predict RUN FILMS/a.png --prompt coin", "--prompt 'coin': it has the form 'NAME=AFFIRMS|DENIES'"),
         ("predict RUN FILMS/a.png --prompt coin=a|b|c", "it has the form"),
@@ -228,7 +228,7 @@ def test_embeddings_of_a_data_set_have_its_ids(
     import pyarrow.parquet
 
     out = tmp_path / "e.parquet"
-    words = ["embed", "--workdir", run, "--data", phantom_dir, "--split", "test", "--out", out]
+    words = ["embed", "--model", run, "--data", phantom_dir, "--split", "test", "--out", out]
     assert cli.main(list(map(str, words))) == 0
     table = pyarrow.parquet.read_table(out)
     examples = [one for part in ("paired", "unpaired") for one in open_records(phantom_dir, "test", part)]

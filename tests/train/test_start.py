@@ -191,7 +191,7 @@ def test_a_run_goes_on_and_is_evaluated_with_its_workdir_alone(
         again = _params(copy, 3)
         for path, value in last.items():
             np.testing.assert_array_equal(again[path], value)
-        arguments = ["evaluate", "--workdir", str(copy), "--data", str(phantom_dir), "--out", str(tmp_path / "out")]
+        arguments = ["evaluate", "--model", str(copy), "--data", str(phantom_dir), "--out", str(tmp_path / "out")]
         assert cli.main(arguments) == 0
         told = json.loads((tmp_path / "out" / "results.json").read_text())
         stamps = {f["exposure"] for source in told["zero_shot"]["sources"].values() for f in source["findings"]}
