@@ -1,7 +1,7 @@
 """A dozen held-out cases, with everything that the model does to them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,7 +182,7 @@ def case_strips(model: Model, split: Split, count: int, seed: int = 0) -> dict[s
 
 def _looked_at(
     model: Model, split: Split, chosen: Sequence[tuple[int, str]], seed: int
-) -> tuple[list[np.ndarray], list[str], list[str], np.ndarray, dict[str, np.ndarray]]:
+) -> tuple[list[np.ndarray], list[str], list[str], np.ndarray, Mapping[str, np.ndarray]]:
     """(images, their texts, the questions about their findings, response maps, what AttMIM does) of chosen cases."""
     rows = [row for row, _ in chosen]
     images = split.pixels(rows)
