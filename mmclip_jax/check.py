@@ -95,6 +95,7 @@ _RANGES: dict[str, Range] = {
     "train.steps": count(1, 2**31 - 2),
     "train.log_every": count(1),
     "train.evaluate_every": count(),
+    "train.pictures": count(0, 64),
     "train.checkpoint_every": count(),
     "train.gradient_norms_every": count(),
     "train.keep": count(1),

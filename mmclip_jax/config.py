@@ -151,6 +151,7 @@ def default_config() -> ConfigDict:
             "steps": 10_000,
             "log_every": 50,
             "evaluate_every": 1_000,
+            "pictures": 4,  # cases of which an evaluation writes pictures for TensorBoard
             "checkpoint_every": 500,  # 0: at the end only
             "gradient_norms_every": 1_000,  # writes the gradient norm of each loss; 0 never (it costs a compilation)
             "keep": 3,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
 
 METRICS_FILE = "metrics.jsonl"
+_COMPARED = ("loss", "evaluation/macro_auroc")  # metrics that TensorBoard puts beside the settings of runs
 _FLUSH_SECONDS = 10.0
 _COPY_SECONDS = 60.0
 _TAIL = 16  # how many of the last steps may still get further values without a rewrite of the whole file
@@ -135,7 +136,7 @@ class EventFileWriter(MetricWriter):
         """The run's settings, nested ones with dotted names."""
         from tensorboardX import summary
 
-        for content in summary.hparams(_flatten(hparams), {}):
+        for content in summary.hparams(_flatten(hparams), dict.fromkeys(_COMPARED)):
             self._write(0, content)
 
     def flush(self) -> None:

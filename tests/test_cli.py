@@ -118,7 +118,7 @@ def test_mistakes(line, message, config, tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_former_names_of_options_work_and_say_the_new_one(line, old, said, tmp_path, monkeypatch, capsys):
-    given = []
+    given: list[Any] = []
     for command in ("evaluate", "predict", "finetune"):
         monkeypatch.setattr(getattr(cli, command), f"_{command}", given.append)
     words, new = line.format(tmp_path, tmp_path), said.format(tmp_path, tmp_path)

@@ -189,6 +189,7 @@ class Transfer:
         if enough():  # it was cut off after its last step
             config.train.steps = int(state.step)
         writer = writers.create_writer(str(folder), step=int(state.step), primary=jax.process_index() == 0)
+        writer.write_hparams(run["config"])
         state, _ = loop.fit(
             train_step, state, iterator, mesh, config, str(folder), run, checkpoints, writer, evaluate
         )  # fmt: skip

@@ -25,6 +25,7 @@ from mmclip_jax.text.tokenizer import Tokenizer
 from mmclip_jax.train.bad_records import DamagedRecords, Fields, report_bad_batch
 from mmclip_jax.train.endings import ended_in_order, lost_process_is_named, preemption_notice
 from mmclip_jax.train.profiler import profiler
+from mmclip_jax.writers import MetricWriter
 
 _VALIDATION_EXAMPLES = 512
 
@@ -340,10 +341,13 @@ def duration(seconds: float) -> str:
 
 
 class Evaluation:
-    """Quick numbers on the validation split while training; compiles once."""
+    """Quick numbers on the validation split while training, and pictures of a few cases; compiles once.
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, manifest: dict[str, Any]):
-        self._config, self._tokenizer, self._manifest = config, tokenizer, manifest
+    writer: gets the pictures (`case_strips`), `train.pictures` of them.
+    """
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, manifest: dict[str, Any], writer: MetricWriter):
+        self._config, self._tokenizer, self._manifest, self._writer = config, tokenizer, manifest, writer
         self._model: Any = None
         self._told = False
 
@@ -352,6 +356,8 @@ class Evaluation:
 
         Every process takes part in gathering the parameters; the first one evaluates.
         """
+        from mmclip_jax.evaluate.report.cases import case_strips
+        from mmclip_jax.evaluate.rows import Split
         from mmclip_jax.evaluate.run import quick_metrics
         from mmclip_jax.inference.model import Model
 
@@ -365,6 +371,8 @@ class Evaluation:
             self._model = Model(self._config, params, self._tokenizer, int(state.step), self._manifest)
         self._model.take(params, int(state.step))
         found = quick_metrics(self._model, examples)
+        if count := self._config.train.pictures:
+            self._writer.write_images(int(state.step), case_strips(self._model, Split.of(examples), count))
         if not found and not self._told:
             logging.warning(
                 "the evaluations during training have nothing to measure: of the %d validation images none has labels "

@@ -142,13 +142,14 @@ def _go_on(run: _Run, workdir: str, stretch: bool, check_folder: Callable[[], No
         writer = writers.create_writer(workdir, step=first, primary=primary)
         table = parameter_overview.get_parameter_overview(built.abstract_state.params, include_stats=False)
         writer.write_texts(first, {"parameters": f"```\n{table}\n```"})
+        writer.write_hparams(record["config"])
     missed = _missed_evaluation(config, workdir, first)
     parameters = sum(x.size for x in jax.tree.leaves(built.abstract_state.params))
     logging.info(
         "%s parameters on %d device(s); %s", f"{parameters:,}", run.mesh.size,
         f"resuming at step {first}" if first else "starting",
     )  # fmt: skip
-    evaluation = Evaluation(config, run.tokenizer, run.manifest)
+    evaluation = Evaluation(config, run.tokenizer, run.manifest, writer)
 
     def evaluate(state: TrainState) -> tuple[TrainState, dict[str, float], bool]:
         return state, evaluation(state), False

@@ -1,7 +1,7 @@
 """A dozen held-out cases, with everything that the model does to them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmclip_jax.evaluate.evaluations.grounding import prompt_of
 from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, ZeroShot
 from mmclip_jax.evaluate.model import Model
 from mmclip_jax.evaluate.rows import Split
+from mmclip_jax.inference import pictures
 from mmclip_jax.text import prompts
 
 CASES = 12
@@ -124,11 +125,7 @@ def build_cases(context: Context, count: int = CASES) -> list[Case]:
     if not chosen:
         return []
     rows = [row for row, _ in chosen]
-    images = split.pixels(rows)
-    texts = [full_text(split.examples[row]).text for row in rows]
-    queries = [prompt_of(kind) for _, kind in chosen]
-    response = model.response_maps(images, queries, model.config.objective.attmim.response)
-    attmim = model.attmim(images, texts, seed)
+    images, texts, queries, response, attmim = _looked_at(model, split, chosen, seed)
     segments = _restored(model, split, rows, images, seed)
     cases = []
     for i, (row, kind) in enumerate(chosen):
@@ -155,6 +152,44 @@ def build_cases(context: Context, count: int = CASES) -> list[Case]:
             )
         )
     return cases
+
+
+def case_strips(model: Model, split: Split, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Pictures of cases for a run's event files, the same cases at every call.
+
+    Returns:
+      {"cases/NUMBER_FINDING": uint8 [P, 4 P, 3]}: the image, the response map of the finding over it with its boxes,
+      the masked patches, and what AttMIM restores.
+    """
+    chosen = choose_cases(split, None, count)
+    if not chosen:
+        return {}
+    _, _, _, response, attmim = _looked_at(model, split, chosen, seed)
+    strips = {}
+    for i, (row, kind) in enumerate(chosen):
+        image, masked = np.asarray(attmim["image"][i], np.uint8), np.asarray(attmim["masked"][i], bool)
+        boxes = [box for box in fit_boxes(split.examples[row].boxes, *split.shapes[row]) if box.kind == kind]
+        nothing = np.zeros_like(masked)
+        panels = (
+            pictures.masked_image(image, nothing),
+            pictures.overlay(image, np.asarray(response[i], np.float64), boxes),
+            pictures.masked_image(image, masked),
+            pictures.masked_image(pictures.as_bytes(attmim["reconstruction"][i]), nothing),
+        )
+        strips[f"cases/{i + 1}_{kind}"] = np.concatenate(panels, axis=1)
+    return strips
+
+
+def _looked_at(
+    model: Model, split: Split, chosen: Sequence[tuple[int, str]], seed: int
+) -> tuple[list[np.ndarray], list[str], list[str], np.ndarray, Mapping[str, np.ndarray]]:
+    """(images, their texts, the questions about their findings, response maps, what AttMIM does) of chosen cases."""
+    rows = [row for row, _ in chosen]
+    images = split.pixels(rows)
+    texts = [full_text(split.examples[row]).text for row in rows]
+    queries = [prompt_of(kind) for _, kind in chosen]
+    response = model.response_maps(images, queries, model.config.objective.attmim.response)
+    return images, texts, queries, response, model.attmim(images, texts, seed)
 
 
 def _restored(
