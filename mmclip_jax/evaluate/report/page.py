@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import EVALUATED, Part, Results, Section
-from mmclip_jax.evaluate.evaluations.exposure import AS_STATED, NOT_OURS, OTHER_SOURCE, REPORT_ONLY, SAME_SOURCE
+from mmclip_jax.evaluate.evaluations.exposure import (
+    AS_STATED,
+    NOT_OURS,
+    OTHER_SOURCE,
+    REPORT_ONLY,
+    SAME_SOURCE,
+    TUNED_OTHER,
+    TUNED_SAME,
+)
 from mmclip_jax.evaluate.evaluations.grounding import points_inside
 from mmclip_jax.evaluate.evaluations.localization import inside_boxes
 from mmclip_jax.evaluate.report import figures, notes
@@ -38,11 +46,19 @@ _CURVES = (
     ("learning_rate", "Learning rate", ""),
     ("images_per_second", "Throughput", "images a second"),
 )
-_STAMP_CLASSES = {REPORT_ONLY: "report", OTHER_SOURCE: "other", SAME_SOURCE: "same"}
+_STAMP_CLASSES = {
+    REPORT_ONLY: "report",
+    OTHER_SOURCE: "other",
+    SAME_SOURCE: "same",
+    TUNED_OTHER: "other",
+    TUNED_SAME: "same",
+}
 # For table cells; the legend and the cell's title hold the whole stamp.
 _STAMP_SHORT = {
     OTHER_SOURCE: "other source's labels",
     NOT_OURS: "unknown",
+    TUNED_SAME: "this source's labels",
+    TUNED_OTHER: "other source's labels",
     REPORT_ONLY + AS_STATED: "no labels, as stated",
     OTHER_SOURCE + AS_STATED: "other source's labels, as stated",
     SAME_SOURCE + AS_STATED: "same source's labels, as stated",
@@ -111,7 +127,7 @@ def render(
             cards=registry.cards(results),
             about=notes.about(results),
             external_facts=notes.external_facts(results),
-            start_facts=notes.start_facts(results),
+            start_facts=notes.classifier_facts(results) + notes.start_facts(results),
             weak_labels=notes.weak_labels_text(results),
             audited=audit.text(results["audit"]),
             trained_on=_trained_on(results),
