@@ -29,6 +29,7 @@ from mmclip_jax.evaluate.rows import uncertain_text
 if TYPE_CHECKING:
     import jinja2
 
+_FIRST_CASES = 3  # at the head of the page; the others are folded away
 REPORT_FILE, RESULTS_FILE = "report.html", "results.json"
 
 # What to plot of metrics.jsonl, in this order: (name, title, note).
@@ -109,10 +110,10 @@ def render(
     evaluated = sections.pop(EVALUATED, "")
     charts, more = _charts(curves)
     menu = [
+        *([("cases", "Cases")] if cases else []),
         (EVALUATED.id, EVALUATED.title),
         *((section.id, section.title) for section in sections),
         *([("training", "Training")] if charts else []),
-        *([("cases", "Cases")] if cases else []),
         ("honesty", "Reading the numbers"),
     ]
     run = results["checkpoint"]["run"]
@@ -135,6 +136,7 @@ def render(
             sections=sections,
             charts=charts,
             more_charts=more,
+            first_cases=_FIRST_CASES,
             cases=[_pictures(case) for case in cases],
             show_text=show_text,
             honesty=notes.honesty(results, registry.limits(results)),
