@@ -25,8 +25,8 @@ from mmclip_jax.data.images import transforms
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.evaluations.exposure import exposure
 from mmclip_jax.evaluate.stats import auroc, bootstrap_ci
+from mmclip_jax.inference.exposure import exposure
 
 FINDING = "pneumonia"
 FLOOR_SIZE = 64

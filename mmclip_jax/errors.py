@@ -61,6 +61,10 @@ class LeakageError(RuntimeError):
     """A test set shares something with a training set; the message says what. The CLI exits with 1."""
 
 
+class IncompleteError(RuntimeError):
+    """Some of what was asked for could not be done, the rest was; the message says how much. The CLI exits with 1."""
+
+
 class DoesNotFitError(RuntimeError):
     """A planned step does not fit, or does what it must not; the message says which. The CLI exits with 1."""
 

@@ -129,10 +129,10 @@ def model_and_params(config: ConfigDict, seed: int = 0) -> tuple[MMCLIP, Any]:
     return model, random_params(model, config, seed)
 
 
-def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
+def save_run(folder: pathlib.Path, numbers: Sequence[int], manifest: dict[str, Any] | None = None) -> pathlib.Path:
     """A workdir with checkpoints of these steps: the demo's model at its smallest, random parameters.
 
-    The average, which is what loads, differs from the parameters.
+    The average, which is what loads, differs from the parameters. manifest: the record of a training.
     """
     import grain
 
@@ -146,7 +146,7 @@ def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
     model = build_model(config.model)
     optimizer = optim.make_optimizer(config.optimizer, 10)
     checkpoints = Checkpoints(folder, keep=5)
-    run = run_record(config, tokenizer.model_bytes, {"exposure": {"sources": {}}})
+    run = run_record(config, tokenizer.model_bytes, manifest or {"exposure": {"sources": {}}})
     for number in numbers:
         params, ema = (random_params(model, config, seed) for seed in (number, 100 + number))
         state = TrainState(jnp.int32(number), params, optimizer.init(params), ema)

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 import mmclip_jax
 from mmclip_jax import ends
-from mmclip_jax.cli import ablate, compare, data, demo, evaluate, finetune, plan, predict, tokenizer, train
+from mmclip_jax.cli import ablate, compare, data, demo, embed, evaluate, finetune, plan, predict, tokenizer, train
 from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
     DoesNotFitError,
+    IncompleteError,
     LeakageError,
     LostProcessError,
     PreemptedError,
@@ -30,7 +31,7 @@ from mmclip_jax.errors import (
 )
 
 # In the order in which --help lists them.
-_COMMANDS = (data, tokenizer, train, plan, finetune, evaluate, compare, predict, ablate, demo)
+_COMMANDS = (data, tokenizer, train, plan, finetune, evaluate, compare, predict, embed, ablate, demo)
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
@@ -135,7 +136,7 @@ def _main(words: Sequence[str]) -> int:
     except UserError as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 2
-    except (TrainingError, LeakageError, DoesNotFitError) as error:
+    except (TrainingError, LeakageError, DoesNotFitError, IncompleteError) as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
     except PreemptedError as error:

@@ -192,7 +192,9 @@ def _needs_labels(example: Example) -> bool:
 
 def _labels_from(example: Example) -> dict[str, LabelState]:
     affirmed, denied = texts.report_kinds(example.entities)
-    labels = dict.fromkeys(denied, LabelState.ABSENT) | dict.fromkeys(with_ancestors(affirmed), LabelState.PRESENT)
+    labels = dict.fromkeys(denied, LabelState.ABSENT) | dict.fromkeys(
+        prompts.with_ancestors(affirmed), LabelState.PRESENT
+    )
     if texts.is_normal(example.entities):
         labels[texts.NO_FINDING] = LabelState.PRESENT
     elif example.entities:
@@ -258,12 +260,6 @@ def in_order(kinds: Iterable[str]) -> list[str]:
     """These kinds, each once, in the vocabulary's order."""
     there = set(kinds)
     return [kind for kind in prompts.KINDS if kind in there]
-
-
-def with_ancestors(kinds: Iterable[str]) -> set[str]:
-    """The kinds and all broader kinds that they imply."""
-    found = set(kinds)
-    return found.union(*(prompts.ancestors(kind) for kind in found if kind in prompts.KINDS))
 
 
 class Progress:

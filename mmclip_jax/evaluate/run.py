@@ -32,6 +32,7 @@ from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.inference.classifier import KEY
+from mmclip_jax.inference.stamp import describe
 
 __all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
@@ -349,9 +350,9 @@ def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
     rows, inside, validation = context.rows, context.inside, context.validation
     tuned = context.classifier
     own = tuned or inside
-    described = (
-        context.model.description if isinstance(context.model, Foreign | Supervised) else inside and _describe(inside)
-    )
+    described = inside and describe(inside.config.model)
+    if isinstance(context.model, Foreign | Supervised):
+        described = context.model.description
     return {
         "schema": SCHEMA,
         "software": {"mmclip_jax": mmclip_jax.__version__},
@@ -432,13 +433,3 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
     except UserError as error:
         logging.warning("the report has no curves: %s", error)
         return []
-
-
-def _describe(model: Model) -> str:
-    """The model's sizes in a line."""
-    sizes = model.config.model
-    depth = sum(getattr(sizes.image, "depths", ())) or sizes.image.depth
-    return (
-        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
-        f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
-    )

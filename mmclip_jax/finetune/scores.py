@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.evaluations.exposure import exposure
 from mmclip_jax.evaluate.stats import metrics
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_replicates
+from mmclip_jax.inference.exposure import exposure
 from mmclip_jax.text import prompts
 
 TASKS = ("multi-label", "multi-class")

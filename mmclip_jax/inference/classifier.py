@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from mmclip_jax import checkpoints, sharding
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
-from mmclip_jax.inference.inputs import BATCH, as_pixels, batches, check_several, pad, shared
+from mmclip_jax.inference.inputs import BATCH, as_pixels, batch_size, batches, check_several, pad, shared
+from mmclip_jax.inference.stamp import Stamp, stamp_of_classifier
 from mmclip_jax.models import inputs
 from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
 
@@ -27,8 +28,6 @@ FOLDER = "classifier"
 
 KEY = "classifier"
 """Of a checkpoint's manifest: what is known of the classifier; a checkpoint without it is none."""
-
-_OWN_DATA = "phantom"
 
 
 def pool(model: MMCLIP, encoder: Any, images: jax.Array) -> jax.Array:
@@ -118,7 +117,7 @@ class Classifier:
             for finding in self.findings
         }
         self.without_threshold = {finding: note for finding in self.findings if (note := rules[finding]["note"])}
-        # As many devices as share the fixed batch evenly.
+        # As many devices as share every batch evenly.
         count = math.gcd(BATCH, jax.local_device_count()) if all_devices else 1
         self._mesh = sharding.make_mesh(1, jax.local_devices()[:count])
         self._processes = jax.process_count() if all_devices else 1
@@ -129,7 +128,11 @@ class Classifier:
 
     def __repr__(self) -> str:
         size = self.config.model.image_size
-        return f"<Classifier of {len(self.findings)} findings ({', '.join(self.findings)}), {size} px, {self.stamp}>"
+        named = ", ".join(self.findings)
+        return (
+            f"<mmclip_jax.Classifier, step {self.step:,}: {len(self.findings)} findings ({named}), {size} px; "
+            f"learnt from {self.stamp.domain}>"
+        )
 
     @property
     def description(self) -> str:
@@ -140,15 +143,10 @@ class Classifier:
             f"{sizes.image_size} px in patches of {sizes.patch_size}"
         )
 
-    @property
-    def stamp(self) -> str:
-        """What it was fine-tuned on, in a few words, to stand beside its numbers."""
-        told = self.manifest[KEY]
-        sets = ", ".join(each["name"] for each in told["data"].values())
-        way = "fine-tuned" if told["mode"] == "full" else "linear probe trained"
-        share = f"{100 * told['fraction']:g} % of training, {told['images']:,} images"
-        drawn = all(each["name"] == _OWN_DATA for each in told["data"].values())
-        return f"{way} on labels of {sets} ({share})" + ("; drawn images, says nothing of patients" if drawn else "")
+    @functools.cached_property
+    def stamp(self) -> Stamp:
+        """What its numbers have to be read with, as for `Model.stamp`."""
+        return stamp_of_classifier(self.manifest)
 
     def predict(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         """Probability of each finding in each of n images: {finding: float32 [n]}, in [0, 1].
@@ -176,11 +174,11 @@ class Classifier:
         return np.asarray(z - np.logaddexp.reduce(others, axis=2))
 
     def _encode_own(self, images: Sequence[Any]) -> np.ndarray:
-        size = self.config.model.image_size
+        size, rows = self.config.model.image_size, batch_size(len(images), self._mesh.size)
         out = []
         for (batch,) in batches(images):
             fitted = np.stack([transforms.fit_image(as_pixels(image), size) for image in batch])
-            out.append(self._pool(pad(fitted))[: len(batch)])
+            out.append(self._pool(pad(fitted, rows))[: len(batch)])
         return np.concatenate(out) if out else np.zeros((0, self.config.model.image.width), np.float32)
 
     @functools.cached_property

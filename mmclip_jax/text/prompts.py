@@ -42,6 +42,12 @@ def ancestors(kind: str) -> tuple[str, ...]:
     return _resources.ancestors(words.kinds, _kind(kind, words).name)
 
 
+def with_ancestors(kinds: Iterable[str]) -> set[str]:
+    """The kinds and all broader kinds that they imply; a kind that the vocabulary does not know has none."""
+    found = set(kinds)
+    return found.union(*(ancestors(kind) for kind in found if kind in KINDS))
+
+
 def implied(kinds: Iterable[str]) -> frozenset[str]:
     """The broader kinds that an image shows because it shows these: ("mass",) gives lung lesion and lung opacity.
 

@@ -17,10 +17,10 @@ from mmclip_jax.data.schema import Example
 from mmclip_jax.errors import LeakageError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import run as evaluation
-from mmclip_jax.evaluate.evaluations import exposure
 from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.external import run as external
+from mmclip_jax.inference import exposure
 
 
 class Patients(records.RecordsBuilder):

@@ -23,11 +23,11 @@ from mmclip_jax.data.schema import SPLITS, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import rows as rows_lib
-from mmclip_jax.evaluate.evaluations import exposure, retrieval
+from mmclip_jax.evaluate.evaluations import retrieval
 from mmclip_jax.evaluate.evaluations.scored import score_by_protocol
 from mmclip_jax.evaluate.model import Foreign
 from mmclip_jax.external import run as external
-from mmclip_jax.inference import scoring
+from mmclip_jax.inference import exposure, scoring
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Specs

@@ -1,5 +1,6 @@
 """What is kept of a fine-tuning run: thresholds, and a classifier that scores as the run did."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -172,8 +173,44 @@ def test_a_classifier_says_what_it_is(probe: pathlib.Path, phantom_dir: pathlib.
     assert set(told["label_kinds"]) == {"phantom-a", "phantom-b"}
     assert {entry["name"] for entry in classifier.manifest["data"].values()} == {"phantom"}
     text = repr(classifier)
-    for words in ("Classifier of", "edema", "linear probe trained on labels of phantom", "100 % of training", "drawn"):
+    for words in ("mmclip_jax.Classifier, step", "12 findings", "edema", "labels of artificial X-rays alone",
+                  "phantom-a (", "a linear layer, on 100 % of training", "say nothing about real"):  # fmt: skip
         assert words in text
+    assert classifier.stamp.is_artificial
+    assert classifier.stamp.of("edema") == "fine-tuned on its labels"
+
+
+@pytest.mark.compiles
+def test_predict_takes_a_classifier(
+    probe: pathlib.Path, phantom_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    from mmclip_jax import cli
+
+    image = tmp_path / "one.png"
+    pixels = Split.load([phantom_dir], "test").pixels([3])
+    Image.fromarray(pixels[0]).save(image)
+    classifier = mmclip_jax.load(probe)
+    cli.main(["predict", str(probe), str(image), "--json", "-"])
+    found = json.loads(capsys.readouterr().out)
+    assert "artificial X-rays" in found["domain"]
+    said = found["images"][0]["findings"]
+    assert tuple(said) == classifier.findings
+    for finding, values in classifier.predict(pixels).items():
+        assert said[finding]["probability"] == pytest.approx(float(values[0]), abs=1e-4)
+        cut = classifier.thresholds[finding]["youden"]
+        assert ("positive" in said[finding]) == (cut is not None)
+        assert said[finding]["exposure"] == "fine-tuned on its labels"
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(probe), str(image), "--heatmaps", str(tmp_path / "maps")])
+    assert "--heatmaps is of models that read text" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(probe), str(image), "--findings", "covid_19"])
+    assert "has no output for 'covid_19'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["embed", str(probe), str(image), "--out", str(tmp_path / "e.npz")])
+    assert "is a classifier, which has no embeddings" in capsys.readouterr().err
 
 
 @pytest.mark.compiles

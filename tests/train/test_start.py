@@ -26,7 +26,7 @@ import mmclip_jax
 from mmclip_jax import cli, settings
 from mmclip_jax.checkpoints import find_checkpoint
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.evaluations import exposure
+from mmclip_jax.inference import exposure
 from mmclip_jax.train import run as training
 from mmclip_jax.train import start as start_lib
 

@@ -26,7 +26,7 @@ from mmclip_jax.evaluate.base import (
 )
 from mmclip_jax.evaluate.model import Model
 from mmclip_jax.evaluate.report.formats import interval, number
-from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned, with_ancestors
+from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.text import prompts
 from mmclip_jax.text.prompts import KINDS
@@ -62,7 +62,7 @@ def affirmed_kinds(entities: Sequence[Entity], labels: Sequence[str] = LABELS) -
 
 def lacks(example: Example, entities: Sequence[Entity], kind: str) -> bool:
     """Whether an image is known not to show `kind`: so labelled, or, without a label, not affirmed by its report."""
-    if kind in with_ancestors(e.kind for e in entities if e.kind and not e.negated):
+    if kind in prompts.with_ancestors(e.kind for e in entities if e.kind and not e.negated):
         return False
     state = example.labels.get(kind, LabelState.UNKNOWN)
     return state == LabelState.ABSENT or (state == LabelState.UNKNOWN and bool(example.text))

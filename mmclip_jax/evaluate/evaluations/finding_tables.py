@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.data.schema import LabelState
-from mmclip_jax.evaluate.evaluations.exposure import EXPOSURES, called
 from mmclip_jax.evaluate.evaluations.scored import SCORE_OF, SourceRows
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.rows import uncertain_only
 from mmclip_jax.evaluate.stats import metrics, thresholds
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, macro_replicates
+from mmclip_jax.inference.exposure import EXPOSURES, called
 from mmclip_jax.text import prompts
 
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.auprc}

@@ -15,7 +15,6 @@ import numpy as np
 
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate.base import EVALUATED, Card, Context, Evaluation, Part, Result, Results, Section, template
-from mmclip_jax.evaluate.evaluations.exposure import REPORT_ONLY, exposure, legend, seen_in_training
 from mmclip_jax.evaluate.evaluations.finding_tables import FEW_POSITIVES, SourceTables
 from mmclip_jax.evaluate.evaluations.scored import (
     SCORE_OF,
@@ -34,6 +33,7 @@ from mmclip_jax.evaluate.rows import Embedded, Progress, Split, labels_of, uncer
 from mmclip_jax.evaluate.stats import metrics
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.inference import scoring
+from mmclip_jax.inference.exposure import REPORT_ONLY, exposure, legend, seen_in_training
 from mmclip_jax.text import prompts
 
 FINDINGS = Section("findings", "Findings", "Findings by prompts")

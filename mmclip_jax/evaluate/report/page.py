@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import EVALUATED, Part, Results, Section
-from mmclip_jax.evaluate.evaluations.exposure import (
+from mmclip_jax.evaluate.evaluations.grounding import points_inside
+from mmclip_jax.evaluate.evaluations.localization import inside_boxes
+from mmclip_jax.evaluate.report import figures, notes
+from mmclip_jax.evaluate.report.cases import Case
+from mmclip_jax.evaluate.report.formats import finite, interval, number
+from mmclip_jax.evaluate.rows import uncertain_text
+from mmclip_jax.inference import pictures
+from mmclip_jax.inference.exposure import (
     AS_STATED,
     NOT_OURS,
     OTHER_SOURCE,
@@ -19,12 +26,6 @@ from mmclip_jax.evaluate.evaluations.exposure import (
     TUNED_OTHER,
     TUNED_SAME,
 )
-from mmclip_jax.evaluate.evaluations.grounding import points_inside
-from mmclip_jax.evaluate.evaluations.localization import inside_boxes
-from mmclip_jax.evaluate.report import figures, notes
-from mmclip_jax.evaluate.report.cases import Case
-from mmclip_jax.evaluate.report.formats import finite, interval, number
-from mmclip_jax.evaluate.rows import uncertain_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -241,7 +242,7 @@ def _pictures(case: Case) -> dict[str, Any]:
         # A small image keeps its true pixels; a larger one is smoothed by the browser as usual.
         "image_class": "small" if len(case.image) <= 128 else "",
         "image_uri": figures.png_uri(case.image),
-        "overlay_uri": figures.png_uri(figures.overlay(case.image, case.response, case.boxes)),
-        "masked_uri": figures.png_uri(figures.masked_image(case.image, case.masked)),
-        "reconstruction_uri": figures.png_uri(figures.as_bytes(case.reconstruction)),
+        "overlay_uri": figures.png_uri(pictures.overlay(case.image, case.response, case.boxes)),
+        "masked_uri": figures.png_uri(pictures.masked_image(case.image, case.masked)),
+        "reconstruction_uri": figures.png_uri(pictures.as_bytes(case.reconstruction)),
     }

@@ -9,12 +9,12 @@ from sklearn.metrics import f1_score, roc_auc_score
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
-from mmclip_jax.evaluate.evaluations import exposure, zeroshot
+from mmclip_jax.evaluate.evaluations import zeroshot
 from mmclip_jax.evaluate.evaluations.scored import score_by_protocol
 from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Embedded, Split, embed_images, labels_of, uncertain_text
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
-from mmclip_jax.inference import scoring
+from mmclip_jax.inference import exposure, scoring
 
 P, A, U = LabelState.PRESENT, LabelState.ABSENT, LabelState.UNCERTAIN
 

@@ -21,6 +21,7 @@ from mmclip_jax.evaluate.report import figures, formats
 from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.inference import pictures
 
 CURVES: list[dict[str, Any]] = [
     {"step": step, "loss": 9.0 / (1 + step / 50), "contrastive/loss": 4.0 / (1 + step / 40), "odd/number": step % 7}
@@ -318,8 +319,8 @@ def test_the_overlay_marks_boxes_and_the_highest_patch() -> None:
     image = np.full((32, 32), 100, np.uint8)
     response = np.zeros((4, 4))
     response[1, 2] = 1.0
-    plain = figures.overlay(image, response)
-    boxed = figures.overlay(image, response, [Box("nodule", 0.0, 0.5, 0.5, 1.0)])
+    plain = pictures.overlay(image, response)
+    boxed = pictures.overlay(image, response, [Box("nodule", 0.0, 0.5, 0.5, 1.0)])
     assert plain.shape == boxed.shape == (256, 256, 3)
     changed = (plain != boxed).any(axis=2)
     assert changed[128:, :128].any()
@@ -334,7 +335,7 @@ def test_masked_patches_are_hidden_and_no_others() -> None:
     image = np.random.default_rng(0).integers(0, 80, (32, 32)).astype(np.uint8)
     masked = np.zeros((4, 4), bool)
     masked[3, 1] = True
-    shown = figures.masked_image(image, masked)
+    shown = pictures.masked_image(image, masked)
     flat = shown[192:256, 64:128].reshape(-1, 3)
     assert len(np.unique(flat, axis=0)) == 1
     shown[192:256, 64:128] = np.repeat(image.repeat(8, 0).repeat(8, 1)[192:256, 64:128, None], 3, axis=2)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmclip_jax.data.leakage import numbering
-from mmclip_jax.evaluate.rows import with_ancestors
+from mmclip_jax.text.prompts import with_ancestors
 
 REPORT_ONLY = "report-only"
 OTHER_SOURCE = "kind seen through another source's labels"
