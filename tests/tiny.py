@@ -224,3 +224,27 @@ def largest_difference(a: Any, b: Any) -> float:
         float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def saved_run(workdir: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
+    """The workdir of a run on a built data set, with a checkpoint of step 5 that has learnt nothing."""
+    from mmclip_jax.checkpoints import Checkpoints, run_record
+    from mmclip_jax.text.tokenizer import load_tokenizer
+    from mmclip_jax.train.manifest import make_manifest
+
+    tokenizer = load_tokenizer(None)
+    settings = load_config("demo", "runlocal")
+    settings.data.train = (str(data),)
+    settings.model.text.vocab_size = tokenizer.vocab_size
+    settings.model.image.depth = settings.model.text.depth = 1
+    params = random_params(build_model(settings.model), settings)
+    checkpoints = Checkpoints(workdir, 1)
+    state = TrainState(jnp.int32(5), params, (), params)
+
+    class Nothing:
+        def get_state(self) -> dict[str, int]:
+            return {}
+
+    checkpoints.save(state, Nothing(), run_record(settings, tokenizer.model_bytes, make_manifest(settings)))
+    checkpoints.close()
+    return workdir

@@ -13,6 +13,7 @@ def _embed(args: argparse.Namespace) -> None:
     from mmclip_jax.evaluate.rows import Progress
     from mmclip_jax.inference import embedding, places
     from mmclip_jax.inference import model as model_lib
+    from mmclip_jax.inference.classifier import Classifier
     from mmclip_jax.memory import keep_freed_memory
 
     embedding.check_name(args.out)
@@ -27,6 +28,8 @@ def _embed(args: argparse.Namespace) -> None:
     total = dataset_facts(args.data)["examples"] if args.data is not None and args.split is None else None
     keep_freed_memory()
     model = model_lib.load(run, args.step)
+    if isinstance(model, Classifier):
+        raise UserError(f"{run} is a classifier, which has no embeddings: name the run that it began with")
     if args.texts is not None:
         found = embedding.embed_texts(model, args.texts, str(run))
     else:

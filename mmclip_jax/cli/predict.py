@@ -19,6 +19,7 @@ def _predict(args: argparse.Namespace) -> None:
     from mmclip_jax.evaluate.rows import Progress
     from mmclip_jax.inference import model as model_lib
     from mmclip_jax.inference import places, prediction, scoring, stamp
+    from mmclip_jax.inference.classifier import Classifier
     from mmclip_jax.memory import keep_freed_memory
 
     run, named = run_and_places(args)
@@ -27,9 +28,15 @@ def _predict(args: argparse.Namespace) -> None:
     images = places.find_images(named)
     keep_freed_memory()
     model = model_lib.load(run, args.step)
-    names = args.findings or ([] if own else stamp.known_findings(model.manifest))
-    thresholds = prediction.read_thresholds(run, model.step, model.logit_scale)
-    asked = prediction.ask(model, {**dict.fromkeys(names), **own}, thresholds)
+    if isinstance(model, Classifier):
+        if own or args.heatmaps is not None:
+            option = "--prompt" if own else "--heatmaps"
+            raise UserError(f"{option} is of models that read text; {run} is a classifier with outputs of its own")
+        asked = prediction.ask_classifier(model, args.findings or [])
+    else:
+        names = args.findings or ([] if own else stamp.known_findings(model.manifest))
+        thresholds = prediction.read_thresholds(run, model.step, model.logit_scale)
+        asked = prediction.ask(model, {**dict.fromkeys(names), **own}, thresholds)
     with Progress(len(images.images) > 64).bar("images", len(images.images)) as advance:
         found = prediction.predict(model, images.images, asked, str(run), args.heatmaps, advance)
     if args.csv is not None:
@@ -101,7 +108,7 @@ def _json_of(text: str) -> str | pathlib.Path:
 
 def add(top: Commands) -> None:
     """Adds the command."""
-    predict = add_command(top, "predict", "score images by prompts", _predict)
+    predict = add_command(top, "predict", "score images by prompts, or by a fine-tuned classifier", _predict)
     add_places(predict)
     predict.add_argument(
         "--findings", type=words_of, metavar="A,B,…", help="default: all that the model was trained on"

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from mmclip_jax import checkpoints, ranges, sharding
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
-from mmclip_jax.inference import pictures, scoring
+from mmclip_jax.inference import classifier, pictures, scoring
 from mmclip_jax.inference.inputs import (
     BATCH,
     as_pixels,
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def load(
-    workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None, *, all_devices: bool = False
-) -> "Model":
+def load(workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None, *, all_devices: bool = False) -> Any:
     """Loads a checkpoint: the newest of a workdir, its `step`, or a step directory itself.
+
+    Returns a `Model`; of the folder of one run of `mmclip finetune`, a `Classifier`.
 
     all_devices: spreads the rows of each batch over this process's devices, and the images of `encode_image` over all
     processes, which must then make the same calls; else one device does everything.
@@ -55,7 +55,9 @@ def load(
     Raises:
       UserError: there is no such checkpoint, or it does not fit the vocabulary that is installed.
     """
-    saved, tokenizer = open_checkpoint(workdir_or_checkpoint, step)
+    saved, tokenizer = open_checkpoint(classifier.place_of(workdir_or_checkpoint), step)
+    if classifier.KEY in saved.manifest:
+        return classifier.restore(saved, all_devices)
     model = build_model(saved.config.model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))

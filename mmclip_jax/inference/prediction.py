@@ -14,6 +14,7 @@ from mmclip_jax import files, spreadsheet
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.inference import pictures, places, scoring
+from mmclip_jax.inference.classifier import Classifier
 from mmclip_jax.inference.inputs import as_pixels
 from mmclip_jax.inference.model import Model
 from mmclip_jax.inference.stamp import OWN_WORDS, RESEARCH_ONLY
@@ -141,8 +142,35 @@ def ask(model: Model, findings: scoring.Findings, thresholds: Mapping[str, Thres
     return asked
 
 
+def ask_classifier(classifier: Classifier, findings: Sequence[str]) -> list[Asked]:
+    """The findings of a classifier to score, each with Youden's threshold where it has one; [] stands for all of them.
+
+    Raises:
+      UserError: it has no output for one of them.
+    """
+    asked = []
+    for name in findings or classifier.findings:
+        kind = prompts.kind_of(name) or name
+        if kind not in classifier.findings:
+            raise UserError(f"the classifier has no output for {name!r}; it has: {', '.join(classifier.findings)}")
+        cut = classifier.thresholds[kind]["youden"]
+        threshold = None if cut is None else Threshold(cut, "Youden's, on the validation images of the fine-tuning")
+        asked.append(Asked(name, ([], []), classifier.stamp.findings[kind], threshold))
+    return asked
+
+
+def _probabilities(
+    model: Model | Classifier, images: Sequence[np.ndarray], asked: Sequence[Asked]
+) -> dict[str, np.ndarray]:
+    """{name: [n]} of what is asked."""
+    if isinstance(model, Classifier):
+        found = model.predict(images)
+        return {each.name: found[prompts.kind_of(each.name) or each.name] for each in asked}
+    return scoring.probabilities(model, model.encode_image(images), {each.name: each.texts for each in asked})
+
+
 def predict(
-    model: Model,
+    model: Model | Classifier,
     paths: Sequence[pathlib.Path],
     asked: Sequence[Asked],
     name: str,
@@ -152,26 +180,25 @@ def predict(
     """Scores images; those that cannot be read are listed, and lose nothing of the others.
 
     Args:
-      model: the model.
+      model: the model, or a fine-tuned classifier.
       paths: files.
-      asked: of `ask`.
+      asked: of `ask`, or of `ask_classifier`.
       name: what to call the model.
-      heatmaps: a folder for a figure of each image and finding; None for none.
+      heatmaps: a folder for a figure of each image and finding; None for none. A classifier has none.
       advance: is told how many images are done.
     """
     found = Predictions(name, model.step, model.stamp.domain, list(asked))
-    texts = {each.name: each.texts for each in asked}
     digits = len(str(len(paths)))
     numbers = {path: f"{number:0{digits}d}" for number, path in enumerate(paths, 1)}
     for there, images, lost in places.read_images(paths, model.config.model.image_size):
         found.unreadable += lost
         if there:
-            scores = scoring.probabilities(model, model.encode_image(images), texts)
+            scores = _probabilities(model, images, asked)
             if not all(np.isfinite(values).all() for values in scores.values()):
                 raise UserError("some probabilities are not finite: the checkpoint is broken, choose an earlier step")
             for row, path in enumerate(there):
                 found.rows[path] = np.array([scores[each.name][row] for each in asked], np.float32)
-                if heatmaps is not None:
+                if heatmaps is not None and not isinstance(model, Classifier):
                     _draw(model, path, numbers[path], found, heatmaps)
         advance(len(there) + len(lost))
     return found

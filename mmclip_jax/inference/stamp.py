@@ -12,6 +12,8 @@ RESEARCH_ONLY = "Research use only: no diagnosis, and no calibrated probability.
 LABELS = "its labels were training texts"
 REPORTS = "zero-shot: met in reports alone"
 NOT_MET = "zero-shot: in no training text"
+TUNED = "fine-tuned on its labels"
+NOT_TUNED = "no label of it among the images of the fine-tuning"
 OWN_WORDS = "own words: not looked up in the training texts"
 
 
@@ -55,6 +57,24 @@ def stamp_of(manifest: Mapping[str, Any]) -> Stamp:
         domain=_domain(sources, artificial, bool(manifest.get("start"))),
         is_artificial=bool(sources) and artificial == set(sources) and not manifest.get("start"),
         findings={kind: _words(exposure(kind, "", manifest), kind in met) for kind in prompts.KINDS},
+    )
+
+
+def stamp_of_classifier(manifest: Mapping[str, Any]) -> Stamp:
+    """The stamp of a fine-tuned classifier (`manifest["classifier"]`), of its own findings alone."""
+    told = manifest["classifier"]
+    sources = {name: {"labelled": count} for name, count in told["sources"].items()}
+    before = (manifest.get("exposure") or {}).get("sources") or {}
+    artificial = {*sources, *before} & set(ARTIFICIAL)
+    way = "its encoder, too" if told["mode"] == "full" else "a linear layer"
+    return Stamp(
+        domain=f"labels of {_domain(sources, set(sources) & artificial, bool(manifest.get('start')))}; {way}, on "
+        f"{100 * told['fraction']:g} % of training, after the pre-training of {told['checkpoint']['run']}",
+        is_artificial=artificial == {*sources, *before} and not manifest.get("start"),
+        findings={
+            kind: TUNED if any(kind in kinds for kinds in told["label_kinds"].values()) else NOT_TUNED
+            for kind in told["findings"]
+        },
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.evaluate.base import REPORTS, Context, Evaluation, Part, Result, Results, template
+from mmclip_jax.evaluate.base import REPORTS, TEXTS, Context, Evaluation, Part, Result, Results, template
 from mmclip_jax.evaluate.evaluations.trust import TRUST_SECTION
 from mmclip_jax.evaluate.model import Encoder
 from mmclip_jax.evaluate.rows import Progress, Split, chunked, in_order, thinned
@@ -146,11 +146,11 @@ class CounterfactualEvaluation(Evaluation[None]):
     """Reports with one thing turned round."""
 
     name = "counterfactual"
-    needs = (REPORTS,)
+    needs = (TEXTS, REPORTS)
 
     def run(self, context: Context) -> Result[None]:
         """See `evaluate`."""
-        given = context.model, context.rows, context.embedded
+        given = context.encoder, context.rows, context.embedded
         return Result(evaluate(*given, bootstrap=context.bootstrap, progress=context.progress))
 
     def parts(self, results: Results, found: None) -> Sequence[Part]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmclip_jax.data.texts import full_text, text_ids
-from mmclip_jax.evaluate.base import Card, Context, Evaluation, Part, Result, Results, Section, Summary, template
+from mmclip_jax.evaluate.base import TEXTS, Card, Context, Evaluation, Part, Result, Results, Section, Summary, template
 from mmclip_jax.evaluate.evaluations import source_probe
 from mmclip_jax.evaluate.model import Encoder, Foreign
 from mmclip_jax.evaluate.report.formats import interval, number
@@ -198,11 +198,12 @@ class RetrievalEvaluation(Evaluation[None]):
     """Images and texts of one source, which find each other."""
 
     name = "contrastive"
+    needs = (TEXTS,)
     nothing: ClassVar[Summary] = {"block": BLOCK, "parts": [], "recall": []}
 
     def run(self, context: Context) -> Result[None]:
         """See `evaluate`."""
-        given = context.model, context.rows, context.embedded
+        given = context.encoder, context.rows, context.embedded
         return Result(evaluate(*given, recall=context.bootstrap, progress=context.progress))
 
     def cards(self, results: Results) -> Sequence[Card]:
@@ -227,7 +228,7 @@ class RetrievalEvaluation(Evaluation[None]):
     def quick(self, context: Context) -> Mapping[str, float]:
         """Of each source and part "contrastive_loss/SOURCE/PART", "image_to_text/..." and "text_to_image/..."."""
         values: dict[str, float] = {}
-        for part in evaluate(context.model, context.rows, context.embedded)["parts"]:
+        for part in evaluate(context.encoder, context.rows, context.embedded)["parts"]:
             name = f"{part['source']}/{part['part']}"
             values |= {
                 f"contrastive_loss/{name}": part["loss"],

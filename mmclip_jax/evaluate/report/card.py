@@ -3,7 +3,7 @@
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import Results
-from mmclip_jax.evaluate.report.notes import about, external_facts, honesty, start_facts
+from mmclip_jax.evaluate.report.notes import about, classifier_facts, external_facts, honesty, start_facts
 
 CARD_FILE = "model_card.md"
 
@@ -25,12 +25,13 @@ def _head(results: Results) -> list[str]:
         f"{checkpoint['model']}.",
         "",
         *(f"- {what}: {value}" for what, value in external_facts(results) if what != "Trained on"),
-        *(f"- {what}: {value}" for what, value in start_facts(results)),
-        *([""] if checkpoint["external"] or results.get("init") else []),
+        *(f"- {what}: {value}" for what, value in classifier_facts(results) + start_facts(results)),
+        *([""] if checkpoint["external"] or checkpoint.get("classifier") or results.get("init") else []),
         "## Intended use",
         "",
-        "Research on language-image pre-training for chest radiographs. Not for diagnosis, triage or any decision on "
-        "a patient. Scores rank images of one source; they were not validated in a clinic.",
+        f"Research on {'classification' if checkpoint.get('classifier') else 'language-image pre-training'} for chest "
+        "radiographs. Not for diagnosis, triage or any decision on a patient. Scores rank images of one source; they "
+        "were not validated in a clinic.",
     ]
 
 
