@@ -224,7 +224,7 @@ def test_anatomy_and_modifiers_are_never_denied() -> None:
         ("sequelae of tuberculosis", ["tuberculosis_sequelae"]),
         ("Secondary PTB in the right upper field, left pleurisy", ["tuberculosis", "pleural_other"]),
         ("STB with cavity formation and fibrous lesions", ["tuberculosis", "cavitation", "fibrosis"]),
-        ("post-primary pulmonary TB; small tuberculoma; old PTB", ["tuberculosis", "tuberculosis", "tuberculosis_sequelae"]),
+        ("post-primary TB; old PTB", ["tuberculosis", "tuberculosis_sequelae"]),
         ("Left compensatory emphysema, right pleural adhesions", ["hyperinflation", "pleural_other"]),
         ("left encapsulated intrathoracic fluid", ["pleural_effusion"]),
         ("ICD generator", ["defibrillator"]),
