@@ -73,7 +73,7 @@ def default_config() -> ConfigDict:
         {
             "contrastive": {
                 "loss": "softmax",  # softmax | sigmoid
-                "targets": "text",  # text | kinds
+                "targets": "text",  # text | kinds | known
                 "across_sources": True,
                 "chunk": 0,  # columns of logits held at once; 0: all, unless they would not fit; -1: all
             },

@@ -26,6 +26,8 @@ NO_FINDING = "no_finding"
 NEUTRAL_TEXT = "Chest radiograph."
 
 _ANCESTORS = {kind: frozenset(prompts.ancestors(kind)) for kind in prompts.KINDS}
+_DISEASES = frozenset(kind for kind in prompts.KINDS if kind != NO_FINDING and not prompts.is_device(kind))
+_NARROWER = {kind: frozenset(k for k in prompts.KINDS if kind in prompts.implied((k,))) for kind in prompts.KINDS}
 _KIND_NUMBER = {kind: number for number, kind in enumerate(prompts.KINDS)}
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bdr\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+|\n\s*\n", re.IGNORECASE)
 _LINE_END = re.compile(rf"\n[ \t]*(?={NEW_SENTENCE.pattern})")
@@ -127,6 +129,28 @@ def stated(present: Iterable[str], absent: Iterable[str]) -> np.ndarray:
     for kind in present:
         vector[_KIND_NUMBER[kind]] = 1
     return vector
+
+
+def known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(kinds known to be there, kinds known not to be there) of an image: by its report or its labels, in order.
+
+    Besides what they say: the broader kinds that a present one shows (`prompts.implied`); the narrower ones of an absent
+    one; every disease is absent with "no finding", and "no finding" with a disease.
+    """
+    if example.part == "paired":
+        present, absent = report_kinds(example.entities)
+        if is_normal(example.entities):
+            present = (NO_FINDING, *present)
+    else:
+        present, absent = _known(example)
+    there = {*present, *prompts.implied(present)}
+    gone = set(absent)
+    if NO_FINDING in there:
+        gone.update(_DISEASES)
+    elif there & _DISEASES:
+        gone.add(NO_FINDING)
+    gone = gone.union(*(_NARROWER[kind] for kind in gone))
+    return _in_order(there), _in_order(gone - there)
 
 
 def stable_hash(key: str) -> int:

@@ -27,6 +27,7 @@ FIELDS = {
     "affirmed": (np.bool_, (LENGTH,)),
     "text_id": (np.int32, (2,)),
     "stated": (np.int8, (len(prompts.KINDS),)),
+    "known": (np.int8, (len(prompts.KINDS),)),
     "source": (np.int32, ()),
     "record": (np.int32, ()),
 }

@@ -346,3 +346,38 @@ def test_hash_is_the_same_in_every_process():
     assert len(set(many)) == 1000
     assert min(many) < -(2**30)
     assert max(many) > 2**30
+
+
+def test_what_is_known_of_an_image_is_all_that_its_report_says():
+    there, gone = texts.known(example(*SICK))
+    assert there == ("pleural_effusion",)
+    assert {"no_finding", "cardiomegaly", "edema", "pneumothorax"} <= set(gone)
+    assert not {"pneumonia", "empyema", "pleural_effusion"} & set(gone)
+    for drawn in draws(example(*SICK), DATA, 100):
+        assert set(drawn.present) <= set(there)
+        # The effusion is denied on one side, which a single sentence may say.
+        assert set(drawn.absent) <= {*gone, "pleural_effusion"}
+
+
+def test_a_normal_report_denies_every_disease_and_no_device():
+    there, gone = texts.known(example(*CLEAN))
+    assert there == ("no_finding",)
+    assert {"pneumonia", "mass", "tuberculosis"} <= set(gone)
+    assert not any(prompts.is_device(kind) for kind in gone)
+
+
+def test_what_is_known_follows_broader_and_narrower_kinds():
+    mass = labelled(mass="present", pneumonia="absent", covid_19="uncertain", edema="unknown")
+    there, gone = texts.known(mass)
+    assert set(there) == {"mass", "lung_lesion", "lung_opacity"}
+    # COVID-19 says nothing of what the image shows, so the absence of pneumonia does not deny it.
+    assert set(gone) == {
+        "no_finding", "pneumonia", "viral_pneumonia", "bacterial_pneumonia", "fungal_pneumonia",
+    }  # fmt: skip
+
+
+def test_what_is_known_never_contradicts_itself():
+    there, gone = texts.known(labelled(mass="present", lung_lesion="absent"))
+    assert "lung_lesion" in there
+    assert "mass" in there
+    assert not set(there) & set(gone)
