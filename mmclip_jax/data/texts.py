@@ -134,8 +134,8 @@ def stated(present: Iterable[str], absent: Iterable[str]) -> np.ndarray:
 def known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(kinds known to be there, kinds known not to be there) of an image: by its report or its labels, in order.
 
-    Besides what they say: the broader kinds that a present one shows (`prompts.implied`); the narrower ones of an absent
-    one; every disease is absent with "no finding", and "no finding" with a disease.
+    Besides what they say: the broader kinds that a present one shows (`prompts.implied`); the narrower ones of one
+    that is absent; every disease is absent with "no finding", and "no finding" with a disease.
     """
     if example.part == "paired":
         present, absent = report_kinds(example.entities)

@@ -45,7 +45,8 @@ def strengths(
 ) -> dict[str, jax.Array]:
     """{"image", "text"}: how much each column's text (image) is a positive of each row's image (text), [R,C] in [0,1].
 
-    rows, columns: with "stated" by `kind_agreement`, with "known" too by `support`; positive: see `same_text`, always 1.
+    rows, columns: with "stated" by `kind_agreement`, with "known" too by `support`. positive: see `same_text`; its
+    pairs have 1.
     """
     same = positive.astype(jnp.float32)
     if "known" in rows:
