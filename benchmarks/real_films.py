@@ -111,9 +111,10 @@ def read_rows(directory: Path, split: str) -> Rows:
 
 
 def tasks_of(site: Site, chosen: Iterable[str]) -> Iterator[Task]:
-    """The tasks that have FEWEST rows on both sides; every finding against the rest behind those that are chosen."""
+    """The tasks that have FEWEST rows on both sides; every disease against the rest behind those that are chosen."""
     named = [Task(*(name.partition(":")[::2])) for name in chosen]
-    every = [Task(kind, "") for kind in prompts.KINDS if any(kind in e.labels for e in site.scored.examples)]
+    diseases = [kind for kind in prompts.KINDS if kind != texts.NO_FINDING]
+    every = [Task(kind, "") for kind in diseases if any(kind in e.labels for e in site.scored.examples)]
     for task in dict.fromkeys([*named, *every]):
         labels = site.scored.of(task)[1]
         if min(labels.sum(), len(labels) - labels.sum()) >= FEWEST and len(set(site.train.of(task)[1])) == 2:
@@ -174,7 +175,7 @@ def print_scores(sites: Sequence[Site], model: Any, chosen: Sequence[str]) -> No
             if embedded:
                 cells.insert(2, exposure(task.finding, site.scored.examples[0].source, model.manifest))
             print_row(site.name, task, f"{len(labels)} ({int(labels.sum())})", len(set(patients)), *cells)
-            if not task.against and task.finding != "no_finding":
+            if not task.against:
                 macro.setdefault(site.name, []).append([auroc(labels, values) for values in scores.values()])
     for name, found in macro.items():
         mean = ", ".join(f"{value:.3f}" for value in np.mean(found, axis=0))
