@@ -5,13 +5,12 @@
 The image side is what the floor of `real_films.py` has (PCA of 64 x 64 pixels), then two layers. The text side is a
 small text encoder of the package with maxima over tokens. Texts are drawn as in training, from both kinds of rows.
 So only the texts and their targets decide whether a prompt finds what the pixels are known to hold. Each row is a run:
-`contrastive.targets`, `data.max_negated`, the seed. AUROC by prompts (the difference of affirming and denying ones,
-and the affirming ones alone) on the validation split, beside the floor of the same rows.
+`contrastive.targets`, `data.max_negated`, `data.deny_alone`, the seed. AUROC by prompts (the difference of affirming
+and denying ones, and the affirming ones alone) on the validation split, beside the floor of the same rows.
 """
 
 import argparse
 import itertools
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,10 +117,11 @@ class Bench:
             "known": self.known[numbers],
         }
 
-    def trained(self, targets: str, max_negated: int, seed: int) -> "Trained":
+    def trained(self, targets: str, max_negated: int, deny_alone: float, seed: int) -> "Trained":
         """A run."""
         rng, params = np.random.default_rng(seed), self.start(seed)
-        data = types.SimpleNamespace(bridge=0.25, max_negated=max_negated, sentence_subset=0.5, share_no_finding=True)
+        data = default_config().data
+        data.update({"max_negated": max_negated, "deny_alone": deny_alone})
         parts = [np.flatnonzero([e.part == part for e in self.examples]) for part in ("paired", "unpaired")]
         state, weights = self.optimizer.init(params), np.float32([name == targets for name in TARGETS])
         for _ in range(self.steps):
@@ -169,7 +169,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="built data sets")
     parser.add_argument("--targets", nargs="+", default=["kinds", "known"], choices=TARGETS)
-    parser.add_argument("--max-negated", nargs="+", type=int, default=[2, 0])
+    parser.add_argument("--max-negated", nargs="+", type=int, default=[2])
+    parser.add_argument("--deny-alone", nargs="+", type=float, default=[0.0, 0.25])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=400)
     args = parser.parse_args()
@@ -177,21 +178,27 @@ def main() -> None:
     bench = Bench([Site(path.name, read(path, "train"), read(path, "validation")) for path in args.data], args.steps)
     tasks = chosen(bench, TASKS)
     names = [f"{bench.sites[number].name}: {task}" for task, number, _, _ in tasks]
-    real_films.print_head("targets", "max_negated", "seed", *names, "cosine viral, bacterial")
+    real_films.print_head(
+        "targets", "max_negated", "deny_alone", "seed", *names, "cosine viral, bacterial", "viral, not viral"
+    )
     floors = []
     for task, number, rows, labels in tasks:
         train, train_labels = bench.sites[number].train.of(task)
         flat = bench.sites[number].train.flat[train], bench.sites[number].scored.flat[rows]
         floors.append(f"{auroc(labels, real_films.floor_scores(flat[0], train_labels, flat[1])):.3f}")
-    real_films.print_row("floor", "", "", *floors, "")
-    for seed, max_negated, targets in itertools.product(args.seeds, args.max_negated, args.targets):
-        model = bench.trained(targets, max_negated, seed)
+    real_films.print_row("floor", "", "", "", *floors, "", "")
+    settings = itertools.product(args.seeds, args.max_negated, args.deny_alone, args.targets)
+    for seed, max_negated, deny_alone, targets in settings:
+        model = bench.trained(targets, max_negated, deny_alone, seed)
         cells = []
         for task, number, rows, labels in tasks:
             scores = model.scores(bench.scored[number][rows], task.finding)
             cells.append(" / ".join(f"{auroc(labels, scores[name]):.3f}" for name in scoring.SCORES))
-        viral, bacterial = scoring.prompt_embeddings(model, ["viral_pneumonia", "bacterial_pneumonia"])[0]
-        real_films.print_row(targets, max_negated, seed, *cells, f"{viral @ bacterial:.2f}")
+        (viral, bacterial), (not_viral, _) = scoring.prompt_embeddings(
+            model, ["viral_pneumonia", "bacterial_pneumonia"]
+        )
+        cosines = f"{viral @ bacterial:.2f}", f"{viral @ not_viral:.2f}"
+        real_films.print_row(targets, max_negated, deny_alone, seed, *cells, *cosines)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ _RANGES: dict[str, Range] = {
     "data.batch_unpaired": count(),
     "data.bridge": SHARE,
     "data.max_negated": count(),
+    "data.deny_alone": SHARE,
     "data.share_no_finding": BOOLEAN,
     "data.sentence_subset": SHARE,
     "data.entity_labels": Several(Choice(("observation", "device", "anatomy")), distinct=True),

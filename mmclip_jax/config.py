@@ -120,6 +120,7 @@ def default_config() -> ConfigDict:
             "batch_unpaired": 256,
             "bridge": 0.25,  # share of paired rows whose text is a prompt made from their own report
             "max_negated": 2,  # absences that a prompt may state
+            "deny_alone": 0.0,  # share of prompts from labels that state absences and nothing else
             "share_no_finding": True,  # reports without an affirmed observation are positives of each other
             "sentence_subset": 0.5,  # share of reports drawn as a shuffled random subset of their sentences
             "entity_labels": ("observation", "device", "anatomy"),

@@ -59,18 +59,18 @@ def draw_text(example: Example, rng: np.random.Generator, data: Any) -> DrawnTex
     kind, or affirms nothing at all: then a "no finding" prompt), else its report, of which with probability
     `data.sentence_subset` only a shuffled random 1..n sentences. An unpaired row gets a prompt from its labels. Each
     prompt states a random non-empty subset of the positives (all of them half of the time) and up to
-    `data.max_negated` negatives.
+    `data.max_negated` negatives; from labels, with probability `data.deny_alone`, negatives and nothing else.
 
     Args:
       example: with entities that were found in its report; its image is not looked at.
       rng: where the draws come from.
-      data: has the attributes bridge, max_negated, sentence_subset, share_no_finding (`config.data`).
+      data: has the attributes bridge, max_negated, deny_alone, sentence_subset, share_no_finding (`config.data`).
 
     Raises:
       UserError: a label is no finding of the vocabulary.
     """
     if example.part == "unpaired":
-        return _from_labels(example, rng, data.max_negated)
+        return _from_labels(example, rng, data.max_negated, data.deny_alone)
     # Both draws are made whatever comes of them, so that one probability does not shift the other's draws.
     bridge, subset = rng.random(2)
     if bridge < data.bridge:
@@ -244,8 +244,10 @@ def _moved(entities: Sequence[Entity], spans: Sequence[tuple[int, int]]) -> tupl
     return tuple(moved)
 
 
-def _from_labels(example: Example, rng: np.random.Generator, max_negated: int) -> DrawnText:
+def _from_labels(example: Example, rng: np.random.Generator, max_negated: int, deny_alone: float) -> DrawnText:
     present, absent = _known(example)
+    if deny_alone and absent and rng.random() < deny_alone:  # without it no draw, which would shift the others
+        present = ()
     if present:
         present, absent = _choose(present, absent, rng, max_negated)
     elif absent:

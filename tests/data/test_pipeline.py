@@ -89,6 +89,7 @@ def config(**data):
                 "batch_unpaired": 4,
                 "bridge": 0.25,
                 "max_negated": 2,
+                "deny_alone": 0.0,
                 "share_no_finding": True,
                 "sentence_subset": 0.5,
                 "entity_labels": ("observation", "device", "anatomy"),

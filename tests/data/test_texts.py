@@ -13,10 +13,16 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.text import prompts
 from mmclip_jax.text.schema import Entity, section_border
 
-DATA = types.SimpleNamespace(bridge=0.25, max_negated=2, sentence_subset=0.5, share_no_finding=True)
-REPORTS_ONLY = types.SimpleNamespace(bridge=0.0, max_negated=2, sentence_subset=0.0, share_no_finding=True)
-BRIDGES_ONLY = types.SimpleNamespace(bridge=1.0, max_negated=2, sentence_subset=0.0, share_no_finding=True)
-SUBSETS_ONLY = types.SimpleNamespace(bridge=0.0, max_negated=2, sentence_subset=1.0, share_no_finding=True)
+DATA = types.SimpleNamespace(bridge=0.25, max_negated=2, deny_alone=0.0, sentence_subset=0.5, share_no_finding=True)
+REPORTS_ONLY = types.SimpleNamespace(
+    bridge=0.0, max_negated=2, deny_alone=0.0, sentence_subset=0.0, share_no_finding=True
+)
+BRIDGES_ONLY = types.SimpleNamespace(
+    bridge=1.0, max_negated=2, deny_alone=0.0, sentence_subset=0.0, share_no_finding=True
+)
+SUBSETS_ONLY = types.SimpleNamespace(
+    bridge=0.0, max_negated=2, deny_alone=0.0, sentence_subset=1.0, share_no_finding=True
+)
 
 MARK = re.compile(r"\[([+-])([^|\]]+)\|([a-z]+):?([a-z_]*)\]")
 SICK = (
@@ -254,6 +260,24 @@ def test_prompt_of_an_unpaired_image_states_labels_only():
         assert d.present == ("edema",)
         assert d.absent in ((), ("mass",))
         check_entities(d)
+
+
+def test_absences_alone_are_as_often_stated_as_asked_for():
+    data = types.SimpleNamespace(**vars(DATA) | {"deny_alone": 0.25})
+    for image in (
+        labelled(viral_pneumonia="present", bacterial_pneumonia="absent"),
+        labelled(no_finding="present", bacterial_pneumonia="absent"),
+    ):
+        alone = [drawn for drawn in draws(image, data) if not drawn.present]
+        assert 70 < len(alone) < 130
+        assert {drawn.absent for drawn in alone} == {("bacterial_pneumonia",)}
+        assert all(
+            "no" in drawn.text.lower() or "without" in drawn.text.lower() or "negative" in drawn.text.lower()
+            for drawn in alone
+        )
+    # Where nothing is labelled absent, and in reports, nothing changes.
+    for same in (labelled(mass="present"), example(*SICK)):
+        assert draws(same, data, 50) == draws(same, DATA, 50)
 
 
 def test_only_absences_are_stated_where_only_they_are_known():
