@@ -108,6 +108,7 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> batch.Batch:
             "stated": rng.integers(-1, 2, filled["stated"].shape),
             "source": np.full(rows, number),
             "damaged": np.full(rows, -1),
+            "known": rng.integers(-1, 2, filled["known"].shape),
         }
         for name, values in drawn.items():
             filled[name][:] = values

@@ -70,6 +70,7 @@ _RANGES: dict[str, Range] = {
     "data.batch_unpaired": count(),
     "data.bridge": SHARE,
     "data.max_negated": count(),
+    "data.deny_alone": SHARE,
     "data.share_no_finding": BOOLEAN,
     "data.shuffled_labels": BOOLEAN,
     "data.sentence_subset": SHARE,

@@ -73,7 +73,7 @@ def default_config() -> ConfigDict:
         {
             "contrastive": {
                 "loss": "softmax",  # softmax | sigmoid
-                "targets": "text",  # text | kinds
+                "targets": "text",  # text | kinds | known
                 "across_sources": True,
                 "chunk": 0,  # columns of logits held at once; 0: all, unless they would not fit; -1: all
             },
@@ -123,6 +123,7 @@ def default_config() -> ConfigDict:
             "bridge": 0.25,  # share of paired rows whose text is a prompt made from their own report
             "max_negated": 2,  # absences that a prompt may state
             "shuffled_labels": False,  # a control: unpaired images have the labels of others
+            "deny_alone": 0.0,  # share of prompts from labels that state absences and nothing else
             "share_no_finding": True,  # reports without an affirmed observation are positives of each other
             "sentence_subset": 0.5,  # share of reports drawn as a shuffled random subset of their sentences
             "entity_labels": ("observation", "device", "anatomy"),

@@ -91,6 +91,7 @@ def rows(count: int, seed: int) -> Row:
         "text_id": rng.integers(0, 2**31 - 1, (count, 2)),
         "stated": rng.integers(-1, 2, (count, KINDS)),
         "source": np.full(count, seed % 2),
+        "known": rng.integers(-1, 2, (count, KINDS)),
     }
     return {name: np.asarray(values, DTYPES[name]) for name, values in drawn.items()}
 

@@ -11,6 +11,7 @@ it, the planner counts it. With S = model.image_size, L = model.text.length, K =
                              there only where the hard negatives have a weight
     text_id   int32 [2]      of the study and of the meaning: texts with one of them equal are positives
     stated    int8 [K]       +1 stated present, −1 stated absent, 0
+    known     int8 [K]       likewise what is known of the image, whatever the drawn text states of it
     source    int32 []       number of the data set that the image is from, −1 not known
     damaged   int32 []       number of the record that this one stands in for, −1 none
     record    int32 []       number of the record; it stays on the host
@@ -37,6 +38,7 @@ DTYPES: dict[str, np.dtype] = {
         "negative": np.int32,
         "text_id": np.int32,
         "stated": np.int8,
+        "known": np.int8,
         "source": np.int32,
         "damaged": np.int32,
         "record": np.int32,
@@ -56,7 +58,8 @@ def fields(config: Any) -> dict[str, Field]:
     """The fields of one row that go to the devices; config: a run's settings."""
     size, length = int(config.model.image_size), int(config.model.text.length)
     of_tokens = dict.fromkeys(("tokens", "entity", "affirmed", "negative"), (length,))
-    shapes = {"image": (size, size, 1), "text_id": (2,), "stated": (len(prompts.KINDS),)} | of_tokens
+    of_kinds = dict.fromkeys(("stated", "known"), (len(prompts.KINDS),))
+    shapes = {"image": (size, size, 1), "text_id": (2,)} | of_kinds | of_tokens
     left_out = ON_HOST if has_negatives(config) else (*ON_HOST, "negative")
     return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in left_out}
 

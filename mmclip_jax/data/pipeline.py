@@ -74,6 +74,7 @@ class RowMaker:
             "affirmed": tokenized.affirmed,
             "text_id": texts.text_ids(drawn),
             "stated": texts.stated(drawn.present, drawn.absent),
+            "known": texts.stated(*texts.known(example)),
             "source": np.int32(self._source_number.get(example.source, -1)),
             "record": np.int32(record),
         }

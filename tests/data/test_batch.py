@@ -22,10 +22,11 @@ def test_the_fields_of_a_row() -> None:
         "affirmed": ((11,), "bool"),
         "text_id": ((2,), "int32"),
         "stated": ((len(KINDS),), "int8"),
+        "known": ((len(KINDS),), "int8"),
         "source": ((), "int32"),
         "damaged": ((), "int32"),
     }
-    assert batch.row_bytes(tiny.config()) == 20 * 20 + 9 * 11 + 4 * 4 + len(KINDS)
+    assert batch.row_bytes(tiny.config()) == 20 * 20 + 9 * 11 + 4 * 4 + 2 * len(KINDS)
     more = batch.fields(tiny.config(objective__hard_negatives__weight=0.5))
     assert more.pop("negative") == ((11,), np.int32)
     assert more == found

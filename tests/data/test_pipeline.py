@@ -27,6 +27,7 @@ FIELDS = {
     "affirmed": (np.bool_, (LENGTH,)),
     "text_id": (np.int32, (2,)),
     "stated": (np.int8, (len(prompts.KINDS),)),
+    "known": (np.int8, (len(prompts.KINDS),)),
     "source": (np.int32, ()),
     "record": (np.int32, ()),
 }
@@ -90,6 +91,7 @@ def config(**data):
                 "bridge": 0.25,
                 "max_negated": 2,
                 "shuffled_labels": False,
+                "deny_alone": 0.0,
                 "share_no_finding": True,
                 "sentence_subset": 0.5,
                 "entity_labels": ("observation", "device", "anatomy"),
