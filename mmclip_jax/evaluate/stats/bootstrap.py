@@ -118,7 +118,7 @@ class Bootstrap:
         return result.reshape((self.resamples, *rows.shape[1:]))
 
     def _draws(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (first resample, how often each patient was drawn: uint8 [block, patients], wider where 255 fall short).
+        """Yields (first resample, how often each patient was drawn: int [block, patients]).
 
         Of a million patients 8-bit counts stay in a core's cache, where rows pick theirs in the order of scores.
         """

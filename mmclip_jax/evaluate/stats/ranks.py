@@ -75,9 +75,9 @@ def retrieval_ranks(first: np.ndarray, second: np.ndarray, ids: np.ndarray) -> t
 
 @jax.jit
 def _block(rows, ids, best, real, columns, margin):  # type: ignore[no-untyped-def]
-    """Of a block of rows and all columns: how many are surely ranked before each row's and column's best match, and
-    which are too close to say, packed into bits: int32 [rows], int32 [tiles, columns], uint8 [rows, tiles * columns / 8]
-    twice.
+    """How many are surely ranked before the best match of each row and column of a block, and which are close to it.
+
+    Returns int32 [rows], int32 [tiles, columns], and bits in uint8 [rows, tiles * columns / 8], of rows and of columns.
     """
 
     def tile(before, column):  # type: ignore[no-untyped-def]
