@@ -80,6 +80,8 @@ _RANGES: dict[str, Range] = {
     "data.augment.scale": Number(0, 1, below=True),
     "data.augment.brightness": SHARE,
     "data.augment.contrast": SHARE,
+    "data.augment_on": Choice(("auto", "device", "host")),
+    "data.keep_decoded": count(),
     "data.workers": count(0, 1024),
     "data.threads": count(1, 1024),
     "data.max_damaged": count(),

@@ -128,6 +128,8 @@ def default_config() -> ConfigDict:
             "sentence_subset": 0.5,  # share of reports drawn as a shuffled random subset of their sentences
             "entity_labels": ("observation", "device", "anatomy"),
             "augment": {"rotate": 10.0, "shift": 0.06, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
+            "augment_on": "auto",  # auto | device | host; auto: in the step on accelerators, else where rows are made
+            "keep_decoded": 256,  # MB of decoded images that each process keeps, and does not decode again; 0 none
             "workers": 8,  # processes that prepare batches; 0 prepares them in this process
             "threads": 16,  # reading threads of a process
             "max_damaged": 10,  # records that cannot be read or decoded and are replaced before the run stops

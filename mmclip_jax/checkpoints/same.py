@@ -16,7 +16,7 @@ from mmclip_jax.errors import DamagedCheckpointError, UserError
 _MAY_CHANGE = {
     *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
     *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer", "data.max_damaged"),
-    *("data.allow_leakage", "data.same_ids", "data.other_ids"),
+    *("data.allow_leakage", "data.same_ids", "data.other_ids", "data.augment_on", "data.keep_decoded"),
 }
 
 

@@ -3,7 +3,10 @@
 A batch is {part: {field: array [B, ...]}}; a part without rows is left out. The pipeline makes it, the train step takes
 it, the planner counts it. With S = model.image_size, L = model.text.length, K = len(prompts.KINDS) a row has
 
-    image     uint8 [S,S,1]
+    image     uint8 [S,S,1]  augmented; where devices augment, the stored image in the corner of [C,C,1], and
+    extent    int32 [2]      its height and width there (`images.transforms.on_canvas`),
+    affine    float32 [6]    where each pixel of the model's image comes from,
+    tone      float32 [2]    brightness and contrast
     tokens    int32 [L]      padded with 0
     entity    int32 [L]      0, or the number of the token's entity from 1; -1: a mark around the text
     affirmed  bool [L]       tokens of observations and devices that are not negated
@@ -32,6 +35,9 @@ DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
     for name, kind in {
         "image": np.uint8,
+        "extent": np.int32,
+        "affine": np.float32,
+        "tone": np.float32,
         "tokens": np.int32,
         "entity": np.int32,
         "affirmed": np.bool_,
@@ -45,6 +51,7 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 ON_HOST = ("record",)  # fields that do not go to the devices
+AUGMENTATION = ("extent", "affine", "tone")  # fields that are there where devices augment
 
 
 class Field(NamedTuple):
@@ -54,13 +61,37 @@ class Field(NamedTuple):
     dtype: np.dtype
 
 
+def augments_on_device(config: Any) -> bool:
+    """Whether the step augments the images, not who makes the rows; "auto": on all devices but CPUs."""
+    where = config.data.get("augment_on", "host")
+    if where == "auto":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    return bool(where == "device")
+
+
+def image_side(config: Any) -> int:
+    """Pixels of the side of a row's image: of what is made of it, or of the canvas that a device makes it from."""
+    size = int(config.model.image_size)
+    if not augments_on_device(config):
+        return size
+    # An image that shrinks by 1.5 or more is averaged over blocks before, so none is larger.
+    return int(1.5 * size * (1.0 + float(config.data.augment.scale))) + 1
+
+
 def fields(config: Any) -> dict[str, Field]:
     """The fields of one row that go to the devices; config: a run's settings."""
-    size, length = int(config.model.image_size), int(config.model.text.length)
+    side, length = image_side(config), int(config.model.text.length)
     of_tokens = dict.fromkeys(("tokens", "entity", "affirmed", "negative"), (length,))
     of_kinds = dict.fromkeys(("stated", "known"), (len(prompts.KINDS),))
-    shapes = {"image": (size, size, 1), "text_id": (2,)} | of_kinds | of_tokens
-    left_out = ON_HOST if has_negatives(config) else (*ON_HOST, "negative")
+    shapes = {"image": (side, side, 1), "text_id": (2,), "extent": (2,), "affine": (6,), "tone": (2,)}
+    shapes |= of_kinds | of_tokens
+    left_out = {*ON_HOST}
+    if not augments_on_device(config):
+        left_out.update(AUGMENTATION)
+    if not has_negatives(config):
+        left_out.add("negative")
     return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in left_out}
 
 

@@ -16,11 +16,13 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
 from mmclip_jax.data.batch import Batch, Row, has_negatives, sizes, stack_rows
 from mmclip_jax.data.images import transforms
+from mmclip_jax.data.memory import Decoded, Recalled
 from mmclip_jax.data.order import ShuffledEpochs, join, op_seed, part_stream
 from mmclip_jax.data.schema import Example
 from mmclip_jax.data.sources import ExampleSource, Placed, PlacedSource, RecordTable, TrainSet, open_train_sets
@@ -39,18 +41,25 @@ class RowMaker:
 
     def __init__(self, config: ConfigDict, tokenizer: Any, source_names: Sequence[str] = ()):
         self._size = int(config.model.image_size)
+        self._side = batch_lib.image_side(config) if batch_lib.augments_on_device(config) else 0
+        self._decoded = Decoded(int(config.data.get("keep_decoded", 0)) * 10**6)
         self._length = int(config.model.text.length)
         self._data = plain(config.data)
         self._flips = tuple(config.objective.hard_negatives.flips) if has_negatives(config) else ()
-        self._tokenize = functools.partial(
+        tokenize = functools.partial(
             tokenizer.tokenize, length=self._length, entity_labels=tuple(config.data.entity_labels)
         )
+        self._tokenize = Recalled(tokenize)
         self._source_number = {name: number for number, name in enumerate(source_names)}
 
     def train_row(self, example: Example, rng: np.random.Generator, record: int) -> Row:
         """A random row. The image's draws come first, then the text's, then those of its hard negative."""
-        pixels = transforms.decode_image(example.image)
-        image = transforms.augment_image(pixels, self._size, rng, self._data.augment)
+        pixels = self._decoded(record, example.image)
+        augmentation = transforms.draw_augmentation(rng, self._data.augment)
+        if self._side:
+            image = transforms.on_canvas(pixels, self._size, self._side, augmentation)
+        else:
+            image = {"image": transforms.apply_affine(pixels, self._size, *augmentation)}
         drawn = texts.draw_text(example, rng, self._data)
         row = self._row(example, image, drawn, record)
         if self._flips:
@@ -63,12 +72,12 @@ class RowMaker:
     def eval_row(self, example: Example, record: int) -> Row:
         """The row that is the same at every call: the whole image, the whole report (see `texts.full_text`)."""
         image = transforms.fit_image(transforms.decode_image(example.image), self._size)
-        return self._row(example, image, texts.full_text(example, self._data.share_no_finding), record)
+        return self._row(example, {"image": image}, texts.full_text(example, self._data.share_no_finding), record)
 
-    def _row(self, example: Example, image: np.ndarray, drawn: DrawnText, record: int) -> Row:
+    def _row(self, example: Example, image: Row, drawn: DrawnText, record: int) -> Row:
         tokenized = self._tokenize(drawn.text, drawn.entities)
         return {
-            "image": image,
+            **image,
             "tokens": tokenized.tokens,
             "entity": tokenized.entity,
             "affirmed": tokenized.affirmed,

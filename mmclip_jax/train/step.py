@@ -17,7 +17,8 @@ import optax
 from ml_collections import ConfigDict
 
 from mmclip_jax import objectives, sharding
-from mmclip_jax.models.inputs import pixels, standardize
+from mmclip_jax.data.batch import AUGMENTATION
+from mmclip_jax.models.inputs import augmented, pixels, standardize
 from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID, init_params
 from mmclip_jax.objectives.base import Context, Encoded, Metrics, Objective, Rows
 from mmclip_jax.objectives.rows import row_key_data
@@ -34,12 +35,19 @@ def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTrans
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
 
+def images_of(rows: Rows, size: int) -> jax.Array:
+    """The images uint8 [B,S,S,1] of rows, augmented here if they come with what was drawn for them."""
+    if not all(name in rows for name in AUGMENTATION):
+        return rows["image"]
+    return augmented(rows["image"], *(rows[name] for name in AUGMENTATION), size=size)
+
+
 def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict[str, Rows]:
     """The work of single rows: both encoders, then what each objective makes of them: {objective: its rows}."""
     first = next(iter(parts.values()))
     rows = {name: sharding.join_rows(*(part[name] for part in parts.values())) for name in first}
     model, variables = context.model, context.variables
-    images = pixels(rows["image"])
+    images = pixels(images_of(rows, context.config.model.image_size))
     patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
     features = model.apply(variables, rows["tokens"], method="encode_text")
     text_embed = model.apply(variables, features, rows["tokens"] != PAD_ID, method="embed_text")
@@ -59,7 +67,7 @@ def compute_loss(
     """
     context = Context(model, {"params": params}, config, step, mask_id)
     active = [each for each in objectives.active(config) if not each.part or each.part in batch]
-    needed = {"image", "tokens"}.union(*(objective.fields for objective in active))
+    needed = {"image", "tokens", *AUGMENTATION}.union(*(objective.fields for objective in active))
     parts = {
         part: {name: values for name, values in rows.items() if name in needed}
         | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
