@@ -32,6 +32,7 @@ _RANGES: dict[str, Range] = {
     "model.text_pool": Choice(("mean", "max", "first", "last")),
     "model.stem": Choice(("patch", "conv")),
     "model.dtype": Choice(("float32", "bfloat16", "float16")),
+    "model.attention": Choice(("auto", "plain", "xla", "cudnn")),
     "model.remat": BOOLEAN,
     "model.unroll": BOOLEAN,
     **{

@@ -43,6 +43,7 @@ def default_config() -> ConfigDict:
             "text_pool": "mean",  # mean | max | first | last
             "stem": "patch",  # patch | conv (convolutions in place of one linear map: for small data)
             "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
+            "attention": "auto",  # auto | plain | xla | cudnn; auto: cuDNN in bfloat16 on GPUs from 9.0 up, else plain
             "remat": True,
             "unroll": False,
             "image": {

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import encoders, masking, similarity
+from mmclip_jax.models import attention, encoders, masking, similarity
 from mmclip_jax.models.decoders import ImageDecoder, TextDecoder
 from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
 from mmclip_jax.models.transformer import ACTIVATIONS, Attention
@@ -23,6 +23,7 @@ TEXT_POOLS = ("mean", "max", "first", "last")
 DTYPES = ("float32", "bfloat16")
 RESPONSES = ("similarity", "cross_attention")
 PAD_ID = 0
+_TOWERS = ("image", "text", "image_decoder", "text_decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +210,10 @@ def _maximum(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     return jnp.where(chosen if valid is None else chosen & valid, x, 0.0).sum(axis=1)
 
 
-def build_model(config: ConfigDict) -> MMCLIP:
+def build_model(config: ConfigDict, device: Any | None = None) -> MMCLIP:
     """The model of a config's `model` part.
+
+    device: on which it will run, which decides how attention is computed (`attention.choose`); None: in the plain form.
 
     Raises:
       UserError: sizes that do not fit together.
@@ -225,6 +228,10 @@ def build_model(config: ConfigDict) -> MMCLIP:
             raise UserError(f"model.{name}.width={config[name].width} is no multiple of heads={config[name].heads}")
     if config.image_decoder.width % 4:
         raise UserError(f"model.image_decoder.width={config.image_decoder.width} is no multiple of 4")
+    config = config.copy_and_resolve_references()
+    towers = [part for part in _TOWERS if "depths" not in config[part] or not config[part].depths]
+    widths = [config[part].width // config[part].heads for part in towers]
+    config.attention = attention.choose(config.get("attention", "auto"), config.dtype, widths, device)
     image, text = encoders.image_encoder(config), encoders.text_encoder(config)
     if config.pool == "cls" and not image.has_class_token:
         raise UserError(f"model.pool='cls' needs a class token, which {config.image.encoder} has not; take mean")
@@ -233,6 +240,7 @@ def build_model(config: ConfigDict) -> MMCLIP:
             f"model.image.width={image.width} is no multiple of heads={config.image.heads}, those of the pool"
         )
     compute = {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "unroll": config.unroll, "parent": None}
+    compute["attention"] = config.attention
     return MMCLIP(
         image_encoder=image,
         text_encoder=text,

@@ -220,7 +220,7 @@ class Built:
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
     """Model, state and step of a run; computes nothing yet. `model.text.vocab_size` must be set."""
-    model = build_model(config.model)
+    model = build_model(config.model, mesh.devices.flat[0])
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
     schedule = optim.learning_rate(config.optimizer, config.train.steps)
     make_state = functools.partial(step_lib.init_state, model, config, optimizer)

@@ -7,6 +7,7 @@ import numpy as np
 
 from mmclip_jax import sharding
 from mmclip_jax.models import work
+from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.encoders.base import transformer_layer_numbers
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, sincos_codes
 
@@ -31,6 +32,7 @@ class TextTransformer(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
+    attention: str = PLAIN
 
     def setup(self) -> None:
         noise = nn.initializers.normal(0.02)
@@ -52,6 +54,7 @@ class TextTransformer(nn.Module):
             self.remat,
             self.unroll,
             self.return_attention,
+            self.attention,
         )
 
     def __call__(self, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array | None]:
