@@ -100,6 +100,7 @@ _RANGES: dict[str, Range] = {
     "train.max_skipped": count(),
     "train.spike": Number(0),
     "train.profile": count(),
+    "train.platform_flags": BOOLEAN,
     "train.compiler_options": TEXT,
     "mesh.fsdp": count(1),
 }

@@ -155,6 +155,7 @@ def default_config() -> ConfigDict:
             "max_skipped": 3,  # updates left out one after another (not finite, or a spike) before the run stops
             "spike": 0.0,  # a loss this many times the mean of the last 100 is a spike, and left out; 0 never
             "profile": 0,  # steps to trace with JAX's profiler into WORKDIR/profile, from the third of a start on
+            "platform_flags": True,  # the compiler's flags of train/flags.py on several TPUs or GPUs
             "compiler_options": "",  # XLA options of the step, "name=value name=value"
         }
     )
