@@ -103,6 +103,7 @@ _RANGES: dict[str, Range] = {
     "train.platform_flags": BOOLEAN,
     "train.compiler_options": TEXT,
     "mesh.fsdp": count(1),
+    "mesh.shard_optimizer": BOOLEAN,
 }
 
 

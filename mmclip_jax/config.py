@@ -159,7 +159,12 @@ def default_config() -> ConfigDict:
             "compiler_options": "",  # XLA options of the step, "name=value name=value"
         }
     )
-    config.mesh = ConfigDict({"fsdp": 1})
+    config.mesh = ConfigDict(
+        {
+            "fsdp": 1,  # devices that share one copy of the parameters
+            "shard_optimizer": False,  # cut parameters, moments and average along "data" between steps (ZeRO-1)
+        }
+    )
     return config
 
 

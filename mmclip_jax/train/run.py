@@ -225,7 +225,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
     schedule = optim.learning_rate(config.optimizer, config.train.steps)
     make_state = functools.partial(step_lib.init_state, model, config, optimizer)
     shapes = jax.eval_shape(make_state)
-    shardings = sharding.tree_shardings(shapes, mesh)
+    shardings = sharding.tree_shardings(shapes, mesh, config.mesh.shard_optimizer)
     train_step = jax.jit(
         step_lib.make_train_step(model, config, optimizer, schedule, mask_id),
         donate_argnums=0,
