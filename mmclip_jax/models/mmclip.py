@@ -59,8 +59,8 @@ class MMCLIP(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        def dense(features: int, bias: bool = False) -> nn.Dense:
-            return nn.Dense(features, use_bias=bias, dtype=jnp.float32, precision="highest")
+        def dense(features: int, bias: bool = False, precision: str = "highest") -> nn.Dense:
+            return nn.Dense(features, use_bias=bias, dtype=jnp.float32, precision=precision)
 
         if self.image_head.hidden:
             self.image_hidden = dense(self.image_head.hidden, self.image_head.hidden_bias)
@@ -68,7 +68,9 @@ class MMCLIP(nn.Module):
             self.text_hidden = dense(self.text_head.hidden, self.text_head.hidden_bias)
         self.image_projection = dense(self.embed_dim, self.image_head.bias)
         self.text_projection = dense(self.embed_dim, self.text_head.bias)
-        self.response_query, self.response_key = dense(self.embed_dim), dense(self.embed_dim)
+        # Weights of a softmax alone, of every patch and token; the embeddings are scaled by up to 100.
+        self.response_query = dense(self.embed_dim, precision=similarity.PRECISION)
+        self.response_key = dense(self.embed_dim, precision=similarity.PRECISION)
         self.log_logit_scale = self.param(
             "log_logit_scale", nn.initializers.constant(math.log(1.0 / INITIAL_TEMPERATURE)), ()
         )

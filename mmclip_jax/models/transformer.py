@@ -206,7 +206,8 @@ class Transformer(nn.Module):
         context: jax.Array | None = None,
         context_valid: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        # Inside a loop nothing is shared by mistake. One after another, XLA would keep what is to be computed again.
+        block = nn.remat(Block, prevent_cse=self.unroll) if self.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},

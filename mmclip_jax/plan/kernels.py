@@ -22,7 +22,7 @@ KINDS = ("attention", "products", "norms", "optimizer", "other")
 class Kernel:
     """One kernel: bytes and FLOPs of one run, how often a step runs it; where: JAX's name of the operation.
 
-    slow: its products are float32 ones; computation, place: where it stands in the program.
+    precision: of its products, see `Chip.peak_of`; computation, place: where it stands in the program.
     """
 
     name: str
@@ -31,14 +31,13 @@ class Kernel:
     bytes: float
     flops: float
     times: int
-    slow: bool = False
+    precision: str = ""
     computation: str = ""
     place: int = 0
 
     def once(self, chip: Chip) -> float:
         """Seconds of one run at least."""
-        peak = chip.peak_float32 if self.slow else chip.peak
-        return max(self.bytes / chip.bandwidth, self.flops / peak)
+        return max(self.bytes / chip.bandwidth, self.flops / chip.peak_of(self.precision))
 
     def seconds(self, chip: Chip) -> float:
         """Seconds of a step at least."""
@@ -230,30 +229,31 @@ def _numbers(name: str, text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", found[1] or found[2] or "")] if found else []
 
 
-def _product(program: _Program, computation: str, op: _Op) -> tuple[float, bool]:
-    """(FLOPs, whether it is one of float32) of one product; (0, False) for all other operations."""
+def _product(program: _Program, computation: str, op: _Op) -> tuple[float, str]:
+    """(FLOPs, precision) of one product; (0, "") for all other operations."""
     target = re.search(r'custom_call_target="([^"]*)"', op.rest)
     call = target[1] if op.code == "custom-call" and target else ""
     library = "gemm" in call or "matmul" in call
     attention = "fmha" in call
     if op.code not in ("dot", "convolution") and not library and not attention:
-        return 0.0, False
+        return 0.0, ""
     operands = [found for name in op.operands if (found := program.op(computation, name))]
     shapes = [array for operand in operands for array in _arrays(operand.types)[:1]]
     out = _arrays(op.types)[0]
     if len(shapes) < 2:
-        return 0.0, False
+        return 0.0, ""
     (left, one, _), (_, two, _) = shapes[:2]
-    slow = left == "f32" and "highest" in op.rest.lower()
+    asked = re.search(r"operand_precision\"?[=:][\[{]\"?(\w+)", op.rest)
+    precision = (asked[1].lower() if asked else "default") if left == "f32" else ""
     if attention:
         # q k^T and its product with v; backward five products, of which one is the logits again.
         rows, queries, heads, width = one
         products = 5 if "ackward" in call else 2
-        return 2.0 * products * rows * heads * queries * two[1] * width, False
+        return 2.0 * products * rows * heads * queries * two[1] * width, ""
     if op.code == "convolution":
-        return 2.0 * math.prod(out[1]) * math.prod(two) / max(_features(op.rest, two), 1), slow
+        return 2.0 * math.prod(out[1]) * math.prod(two) / max(_features(op.rest, two), 1), precision
     contracted = _numbers("lhs_contracting_dims", op.rest) or _numbers("lhs_contracting_dimensions", op.rest)
-    return 2.0 * math.prod(out[1]) * math.prod(one[n] for n in contracted), slow
+    return 2.0 * math.prod(out[1]) * math.prod(one[n] for n in contracted), precision
 
 
 def _features(rest: str, kernel: Sequence[int]) -> int:
@@ -288,10 +288,18 @@ def _kernel(program: _Program, computation: str, op: _Op, place: int) -> Kernel:
     if op.code == "custom-call":
         call = (re.search(r'custom_call_target="([^"]*)"', op.rest) or ["", ""])[1]
     flops = sum(work for work, _ in products)
-    slow = sum(work for work, is_slow in products if is_slow) > flops / 2
+    precision = max(products)[1]
     moved = _read(program, computation, op) + _written(program, computation, op)
     return Kernel(
-        op.name, _kind(where, call, flops), where, moved, flops, program.times[computation], slow, computation, place
+        op.name,
+        _kind(where, call, flops),
+        where,
+        moved,
+        flops,
+        program.times[computation],
+        precision,
+        computation,
+        place,
     )
 
 

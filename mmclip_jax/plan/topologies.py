@@ -16,8 +16,8 @@ class Chip:
 
     device: its name in `flops.PEAK_FLOPS`; memory: bytes; bandwidth: of its memory, bytes/s; links: bytes/s that it can
     send to the chips of its slice or node, all links together; network: bytes/s that a GPU can send out of its node;
-    pod: chips of the largest slice; axes: of the torus. The last two are 0 for GPUs. float32: FLOP/s of products in
-    full float32; 0: six bfloat16 products for one, as TPUs do.
+    pod: chips of the largest slice; axes: of the torus. The last two are 0 for GPUs. float32: FLOP/s of a
+    GPU's products in full float32.
     """
 
     device: str
@@ -35,10 +35,17 @@ class Chip:
         """FLOP/s of dense bfloat16 products."""
         return flops.peak_flops(self.device) or 0.0
 
-    @property
-    def peak_float32(self) -> float:
-        """FLOP/s of products in full float32."""
-        return self.float32 or self.peak / 6
+    def peak_of(self, precision: str) -> float:
+        """FLOP/s of products: "" of bfloat16; of float32 "default", "high" or "highest", as JAX calls the precision.
+
+        On GPUs the first two are TensorFloat-32, at half the rate of bfloat16. TPUs make them of bfloat16 products: of
+        one, three or six.
+        """
+        if self.axes:
+            return self.peak / {"": 1, "default": 1, "high": 3, "highest": 6}[precision]
+        if precision == "highest":
+            return self.float32
+        return self.peak / 2 if precision and self.peak > self.float32 else self.peak
 
 
 _TPU = "docs.cloud.google.com/tpu/docs/{}; sending: half of the bidirectional figure, in rings that close"

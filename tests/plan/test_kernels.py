@@ -106,10 +106,15 @@ def test_a_kernel_is_counted_once_a_turn_with_what_it_touches(found: dict[str, k
 def test_products_of_libraries_and_of_full_float32(found: dict[str, kernels.Kernel]) -> None:
     assert found["fmha"].flops == 2 * 2 * (2 * 4 * 10 * 6 * 8)
     assert found["gemm"].flops == found["full"].flops == 2 * 4 * 32 * 16
-    assert found["full"].slow
-    assert not found["gemm"].slow
+    assert found["full"].precision == "highest"
+    assert found["gemm"].precision == "default"
+    assert found["y"].precision == ""
     assert found["full"].bytes == 4 * 32 * 16  # the rest lies in the chip's own memory
     assert found["full"].once(CHIP) == max(4 * 32 * 16 / CHIP.bandwidth, 2 * 4 * 32 * 16 / 67e12)
+
+    tpu = topologies.CHIPS["v5e"]
+    peaks = [[chip.peak_of(name) for name in ("", "default", "high", "highest")] for chip in (CHIP, tpu)]
+    assert peaks == [[989e12, 494.5e12, 494.5e12, 67e12], [197e12, 197e12, 197e12 / 3, 197e12 / 6]]
 
 
 def test_each_has_its_kind(found: dict[str, kernels.Kernel]) -> None:

@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 import tiny
 from test_checkpoints import iterator, run
@@ -20,10 +19,11 @@ STEPS = 2
 
 
 def config(shard_optimizer: bool) -> Any:
-    """Masks at random: those by the response hang on rounding."""
+    """The contrastive loss alone: what is cut does not depend on the objectives, and masks would hang on rounding."""
     return tiny.config(
         mesh__shard_optimizer=shard_optimizer,
-        objective__attmim__strategy="random",
+        objective__attmim__weight=0.0,
+        objective__entmlm__weight=0.0,
         optimizer__peak_lr=1e-3,
         optimizer__warmup_share=0.0,
         optimizer__ema=0.9,
@@ -63,7 +63,7 @@ def held(state: Any) -> int:
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_eight_devices_update_as_one_does(one_device: TrainState, fsdp: int, tmp_path: pathlib.Path) -> None:
     mesh = sharding.make_mesh(fsdp)
     state = updated(mesh, config(True))
@@ -98,18 +98,3 @@ def test_specs_add_the_data_axis_to_the_largest_axis_that_it_divides() -> None:
     assert spec("a/scale", 8) == ("data",)
     assert spec("a/step") == ()
     assert tuple(sharding.parameter_spec("a/kernel", (12, 16, 64), mesh)) == (None, "fsdp", None)
-
-
-def test_the_compiled_step_gathers_the_parameters_once_and_nothing_else_whole() -> None:
-    settings, mesh = config(True), sharding.make_mesh(1)
-    _, abstract, update = parts(mesh, settings)
-    place = sharding.batch_sharding(mesh)
-    rows = {"paired": tiny.rows(16, 0), "unpaired": tiny.rows(8, 1)}
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
-    with jax.set_mesh(mesh):
-        text = update.lower(abstract, batch).compile().as_text()
-    kernel = abstract.params["image_encoder"]["transformer"]["layers"]["mlp_in"]["kernel"].shape
-    whole = f"f32[{','.join(map(str, kernel))}]"
-    gathers = [line for line in text.splitlines() if " all-gather(" in line and f" {whole}" in line.split(" all-")[0]]
-    assert len(gathers) <= 1, gathers
-    assert np.prod(kernel) > 0
