@@ -40,10 +40,10 @@ from mmclip_jax.data.images import transforms
 from mmclip_jax.data.records import open_records
 from mmclip_jax.data.schema import PARTS, Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.evaluations.exposure import exposure
 from mmclip_jax.evaluate.evaluations.localization import inside_mask
 from mmclip_jax.evaluate.stats import auroc, bootstrap_ci
 from mmclip_jax.inference import scoring
+from mmclip_jax.inference.exposure import exposure
 from mmclip_jax.models import masking
 from mmclip_jax.models.mmclip import RESPONSES
 from mmclip_jax.text import prompts

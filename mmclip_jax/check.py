@@ -33,6 +33,7 @@ _RANGES: dict[str, Range] = {
     "model.text_pool": Choice(("mean", "max", "first", "last")),
     "model.stem": Choice(("patch", "conv")),
     "model.dtype": Choice(("float32", "bfloat16", "float16")),
+    "model.attention": Choice(("auto", "plain", "xla", "cudnn")),
     "model.remat": BOOLEAN,
     "model.unroll": BOOLEAN,
     **{
@@ -105,8 +106,10 @@ _RANGES: dict[str, Range] = {
     "train.max_skipped": count(),
     "train.spike": Number(0),
     "train.profile": count(),
+    "train.platform_flags": BOOLEAN,
     "train.compiler_options": TEXT,
     "mesh.fsdp": count(1),
+    "mesh.shard_optimizer": BOOLEAN,
 }
 
 

@@ -43,6 +43,7 @@ def default_config() -> ConfigDict:
             "text_pool": "mean",  # mean | max | first | last
             "stem": "patch",  # patch | conv (convolutions in place of one linear map: for small data)
             "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
+            "attention": "auto",  # auto | plain | xla | cudnn; auto: cuDNN in bfloat16 on GPUs from 9.0 up, else plain
             "remat": True,
             "unroll": False,
             "image": {
@@ -161,10 +162,16 @@ def default_config() -> ConfigDict:
             "max_skipped": 3,  # updates left out one after another (not finite, or a spike) before the run stops
             "spike": 0.0,  # a loss this many times the mean of the last 100 is a spike, and left out; 0 never
             "profile": 0,  # steps to trace with JAX's profiler into WORKDIR/profile, from the third of a start on
+            "platform_flags": True,  # the compiler's flags of train/flags.py on several TPUs or GPUs
             "compiler_options": "",  # XLA options of the step, "name=value name=value"
         }
     )
-    config.mesh = ConfigDict({"fsdp": 1})
+    config.mesh = ConfigDict(
+        {
+            "fsdp": 1,  # devices that share one copy of the parameters
+            "shard_optimizer": False,  # cut parameters, moments and average along "data" between steps (ZeRO-1)
+        }
+    )
     return config
 
 

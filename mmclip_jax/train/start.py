@@ -28,7 +28,7 @@ from mmclip_jax.text.tokens import Tokenizer
 REPORT_FILE = "start.json"
 _PARTS = {"image": "image_encoder", "text": "text_encoder"}
 # Of an own run's model all settings count but those of how it is computed.
-_COMPUTING = ("model.dtype", "model.remat", "model.unroll")
+_COMPUTING = ("model.dtype", "model.attention", "model.remat", "model.unroll")
 
 
 @dataclasses.dataclass

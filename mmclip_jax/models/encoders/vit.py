@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmclip_jax.models import work
+from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.encoders.base import Stage, transformer_layer_numbers
 from mmclip_jax.models.inputs import patch_count, patchify
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
@@ -66,6 +67,7 @@ class ViT(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
+    attention: str = PLAIN
     gives_attention: ClassVar[bool] = True
 
     @property
@@ -109,6 +111,7 @@ class ViT(nn.Module):
             self.remat,
             self.unroll,
             self.return_attention,
+            self.attention,
             name="transformer",
         )(x)
         token = x[:, 0] if self.class_token else None
