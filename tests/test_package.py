@@ -253,7 +253,7 @@ def test_text_files_are_utf_8_whatever_the_locale():
 # A room of the package -> the other rooms, and modules beside them, that it may import, wherever it does so.
 _TOOLS = {"errors", "fields", "files", "locks", "processes", "ranges", "spreadsheet"}
 _MAY_IMPORT = {
-    "checkpoints": {*_TOOLS, "config", "data", "state", "text"},
+    "checkpoints": {*_TOOLS, "config", "data", "models", "state", "text"},
     "train": {
         *_TOOLS,
         "check",
@@ -278,6 +278,7 @@ _MAY_IMPORT = {
         "data",
         "ends",
         "evaluate",
+        "export",
         "external",
         "finetune",
         "inference",
@@ -289,6 +290,7 @@ _MAY_IMPORT = {
         "train",
         "writers",
     },
+    "export": {*_TOOLS, "checkpoints", "evaluate", "inference", "models", "text"},
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "fields", "sharding"},

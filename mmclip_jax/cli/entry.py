@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import mmclip_jax
 from mmclip_jax import ends
-from mmclip_jax.cli import ablate, compare, data, demo, evaluate, finetune, plan, predict, tokenizer, train
+from mmclip_jax.cli import ablate, compare, data, demo, evaluate, export, finetune, plan, predict, tokenizer, train
 from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
@@ -30,7 +30,7 @@ from mmclip_jax.errors import (
 )
 
 # In the order in which --help lists them.
-_COMMANDS = (data, tokenizer, train, plan, finetune, evaluate, compare, predict, ablate, demo)
+_COMMANDS = (data, tokenizer, train, plan, finetune, evaluate, compare, predict, export, ablate, demo)
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else

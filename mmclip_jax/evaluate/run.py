@@ -29,6 +29,7 @@ from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import card, terminal
 from mmclip_jax.evaluate.report import cases as case_lib
 from mmclip_jax.evaluate.report import page as page_lib
+from mmclip_jax.evaluate.report.notes import describe
 from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 
@@ -330,7 +331,9 @@ class _Clock:
 def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
     """What results.json says of model and data."""
     rows, inside, validation = context.rows, context.inside, context.validation
-    described = context.model.description if isinstance(context.model, Foreign) else inside and _describe(inside)
+    described = (
+        context.model.description if isinstance(context.model, Foreign) else inside and describe(inside.config.model)
+    )
     return {
         "schema": SCHEMA,
         "software": {"mmclip_jax": mmclip_jax.__version__},
@@ -410,13 +413,3 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
     except UserError as error:
         logging.warning("the report has no curves: %s", error)
         return []
-
-
-def _describe(model: Model) -> str:
-    """The model's sizes in a line."""
-    sizes = model.config.model
-    depth = sum(getattr(sizes.image, "depths", ())) or sizes.image.depth
-    return (
-        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
-        f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
-    )

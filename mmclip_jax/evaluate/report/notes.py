@@ -27,6 +27,15 @@ def about(results: Results) -> About:
     return About(kept["protocol"], kept["primary"], kept["level"], kept["resamples"])
 
 
+def describe(sizes: Any) -> str:
+    """The sizes of a model in a line, of its settings."""
+    depth = sum(getattr(sizes.image, "depths", ())) or sizes.image.depth
+    return (
+        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
+        f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
+    )
+
+
 def external_facts(results: Results) -> list[tuple[str, str]]:
     """(what, value) of a model of somebody else's, as the report tells it; [] of one of our own."""
     facts = results["checkpoint"]["external"]
