@@ -18,6 +18,8 @@ from mmclip_jax import files
 from mmclip_jax.checkpoints.digests import bit_sums, check_digests, with_digests
 from mmclip_jax.checkpoints.saved import EXPORT_RECORD, SCHEMA, Saved, damage_is_named, run_record, with_defaults
 from mmclip_jax.errors import DamagedCheckpointError, UserError
+from mmclip_jax.models.pretrained import dual, families, fit
+from mmclip_jax.models.pretrained.weights import find_weights, read_weights
 
 REST_FILE, PARAMS_FILE = "mmclip_rest.npz", "params.npz"
 _REMEDY = "export the run again"
@@ -31,7 +33,23 @@ def _numpy(directory: pathlib.Path, model: Any) -> Arrays:
     return read_arrays(directory / PARAMS_FILE)
 
 
-READERS: dict[str, Reader] = {"numpy": _numpy}
+def _huggingface(directory: pathlib.Path, model: Any) -> Arrays:
+    config = files.read_json(directory / dual.HUGGINGFACE_CONFIG, _REMEDY, ("model_type",))
+    if config["model_type"] == "mmclip":
+        return families.of_module(read_weights(find_weights(directory)))
+    return _dual_encoder(directory, "huggingface")
+
+
+def _dual_encoder(directory: pathlib.Path, layout: str) -> Arrays:
+    """What the importers of other programs' weights make of them; patches of several channels as those of one."""
+    read = dual.load(directory, layout)
+    params = dict(read.params)
+    image = params["image_encoder"]
+    params["image_encoder"] = image | {"patch": fit.fold(image["patch"], read.channels, *read.normal)}
+    return {name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+READERS: dict[str, Reader] = {"numpy": _numpy, "huggingface": _huggingface}
 """The formats that can be read back."""
 
 

@@ -29,7 +29,7 @@ def unscored(run: str, step: int, model: Any, manifest: Mapping[str, Any]) -> st
     }
     lines = [*_head(results), "", "## Training data", "", *_training(results), "", "## Evaluation", ""]
     lines += ["Not evaluated by `mmclip evaluate` when this card was written: nothing is known of its scores."]
-    if "phantom" in (manifest.get("exposure") or {}).get("sources", {}):
+    if any(source.startswith("phantom") for source in (manifest.get("exposure") or {}).get("sources", {})):
         lines += ["", "## Limits", "", "- It learnt from drawn images (the phantom), which are no model of disease."]
     return "\n".join([*lines, ""])
 

@@ -312,8 +312,7 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
         (image, vision, "vision_model", "visual_projection"),
         (words, text, "text_model", "text_projection"),
     ):
-        pooler = [] if model["model_type"].startswith("clip") else [dense(weights, f"{place}.pooler.dense", None, None)]
-        params["head"] = [*pooler, dense(weights, name, None, None)]
+        params["head"] = [*_pooler(weights, place, model, beside), dense(weights, name, None, None)]
     told = [_told(part, beside) for part in (vision, text)]
     for each, params, name in zip(told, (image, words), ("vision", "text"), strict=True):
         heads_of(str(beside), name, params["position"].shape[1], each.heads)
@@ -327,6 +326,23 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
     return _encoder(weights, file, {"image": image, "text": words}, told[0], told[1], origins)
 
 
+def _pooler(weights: Weights, place: str, model: Mapping[str, Any], file: pathlib.Path) -> list[Params]:
+    """The layer between the class token and the projection; [] where there is none, or one that changes nothing.
+
+    Raises:
+      UserError: one without an activation that changes something.
+    """
+    if model["model_type"].startswith("clip"):
+        return []
+    layer = dense(weights, f"{place}.pooler.dense", None, None)
+    if model.get("pooler_act") != _LINEAR:
+        return [layer]
+    if not np.array_equal(layer["kernel"], np.eye(*layer["kernel"].shape)) or np.any(layer.get("bias", 0)):
+        raise UserError(f"{file}: a pooler without an activation (pooler_act {_LINEAR!r}) is not supported")
+    return []
+
+
+_LINEAR = "linear"
 _READERS = {
     "vit": families.vit,
     "clip_vision_model": families.clip_image,
@@ -344,7 +360,9 @@ def _told(config: Mapping[str, Any], file: pathlib.Path) -> Told:
     heads = field(str(file), config, "num_attention_heads", int, usual["num_attention_heads"], low=1)
     eps = field(str(file), config, "layer_norm_eps", float, usual["layer_norm_eps"], low=0)
     activation = _activation(_HUGGINGFACE_ACTIVATIONS.get(name, name), file)
-    return Told(_ENCODERS[config["model_type"]], heads, activation, "tanh", float(eps))
+    pooled = field(str(file), config, "pooler_act", str, "tanh")
+    head = "tanh" if pooled == _LINEAR else _activation(_HUGGINGFACE_ACTIVATIONS.get(pooled, pooled), file)
+    return Told(_ENCODERS[config["model_type"]], heads, activation, head, float(eps))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
