@@ -135,6 +135,7 @@ def test_every_import_of_the_package_is_a_declared_dependency():
     optional = {
         "python_calamine",
         "torch",
+        "transformers",
         "safetensors",
         "tokenizers",
         "spacy",

@@ -49,7 +49,11 @@ def _dual_encoder(directory: pathlib.Path, layout: str) -> Arrays:
     return {name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-READERS: dict[str, Reader] = {"numpy": _numpy, "huggingface": _huggingface}
+def _open_clip(directory: pathlib.Path, model: Any) -> Arrays:
+    return _dual_encoder(directory, "open_clip")
+
+
+READERS: dict[str, Reader] = {"numpy": _numpy, "huggingface": _huggingface, "open_clip": _open_clip}
 """The formats that can be read back."""
 
 

@@ -78,12 +78,49 @@ def write_rest(content: Content, folder: pathlib.Path, form: str) -> None:
 # Which class
 
 
+Misfit = tuple[str, Any, tuple[Any, ...]]
+"""(a setting, its value, those that can be exported)."""
+
+
 def native_class(content: Content) -> tuple[str, list[str]]:
-    """(the class of transformers, [] ) or ("MMCLIPModel", the settings that no class of transformers has)."""
-    model, clip = content.model, content.model.text.encoder == "clip"
+    """(the class of transformers, []) or ("MMCLIPModel", the settings that no class of transformers has)."""
+    is_clip = content.model.text.encoder == "clip"
+    misfits = clip_misfits(content) if is_clip else _dual_misfits(content)
+    if misfits:
+        return "MMCLIPModel", [f"{name}={value!r}" for name, value, _ in misfits]
+    return ("CLIPModel" if is_clip else "VisionTextDualEncoderModel"), []
+
+
+def clip_misfits(content: Content) -> list[Misfit]:
+    """What stands in the way of CLIP's architecture."""
+    model = content.model
+    return _misfits(
+        *_of_any_class(content),
+        ("model.text.encoder", model.text.encoder, ("clip",)),
+        ("model.text_pool", model.text_pool, ("last",)),
+        ("model.image.first_norm", model.image.first_norm, (True,)),
+        ("model.image_head.hidden", model.image_head.hidden, (0,)),
+        ("model.text_head.hidden", model.text_head.hidden, (0,)),
+        ("a mark at the end of texts (data.tokenizer)", bool(content.tokenizer.end), (True,)),
+    )
+
+
+def _dual_misfits(content: Content) -> list[Misfit]:
+    model = content.model
     image, text = model.image, model.text
-    hidden = model.image_head.hidden
-    wanted = [
+    return _misfits(
+        *_of_any_class(content),
+        ("model.text.encoder", text.encoder, ("bert",)),
+        ("model.text_pool", model.text_pool, ("first",)),
+        ("model.text_head.hidden", model.text_head.hidden, (text.width,)),
+        ("model.text_head.activation", model.text_head.activation, ("tanh",)),
+        ("model.image_head.hidden", model.image_head.hidden, (0,) if image.first_norm else (0, image.width)),
+    )
+
+
+def _of_any_class(content: Content) -> list[Misfit]:
+    model, image = content.model, content.model.image
+    return [
         ("model.image.encoder", image.encoder, ("vit",)),
         ("model.stem", model.stem, ("patch",)),
         ("model.pool", model.pool, ("cls",)),
@@ -92,28 +129,12 @@ def native_class(content: Content) -> tuple[str, list[str]]:
         ("model.image.layer_scale", image.layer_scale, (False,)),
         ("model.image.registers", image.registers, (0,)),
         ("model.image_head.bias", model.image_head.bias, (False,)),
-        ("model.text.encoder", text.encoder, ("bert", "clip")),
         ("model.text_head.bias", model.text_head.bias, (False,)),
     ]
-    if clip:
-        wanted += [
-            ("model.image.first_norm", image.first_norm, (True,)),
-            ("model.text_pool", model.text_pool, ("last",)),
-            ("model.image_head.hidden", hidden, (0,)),
-            ("model.text_head.hidden", model.text_head.hidden, (0,)),
-            ("a vocabulary without a mark at the end", not content.tokenizer.end, (False,)),
-        ]
-    elif text.encoder == "bert":
-        wanted += [
-            ("model.text_pool", model.text_pool, ("first",)),
-            ("model.text_head.hidden", model.text_head.hidden, (text.width,)),
-            ("model.text_head.activation", model.text_head.activation, ("tanh",)),
-            ("model.image_head.hidden", hidden, (0,) if image.first_norm else (0, image.width)),
-        ]
-    why = [name if name.startswith("a ") else f"{name}={value!r}" for name, value, fits in wanted if value not in fits]
-    if why:
-        return "MMCLIPModel", why
-    return ("CLIPModel" if clip else "VisionTextDualEncoderModel"), []
+
+
+def _misfits(*wanted: Misfit) -> list[Misfit]:
+    return [(name, value, fits) for name, value, fits in wanted if value not in fits]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from mmclip_jax.checkpoints.exported import record
 from mmclip_jax.checkpoints.saved import EXPORT_RECORD
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.report.card import CARD_FILE
-from mmclip_jax.export import cards, huggingface, numpy_files, stablehlo
+from mmclip_jax.export import cards, huggingface, numpy_files, open_clip, stablehlo
 from mmclip_jax.export.content import Content
 from mmclip_jax.inference.model import open_checkpoint
 
@@ -18,6 +18,7 @@ Writer = Callable[[Content, pathlib.Path], str]
 
 WRITERS: dict[str, Writer] = {
     "huggingface": huggingface.write,
+    "open_clip": open_clip.write,
     "stablehlo": stablehlo.write,
     "numpy": numpy_files.write,
 }

@@ -1,17 +1,24 @@
 """Runs with random parameters to export, images and texts to ask them."""
 
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import grain
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
+from etils import epath
 from ml_collections import ConfigDict
 
-from mmclip_jax.checkpoints import Checkpoints, run_record
+from mmclip_jax.checkpoints import Checkpoints, Saved, find_checkpoint, run_record
 from mmclip_jax.checkpoints.arrays import flat_tree, nested
+from mmclip_jax.checkpoints.exported import PARAMS_FILE, read_arrays, record
+from mmclip_jax.checkpoints.saved import EXPORT_RECORD
+from mmclip_jax.data.images import transforms
+from mmclip_jax.inference.inputs import as_pixels
+from mmclip_jax.models.inputs import pixels, standardize
 from mmclip_jax.models.mmclip import build_model
 from mmclip_jax.state import TrainState
 from mmclip_jax.text.tokenizer import load_tokenizer
@@ -30,28 +37,57 @@ TEXTS = [
 ]
 
 
-def flat(params: Any) -> list[tuple[str, Any]]:
-    """Every array with its path."""
-    return list(flat_tree(params).items())
-
-
-def save(
-    folder: pathlib.Path, config: ConfigDict, tokenizer: Any = None, seed: int = 7, params: Any = None
-) -> pathlib.Path:
-    """A workdir with a checkpoint of step 3 of random parameters; no bias is zero."""
+def save(folder: pathlib.Path, config: ConfigDict, tokenizer: Any = None, params: Any = None) -> pathlib.Path:
+    """A checkpoint of step 3 as an export to NumPy, of random parameters (no bias is zero) or these, by path."""
     tokenizer = tokenizer or load_tokenizer()
     config.model.text.vocab_size = tokenizer.vocab_size
     if params is None:
-        params = tiny.random_params(build_model(config.model), config, seed)
-    else:
-        params = jax.tree.map(jnp.asarray, nested(params))
-    optimizer = optim.make_optimizer(config.optimizer.copy_and_resolve_references(), 10)
+        params = flat_tree(tiny.random_params(build_model(config.model), config, 7))
+    arrays = {path: np.asarray(array) for path, array in params.items()}
+    folder.mkdir()
+    saved = Saved(epath.Path(folder), 3, config, tokenizer.model_bytes, MANIFEST, {})
+    np.savez(folder / PARAMS_FILE, **arrays)
+    (folder / EXPORT_RECORD).write_text(json.dumps(record(saved, "numpy", arrays)))
+    return folder
+
+
+def stored(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The parameters that `save` wrote."""
+    return read_arrays(folder / PARAMS_FILE)
+
+
+def save_run(folder: pathlib.Path, config: ConfigDict) -> pathlib.Path:
+    """A workdir with a checkpoint of step 3, as training leaves one."""
+    tokenizer = load_tokenizer()
+    config.model.text.vocab_size = tokenizer.vocab_size
+    params = tiny.random_params(build_model(config.model), config, 7)
+    optimizer = optim.make_optimizer(config.optimizer, 10)
     checkpoints = Checkpoints(folder, keep=1)
     state = TrainState(jnp.int32(3), params, optimizer.init(params), params)
     run = run_record(config, tokenizer.model_bytes, MANIFEST)
     checkpoints.save(state, iter(grain.MapDataset.range(10).to_iter_dataset()), run)
     checkpoints.close()
     return folder
+
+
+def embed(folder: pathlib.Path, pictures: Sequence[Any], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(images [n,E], texts [m,E]) as `mmclip_jax.load` embeds them, of what `save` wrote; compiled quickly."""
+    saved = find_checkpoint(folder)
+    tree, model = nested(stored(folder)), build_model(saved.config.model)
+    size, length = saved.config.model.image_size, saved.config.model.text.length
+    fitted = np.stack([transforms.fit_image(as_pixels(picture), size) for picture in pictures])
+    tokenizer = load_tokenizer(saved.tokenizer_model)
+    tokens = np.stack([tokenizer.tokenize(text, [], length).tokens for text in texts])
+
+    def both(params: Any, images: Any, tokens: Any) -> Any:
+        def apply(method: str, *arrays: Any) -> Any:
+            return model.apply({"params": params}, *arrays, method=method)
+
+        features = apply("encode_text", tokens)
+        return apply("encode_image", standardize(pixels(images)))[1], apply("embed_text", features, tokens != 0)
+
+    made = tiny.jit(both)(tree, fitted, tokens)
+    return np.asarray(made[0]), np.asarray(made[1])
 
 
 def images(size: int, count: int = 3) -> np.ndarray:
@@ -95,3 +131,10 @@ def dual_like(config: ConfigDict, first_norm: bool = False, hidden: int = 0) -> 
     config.model.text.update({"encoder": "bert", "key_bias": True, "epsilon": 1e-12, "length": 31})
     config.model.text_head.update({"hidden": config.model.text.width, "activation": "tanh"})
     return config
+
+
+def snippet(heading: str, out: pathlib.Path) -> str:
+    """The Python of docs/export.md below this heading, reading the directory `out`."""
+    text = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return section.split("```python\n")[1].split("```")[0].replace("OUT", str(out))

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import exports
 import numpy as np
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.compiles
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return exports.save(tmp_path_factory.mktemp("export") / "run", tiny.load_config("demo", "runlocal"))
+    return exports.save_run(tmp_path_factory.mktemp("export") / "run", tiny.load_config("demo", "runlocal"))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,20 @@ def test_the_command(workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pyte
     assert "step 3, as numpy" in capsys.readouterr().out
     assert_identical(workdir, tmp_path / "out")
     assert cli.main(["export", str(workdir), "--to", "nothing", str(tmp_path / "out")]) == 2
+
+
+def test_the_snippets_of_the_document(
+    workdir: pathlib.Path, as_numpy: pathlib.Path, as_stablehlo: pathlib.Path
+) -> None:
+    names: dict[str, Any] = {}
+    exec(exports.snippet("NumPy alone", as_numpy), names)
+    assert names["params"]["image_encoder/transformer/layers/mlp_in/kernel"].shape == (2, 32, 128)
+    assert names["settings"]["model"]["embed_dim"] == 32
+    images = exports.images(64)
+    names = {"images": images}
+    exec(exports.snippet("JAX alone", as_stablehlo), names)
+    wanted = mmclip_jax.load(workdir).encode_image(list(images[..., 0]))
+    np.testing.assert_allclose(names["v"], wanted, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
