@@ -136,6 +136,7 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "python_calamine",
         "torch",
         "transformers",
+        "onnxscript",
         "safetensors",
         "tokenizers",
         "spacy",

@@ -4,7 +4,7 @@ import argparse
 
 from mmclip_jax.cli.arguments import Commands, add_command, existing_place, folder_of, whole
 
-FORMATS = ("huggingface", "open_clip", "stablehlo", "numpy")
+FORMATS = ("huggingface", "open_clip", "stablehlo", "onnx", "numpy")
 
 
 def _export(args: argparse.Namespace) -> None:

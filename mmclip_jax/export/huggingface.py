@@ -33,7 +33,7 @@ def write(content: Content, folder: pathlib.Path) -> str:
     """Writes weights, settings, processor and tokenizer; returns which class it is, and why."""
     kind, why = native_class(content)
     if kind == "MMCLIPModel":
-        weights, config = _remote(content)
+        weights, config = remote_module(content)
         for file in sorted(REMOTE.glob("*_mmclip.py")):
             shutil.copyfile(file, folder / file.name)
     else:
@@ -221,7 +221,8 @@ def _part(content: Content, part: str) -> dict[str, Any]:
 # Our own class
 
 
-def _remote(content: Content) -> tuple[Arrays, dict[str, Any]]:
+def remote_module(content: Content) -> tuple[Arrays, dict[str, Any]]:
+    """The state of `remote.modeling_mmclip.MMCLIPModel`, and the content of its config.json."""
     used = {path: x for path, x in content.params.items() if not path.startswith(_OF_TRAINING)}
     settings = content.model.to_dict()
     for name in ("image_decoder", "text_decoder", "dtype", "remat", "unroll"):

@@ -9,7 +9,7 @@ from mmclip_jax.checkpoints.exported import record
 from mmclip_jax.checkpoints.saved import EXPORT_RECORD
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.report.card import CARD_FILE
-from mmclip_jax.export import cards, huggingface, numpy_files, open_clip, stablehlo
+from mmclip_jax.export import cards, huggingface, numpy_files, onnx_files, open_clip, stablehlo
 from mmclip_jax.export.content import Content
 from mmclip_jax.inference.model import open_checkpoint
 
@@ -20,6 +20,7 @@ WRITERS: dict[str, Writer] = {
     "huggingface": huggingface.write,
     "open_clip": open_clip.write,
     "stablehlo": stablehlo.write,
+    "onnx": onnx_files.write,
     "numpy": numpy_files.write,
 }
 
