@@ -26,6 +26,7 @@ from mmclip_jax.cli import (
     demo,
     embed,
     evaluate,
+    export,
     finetune,
     plan,
     predict,
@@ -47,7 +48,7 @@ from mmclip_jax.errors import (
 
 # In the order in which --help lists them.
 _COMMANDS = (
-    data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, embed, ablate, demo, completion,
+    data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, embed, export, ablate, demo, completion,
 )  # fmt: skip
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),

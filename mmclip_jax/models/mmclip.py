@@ -114,7 +114,7 @@ class MMCLIP(nn.Module):
             assert class_token is not None
             pooled = class_token
         else:
-            query = jnp.broadcast_to(self.pool_query.astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
+            query = jnp.broadcast_to(self.pool_query.astype(patches.dtype), (patches.shape[0], 1, patches.shape[-1]))
             pooled = self.pool_attention(query, patches)[0][:, 0]
         return patches, pooled
 
