@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not compiles and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-slow test-fast test-wheel test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gpu test-gcs wheel-data clean
+.PHONY: demo test test-slow test-fast test-wheel test-notebook test-pythons test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -27,6 +27,19 @@ test-fast: $(VENV)/.installed-dev
 # The wheel, in an empty environment and an empty folder.
 test-wheel:
 	PYTHON=$(PYTHON) .ci/wheel
+
+# The notebook from its first cell to its last, in an empty folder; what it shows goes to .notebook/.
+.notebook/.installed: requirements-notebook.txt | $(VENV)/bin/python
+	rm -rf .notebook
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target .notebook -r requirements-notebook.txt
+	@touch $@
+
+test-notebook: .notebook/.installed $(VENV)/.installed
+	PYTHONPATH=.notebook $(BIN)/python examples/execute.py --out .notebook/quickstart.ipynb
+
+# A short suite on each of Python 3.11, 3.12 and 3.13 that is here, with the newest JAX for it.
+test-pythons:
+	.ci/pythons
 
 # Builds on Apache Beam: its versions of shared packages are not those that JAX wants, so it has an environment of its own.
 test-beam: .venv-beam/.installed

@@ -110,6 +110,12 @@ def test_the_tpu_compiler_is_the_one_that_jax_asks_for():
     assert wanted.specifier.contains(_pins("requirements-tpu.txt")["libtpu"])
 
 
+def test_pins_for_newer_pythons_are_those_of_the_base_but_for_jax():
+    base, newer = _pins("requirements.txt"), _pins("requirements-3.12.txt")
+    assert newer.keys() == base.keys()
+    assert {name for name in base if base[name] != newer[name]} == {"flax", "jax", "jaxlib"}
+
+
 def test_no_tensorflow_and_no_torch_in_the_base():
     assert not _pins("requirements.txt").keys() & {"tensorflow", "tensorflow-cpu", "torch", "tensorboard"}
 
