@@ -82,8 +82,8 @@ def test_every_block_of_the_page_runs(
     assert said[2] == "0.0\n"
     refused = said[3].splitlines()
     assert len(refused) == 3
-    for line, words in zip(refused, ("must be 0 to 1", "all but black", "images must be a list"), strict=True):
-        assert words in line
+    for line, why in zip(refused, ("must be 0 to 1", "all but black", "images must be a list"), strict=True):
+        assert why in line
     assert "artificial X-rays alone" in said[4]
     assert re.match(r"\(\d+, 32\) \d+\n", said[5])
 

@@ -25,7 +25,10 @@ def _embed(args: argparse.Namespace) -> None:
         raise UserError("images, --data and --texts each make a file of their own: give one of them")
     images = places.find_images(named)
     splits = SPLITS if args.split is None else (args.split,)
-    total = dataset_facts(args.data)["examples"] if args.data is not None and args.split is None else None
+    total = len(images.images)
+    if args.data is not None:
+        facts = dataset_facts(args.data)["splits"]
+        total = sum(entry["examples"] for name, entry in facts.items() if name.split("_")[0] in splits)
     keep_freed_memory()
     model = model_lib.load(run, args.step)
     if isinstance(model, Classifier):
@@ -33,7 +36,7 @@ def _embed(args: argparse.Namespace) -> None:
     if args.texts is not None:
         found = embedding.embed_texts(model, args.texts, str(run))
     else:
-        with Progress().bar("images", total or len(images.images) or None) as advance:
+        with Progress().bar("images", total) as advance:
             if args.data is not None:
                 found = embedding.embed_data(model, args.data, str(run), splits, advance)
             else:

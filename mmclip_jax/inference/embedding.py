@@ -51,7 +51,8 @@ class Embeddings:
         stream, stamp = io.BytesIO(), json.dumps(self.facts)
         if pathlib.Path(path).suffix == ".npz":
             arrays: dict[str, Any] = {name: np.array(values, str) for name, values in self.columns.items()}
-            np.savez(stream, **arrays, embedding=self.vectors, **{STAMP: np.array(stamp)})
+            arrays |= {"embedding": self.vectors, STAMP: np.array(stamp)}
+            np.savez(stream, **arrays)
         else:
             import pyarrow
             import pyarrow.parquet

@@ -60,7 +60,7 @@ def check_several(name: str, items: Any) -> None:
     Raises:
       UserError: it is one alone, or None, or no sequence; or a text is no string.
     """
-    shape = getattr(items, "shape", ())
+    shape: Sequence[int] = getattr(items, "shape", ())
     if name == "images" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] <= 4)):
         # Its rows would be taken for images, and those of a colour image can be read as such.
         raise UserError(f"images must be a list: an array {list(shape)} is one image, give [image]")

@@ -90,11 +90,13 @@ def explained(image: np.ndarray, response: np.ndarray, lines: Sequence[str]) -> 
     from PIL import Image, ImageDraw, ImageFont
 
     width = 2 * SHOWN_SIDE + 3 * _MARGIN
-    wrapped = []
+    wrapped, heights = [], []
     for number, line in enumerate(lines):
-        font = ImageFont.load_default(20 if number == 0 else 15)
-        wrapped += [(part, font) for part in _wrap(line, font, width - 2 * _MARGIN)]
-    heights = [round(1.35 * font.size) for _, font in wrapped]
+        size = 20 if number == 0 else 15
+        font = ImageFont.load_default(size)
+        parts = _wrap(line, font, width - 2 * _MARGIN)
+        wrapped += [(part, font) for part in parts]
+        heights += [round(1.35 * size)] * len(parts)
     figure = Image.new("RGB", (width, SHOWN_SIDE + 3 * _MARGIN + sum(heights)), _PAPER)
     figure.paste(Image.fromarray(image), (_MARGIN, _MARGIN))
     figure.paste(Image.fromarray(overlay(image, response)), (2 * _MARGIN + SHOWN_SIDE, _MARGIN))
@@ -105,7 +107,7 @@ def explained(image: np.ndarray, response: np.ndarray, lines: Sequence[str]) -> 
     return figure
 
 
-def _wrap(line: str, font: "ImageFont.FreeTypeFont", width: float) -> list[str]:
+def _wrap(line: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: float) -> list[str]:
     """Cuts a line between words, and within a word that is too long alone."""
     parts, now = [], ""
     for word in line.split():

@@ -337,7 +337,7 @@ def test_arguments_that_do_not_go_together_are_refused_in_one_line(model: Any, i
 
 def test_similarity_is_the_cosine_of_the_embeddings(model: Any, images: list[Array]) -> None:
     texts = [REPORT, "no acute disease"]
-    v, u = np.float64(model.encode_image(images)), np.float64(model.encode_text(texts))
+    v, u = model.encode_image(images).astype(float), model.encode_text(texts).astype(float)
     expected = (v[:, None] * u[None]).sum(axis=-1) / np.linalg.norm(v, axis=1)[:, None] / np.linalg.norm(u, axis=1)
     found = model.similarity(images, texts)
     assert found.shape == (3, 2)
@@ -352,7 +352,7 @@ def test_findings_in_any_words_are_scored_like_those_of_the_vocabulary(model: An
     assert list(scores) == ["coin", "edema", "as edema"]
     v = np.float64(model.encode_image(images))
     mean = np.float64(model.encode_text(own[0])).mean(axis=0)
-    logits = v @ (mean / np.linalg.norm(mean)) - v @ np.float64(model.encode_text([own[1]]))[0]
+    logits = v @ (mean / np.linalg.norm(mean)) - v @ model.encode_text([own[1]])[0].astype(float)
     np.testing.assert_allclose(scores["coin"], 1 / (1 + np.exp(-logits / 0.07)), atol=1e-4)
     np.testing.assert_allclose(scores["edema"], model.zero_shot(images, ["edema"])["edema"], atol=1e-6)
     np.testing.assert_allclose(scores["edema"], scores["as edema"], atol=1e-6)

@@ -77,9 +77,10 @@ def test_a_damaged_image_loses_nothing_of_the_others(tmp_path: pathlib.Path) -> 
         path.write_bytes(data)
     gone = tmp_path / "gone.png"
     paths = [*list(pictures)[:5], *bad, gone, *list(pictures)[5:]]
-    read, lost = {}, {}
-    for there, pixels, unreadable in read_images(paths, 32):
-        read |= dict(zip(there, pixels, strict=True))
+    read: dict[pathlib.Path, np.ndarray] = {}
+    lost: dict[pathlib.Path, str] = {}
+    for there, images, unreadable in read_images(paths, 32):
+        read |= dict(zip(there, images, strict=True))
         lost |= {each.path: each.reason for each in unreadable}
     assert list(read) == list(pictures)
     for path, pixels in pictures.items():
