@@ -2,8 +2,8 @@
 
     python benchmarks/one_image.py RUN [--repeats 15]
 
-Each number is the median of interleaved calls, after one that compiles; "padded to 64" is the same call in a batch of 64,
-as every call was before batches had several sizes. Seconds of processor, so that other work on the machine matters less.
+Each number is the median of interleaved calls, after one that compiles; "padded to 64" is the same call in a batch of
+64, as every call was before batches had several sizes. Seconds of processor, so that other work matters less.
 """
 
 import argparse
