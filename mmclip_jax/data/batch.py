@@ -3,9 +3,10 @@
 A batch is {part: {field: array [B, ...]}}; a part without rows is left out. The pipeline makes it, the train step takes
 it, the planner counts it. With S = model.image_size, L = model.text.length, K = len(prompts.KINDS) a row has
 
-    image     uint8 [S,S,1]  augmented; where devices augment, the stored image in the corner of [C,C,1], and
-    extent    int32 [2]      its height and width there (`images.transforms.on_canvas`),
-    affine    float32 [6]    where each pixel of the model's image comes from,
+    image     uint8 [S,S,1]  augmented; where devices augment, the stored image in the corner of [C,C,1]: a row
+                             has its pixels alone, `stack_rows` puts them there. Then a row also has
+    extent    int32 [2]      height and width of the image (`images.transforms.for_device`)
+    affine    float32 [6]    where each pixel of the model's image comes from
     tone      float32 [2]    brightness and contrast
     tokens    int32 [L]      padded with 0
     entity    int32 [L]      0, or the number of the token's entity from 1; -1: a mark around the text
@@ -128,6 +129,16 @@ def zeros(config: Any) -> Batch:
     return {part: {name: np.zeros(*field) for name, field in rows.items()} for part, rows in shapes(config).items()}
 
 
-def stack_rows(rows: Sequence[Row]) -> Row:
-    """Rows {field: [...]} as one {field: [len(rows), ...]}."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def stack_rows(rows: Sequence[Row], side: int = 0) -> Row:
+    """Rows {field: [...]} as one {field: [len(rows), ...]}.
+
+    side: of the canvas into whose left upper corner each image [h,w] of rows for devices is put; 0: images are whole.
+    """
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0] if not (side and name == "image")}
+    if side:
+        # Memory that is never touched costs nothing, and each pixel is copied once.
+        canvas = stacked["image"] = np.zeros((len(rows), side, side, 1), np.uint8)
+        for place, row in zip(canvas, rows, strict=True):
+            height, width = row["image"].shape
+            place[:height, :width, 0] = row["image"]
+    return stacked

@@ -41,7 +41,7 @@ class RowMaker:
 
     def __init__(self, config: ConfigDict, tokenizer: Any, source_names: Sequence[str] = ()):
         self._size = int(config.model.image_size)
-        self._side = batch_lib.image_side(config) if batch_lib.augments_on_device(config) else 0
+        self._on_device = batch_lib.augments_on_device(config)
         self._decoded = Decoded(int(config.data.get("keep_decoded", 0)) * 10**6)
         self._length = int(config.model.text.length)
         self._data = plain(config.data)
@@ -56,8 +56,8 @@ class RowMaker:
         """A random row. The image's draws come first, then the text's, then those of its hard negative."""
         pixels = self._decoded(record, example.image)
         augmentation = transforms.draw_augmentation(rng, self._data.augment)
-        if self._side:
-            image = transforms.on_canvas(pixels, self._size, self._side, augmentation)
+        if self._on_device:
+            image = transforms.for_device(pixels, self._size, augmentation)
         else:
             image = {"image": transforms.apply_affine(pixels, self._size, *augmentation)}
         drawn = texts.draw_text(example, rng, self._data)
@@ -124,12 +124,15 @@ def make_train_iterator(
     source_names = tuple(dict.fromkeys(name for train_set in train_sets for name in train_set.source_names))
     maker = RowMaker(config, tokenizer, source_names)
     parts: dict[str, grain.MapDataset] = {}
+    canvas = batch_lib.image_side(config) if batch_lib.augments_on_device(config) else 0
     for part, size in sizes(config).items():
         if size < 0 or size % process_count:
             raise UserError(f"data.batch_{part} = {size} does not divide among {process_count} processes")
         stream = part_stream(config.data, part, train_sets, table, seed)
         rows = stream.random_map(_TrainRow(maker), seed=op_seed(seed, part, "rows"))
-        batches = rows.batch(size // process_count, drop_remainder=True, batch_fn=stack_rows)
+        batches = rows.batch(
+            size // process_count, drop_remainder=True, batch_fn=functools.partial(stack_rows, side=canvas)
+        )
         # Local batch j·P + p is slice p of global batch j.
         parts[part] = batches.slice(slice(process_index, None, process_count))
     if not parts:

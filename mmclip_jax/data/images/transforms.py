@@ -110,7 +110,7 @@ def augment_image(pixels: np.ndarray, size: int, rng: np.random.Generator, augme
     return apply_affine(pixels, size, *draw_augmentation(rng, augment))
 
 
-def on_canvas(pixels: np.ndarray, size: int, side: int, drawn: Augmentation) -> dict[str, np.ndarray]:
+def for_device(pixels: np.ndarray, size: int, drawn: Augmentation) -> dict[str, np.ndarray]:
     """What a device needs to do `apply_affine` by itself (`models.inputs.augmented`).
 
     An image that shrinks by more than 1.5 is averaged over blocks here, and gets its brightness and contrast before.
@@ -118,13 +118,11 @@ def on_canvas(pixels: np.ndarray, size: int, side: int, drawn: Augmentation) -> 
     Args:
       pixels: uint8 [H, W] or [H, W, 1].
       size: pixels of the result's side.
-      side: of the canvas, see `data.batch.image_side`.
       drawn: what is to be done.
 
     Returns:
-      "image" uint8 [side, side, 1], the pixels in its left upper corner; "extent" int32 [2], their height and width;
-      "affine" float32 [6], from the result's x, y to the canvas's as in `Image.transform`; "tone" float32 [2],
-      brightness and contrast.
+      "image" uint8 [h, w], the pixels, averaged or not; "extent" int32 [2], h and w; "affine" float32 [6], from the
+      result's x, y to those of "image" as in `Image.transform`; "tone" float32 [2], brightness and contrast.
     """
     pixels, (affine, brightness, contrast) = _two_dimensional(pixels), drawn
     coefficients: tuple[float, ...] = (1, 0, 0, 0, 1, 0)
@@ -135,12 +133,9 @@ def on_canvas(pixels: np.ndarray, size: int, side: int, drawn: Augmentation) -> 
         if block > 1:
             pixels = np.asarray(_toned(pixels, brightness, contrast).reduce(block))
             brightness = contrast = 1.0
-    height, width = pixels.shape
-    canvas = np.zeros((side, side, 1), np.uint8)
-    canvas[:height, :width, 0] = pixels
     return {
-        "image": canvas,
-        "extent": np.array((height, width), np.int32),
+        "image": pixels,
+        "extent": np.array(pixels.shape, np.int32),
         "affine": np.array(coefficients, np.float32),
         "tone": np.array((brightness, contrast), np.float32),
     }

@@ -66,14 +66,13 @@ _SEQUENCES = {
 
 def decode(record: bytes) -> dict[str, Any]:
     """One serialised example as the nested dictionary that `schema.from_features` takes."""
-    values: dict[str, Sequence[Any]] = {}
-    for key, feature in example_message().FromString(record).features.feature.items():
+    decoded: dict[str, Any] = {name: dict.fromkeys(keys, ()) for name, keys in _SEQUENCES.items()}
+    for path, feature in example_message().FromString(record).features.feature.items():
         kind = feature.WhichOneof("kind")
-        values[key] = getattr(feature, kind).value if kind else ()
-    decoded: dict[str, Any] = {
-        name: {key: values.get(f"{name}/{key}", ()) for key in keys} for name, keys in _SEQUENCES.items()
-    }
-    for key, value in values.items():
-        if "/" not in key:
-            decoded[key] = value[0]
+        values: Sequence[Any] = getattr(feature, kind).value if kind else ()
+        name, slash, key = path.partition("/")
+        if not slash:
+            decoded[name] = values[0]
+        elif key in decoded.get(name, ()):
+            decoded[name][key] = values
     return decoded

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmclip_jax.data.batch import AUGMENTATION, stack_rows
 from mmclip_jax.data.images import stored, transforms
 from mmclip_jax.data.images.transforms import Affine, Augmentation
 from mmclip_jax.models.inputs import augmented
@@ -26,8 +27,9 @@ def side_of(size: int, augment: types.SimpleNamespace) -> int:
 
 
 def on_device(pixels: list[np.ndarray], size: int, side: int, drawn: list[Augmentation]) -> np.ndarray:
-    rows = [transforms.on_canvas(*each, size=size, side=side, drawn=d) for *each, d in zip(pixels, drawn, strict=True)]
-    fields = [np.stack([row[name] for row in rows]) for name in ("image", "extent", "affine", "tone")]
+    rows = [transforms.for_device(each, size, d) for each, d in zip(pixels, drawn, strict=True)]
+    stacked = stack_rows(rows, side)
+    fields = [stacked[name] for name in ("image", *AUGMENTATION)]
     return np.asarray(jax.jit(augmented, static_argnames="size")(*fields, size=size))
 
 
