@@ -60,6 +60,19 @@ class Variant:
 OURS = Variant()
 
 
+@jax.custom_vjp
+def computed_once(x: jax.Array) -> jax.Array:
+    """The identity; its gradient is written once before anybody reads it.
+
+    XLA for GPUs would compute the gradient of a GELU anew for its sum, which is the bias's, and write tanh to memory
+    for all of them: 2.2 instead of 1.5 GB a layer of ViT-B with 256 rows.
+    """
+    return x
+
+
+computed_once.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+
+
 def layer_norm(x: jax.Array, name: str | None = None, epsilon: float = OURS.epsilon) -> jax.Array:
     """Layer norm over the last axis, computed in float32, returned in the dtype of `x`."""
     return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, name=name)(x).astype(x.dtype)
@@ -164,6 +177,8 @@ class Block(nn.Module):
 
         def mlp(y: jax.Array) -> jax.Array:
             y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=_INIT, name="mlp_in")(y)
+            if form == "cudnn":
+                y = computed_once(y)
             y = ACTIVATIONS[variant.activation](y)
             y = nn.Dense(width, dtype=self.dtype, kernel_init=_ZERO, name="mlp_out")(y)
             return scaled("scale_mlp", y)

@@ -97,9 +97,10 @@ def compile_step(config: ConfigDict, devices: list[Any], mask_id: int) -> tuple[
       DoesNotFitError: the compiler finds no room for it.
     """
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)
-    built = training.build(config, mesh, mask_id)
-    with jax.set_mesh(mesh), _described_cudnn():
-        lowered = built.train_step.lower(built.abstract_state, training.abstract_batch(config, mesh))
+    with _described_cudnn():
+        built = training.build(config, mesh, mask_id)
+        with jax.set_mesh(mesh):
+            lowered = built.train_step.lower(built.abstract_state, training.abstract_batch(config, mesh))
     try:
         return lowered.compile(flags.deviceless(flags.platform_of(mesh))), built.abstract_state
     except jax.errors.JaxRuntimeError as error:

@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from mmclip_jax.plan import hlo
 from mmclip_jax.plan.topologies import Chip
 
@@ -64,6 +66,7 @@ _COLLECTIVE = re.compile(
     r"recv)(-start|-done)?$"
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
+_WINDOW = (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))
 _VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose")
 
 
@@ -251,16 +254,36 @@ def _product(program: _Program, computation: str, op: _Op) -> tuple[float, str]:
         products = 5 if "ackward" in call else 2
         return 2.0 * products * rows * heads * queries * two[1] * width, ""
     if op.code == "convolution":
-        return 2.0 * math.prod(out[1]) * math.prod(two) / max(_features(op.rest, two), 1), precision
+        return _convolution(op.rest, one, two, out[1]), precision
     contracted = _numbers("lhs_contracting_dims", op.rest) or _numbers("lhs_contracting_dimensions", op.rest)
     return 2.0 * math.prod(out[1]) * math.prod(one[n] for n in contracted), precision
 
 
-def _features(rest: str, kernel: Sequence[int]) -> int:
-    """Output features of a convolution's kernel, by dim_labels=bf_io->bf."""
-    labels = re.search(r"dim_labels=\w+_(\w+)->", rest)
-    place = labels[1].find("o") if labels else -1
-    return kernel[place] if 0 <= place < len(kernel) else 1
+def _convolution(rest: str, left: Sequence[int], right: Sequence[int], out: Sequence[int]) -> float:
+    """FLOPs of a convolution [left] * [right] -> [out].
+
+    TPUs write every product as one. The rows of a batched product are then an axis of the image whose window is as wide
+    as itself and mostly beside it: only positions that lie within the image are counted.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
+    if labels is None:
+        return 0.0
+    of_left, of_right, of_out = labels.groups()
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", rest) or ["", ""])[1]))
+    axes = sorted(letter for letter in of_out if letter.isdigit())
+
+    def along(name: str, default: str) -> list[str]:
+        return window[name].split("x") if name in window else [default] * len(axes)
+
+    flops = 2.0 * out[of_out.index("b")] * out[of_out.index("f")] * right[of_right.index("i")]
+    options = [along(name, default) for name, default in _WINDOW]
+    for axis, stride, pad, apart, spread in zip(axes, *options, strict=True):
+        before = int(pad.partition("_")[0])
+        place = np.arange(out[of_out.index(axis)])[:, None] * int(stride) - before
+        place = place + np.arange(right[of_right.index(axis)])[None] * int(spread)
+        inside = (place >= 0) & (place < left[of_left.index(axis)] * int(apart)) & (place % int(apart) == 0)
+        flops *= float(inside.sum())
+    return flops
 
 
 def _kind(where: str, call: str, flops: float) -> str:
@@ -357,5 +380,7 @@ def hidden_seconds(text: str, found: Sequence[Kernel], chip: Chip, seconds: Mapp
             elif op.code.endswith("-done") and op.operands and op.operands[0] in started:
                 name, begun = started.pop(op.operands[0])
                 here += sum(hide(name, between) for between in range(begun + 1, place))
+        for name, begun in started.values():  # ended in the next turn of the loop
+            here += sum(hide(name, between) for between in range(begun + 1, len(program.ops[computation])))
         hidden += here * program.times[computation]
     return hidden

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mmclip_jax.models.transformer import Attention, Transformer, Variant, layer_norm
+from mmclip_jax.models.transformer import Attention, Transformer, Variant, computed_once, layer_norm
 
 pytestmark = pytest.mark.compiles
 
@@ -268,3 +268,13 @@ def test_bfloat16_layers_keep_float32_parameters_norms_and_softmax() -> None:
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="13"):
         jax.eval_shape(Attention(HEADS).init, jax.random.key(0), jnp.zeros((1, 2, 13)), jnp.zeros((1, 2, 13)))
+
+
+def test_computed_once_changes_neither_values_nor_gradients() -> None:
+    x = normal(ROWS, WIDTH)
+
+    def total(x: jax.Array, once: bool) -> jax.Array:
+        return (nn.gelu(computed_once(x) if once else x) * jnp.arange(1.0, WIDTH + 1)).sum()
+
+    for once, plain in zip(*(jax.value_and_grad(total)(x, flag) for flag in (True, False)), strict=True):
+        np.testing.assert_array_equal(once, plain)

@@ -158,3 +158,23 @@ def test_products_in_a_loop_of_a_real_program() -> None:
     text = jax.jit(layers).lower(*shapes).compile().as_text()
     total = sum(kernel.flops * kernel.times for kernel in kernels.kernels(text or ""))
     assert total == 5 * 2 * 32 * 48 * 48
+
+
+def test_a_product_written_as_a_convolution_counts_what_lies_within() -> None:
+    """[32,3] products of [25,4] by [4,25], an image of 7 by 7 with a window of 3 by 3, and a plain product."""
+    for left, right, out, options, expected in (
+        ("32,25,3,4", "32,25,3,4", "32,3,25,25",
+         "window={size=32x3 stride=31x2 lhs_dilate=32x3}, dim_labels=0b1f_0o1i->01bf",
+         2 * 32 * 3 * 25 * 25 * 4),
+        ("8,7,7,5", "3,3,5,6", "8,7,7,6",
+         "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+         2 * 8 * 6 * 5 * (3 * 7 - 2) ** 2),
+        ("32,48", "48,20", "32,20", "dim_labels=bf_io->bf", 2 * 32 * 48 * 20),
+    ):  # fmt: skip
+        text = (
+            f"HloModule m\n\nENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{out}] {{\n"
+            f"  %a = bf16[{left}] parameter(0)\n  %b = bf16[{right}] parameter(1)\n"
+            f"  ROOT %c = bf16[{out}] convolution(%a, %b), {options}\n}}\n"
+        )
+        [kernel] = kernels.kernels(text)
+        assert kernel.flops == expected

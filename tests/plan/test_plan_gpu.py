@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
+from conftest import ROOT
 from small_plan import CONTRASTIVE, config
 
 from mmclip_jax.data import batch
@@ -135,3 +136,10 @@ def test_a_plan_of_a_compiled_step_prints_shares() -> None:
 def _compiled_text(made: Any, topology: topologies.Topology) -> str:
     compiled, _ = compiling.compile_step(made, compiling.devices_of(topology), tiny.MASK_ID)
     return compiled.as_text() or ""
+
+
+def test_the_compiler_for_gpus_is_that_of_the_pinned_jax() -> None:
+    pins = {name: dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+            for name in ("requirements.txt", "requirements-gpu.txt")}  # fmt: skip
+    jax = pins["requirements.txt"]["jax"]
+    assert pins["requirements-gpu.txt"] == {"jax-cuda12-pjrt": jax, "jax-cuda12-plugin": jax}
