@@ -112,9 +112,11 @@ def _white_space() -> str:
 def _lower_case() -> dict[str, Any]:
     """Lower case as Python's, which alone knows the form of a sigma that ends a word.
 
-    One letter differs: İ stays as it is in a run, and becomes i with a dot above here.
+    Two letters may differ: İ stays as it is in a run, and becomes i with a dot above here; and a sigma with a mark, such
+    as an apostrophe, between it and the next letter.
     """
-    final_sigma = {"type": "Replace", "pattern": {"Regex": r"(?<=\p{L})Σ(?!\p{L})"}, "content": "ς"}
+    cased = r"[\p{Lu}\p{Ll}\p{Lt}]"
+    final_sigma = {"type": "Replace", "pattern": {"Regex": rf"(?<={cased})Σ(?!{cased})"}, "content": "ς"}
     return {"type": "Sequence", "normalizers": [final_sigma, {"type": "Lowercase"}]}
 
 

@@ -1,8 +1,8 @@
 """The encoders of each family: its names for the weights, as parameters of ours, and back.
 
 A table says what a family calls the parts of an encoder. `read_image` and `read_text` take weights and what stands
-before the names of this encoder's, and give the parameters of `mmclip_jax.models.encoders`; `write_image` and
-`write_text` are their inverse. The kernel of image patches is that of the family's own channels.
+before the names of this encoder's, and give the parameters of `mmclip_jax.models.encoders`; `put_image` and
+`put_text` are their inverse. The kernel of image patches is that of the family's own channels.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ def read_image(names: ImageNames, weights: Weights, prefix: str) -> Params:
     return encoder
 
 
-def write_image(names: ImageNames, encoder: Params, prefix: str, shares: Sequence[float]) -> Arrays:
+def put_image(names: ImageNames, encoder: Params, prefix: str, shares: Sequence[float]) -> Arrays:
     """The inverse of `read_image`, of an encoder of grey images that has a class token, if the family has one.
 
     shares: the part of the grey kernel that each channel gets; their sum is 1, and powers of two lose nothing. A bias
@@ -191,7 +191,7 @@ def read_text(names: TextNames, weights: Weights, prefix: str) -> Params:
     return encoder
 
 
-def write_text(names: TextNames, encoder: Params, prefix: str) -> Arrays:
+def put_text(names: TextNames, encoder: Params, prefix: str) -> Arrays:
     """The inverse of `read_text`; the embeddings of segments are zeros."""
     words = encoder["embed"]["embedding"]
     out = {prefix + names.words: words, prefix + names.position: encoder["position"]}
