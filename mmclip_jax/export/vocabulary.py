@@ -112,8 +112,8 @@ def _white_space() -> str:
 def _lower_case() -> dict[str, Any]:
     """Lower case as Python's, which alone knows the form of a sigma that ends a word.
 
-    Two letters may differ: İ stays as it is in a run, and becomes i with a dot above here; and a sigma with a mark, such
-    as an apostrophe, between it and the next letter.
+    Two letters may differ: İ stays as it is in a run, and becomes i with a dot above here; and a sigma with a mark,
+    such as an apostrophe, between it and the next letter.
     """
     cased = r"[\p{Lu}\p{Ll}\p{Lt}]"
     final_sigma = {"type": "Replace", "pattern": {"Regex": rf"(?<={cased})Σ(?!{cased})"}, "content": "ς"}

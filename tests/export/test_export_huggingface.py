@@ -188,7 +188,7 @@ def test_tokenizers_give_the_same_ids(kind: str, tmp_path: pathlib.Path) -> None
     drawn = ["".join(rng.choice(letters, 30)) for _ in range(300)]
     reports = [f"{a} {b}".replace("  ", " ") for a in others.CORPUS.split(" . ") for b in exports.TEXTS]
     for text in [*exports.TEXTS, "ΜΑΖΑ ΣΤΟΝ ΠΝΕΥΜΟΝΑΣ", *reports, *drawn]:
-        wanted = ours.encode_batch([text], 200)
+        wanted = ours.encode_batch([text], 999)
         assert theirs(text)["input_ids"] == wanted[0][0, : wanted[1][0]].tolist(), text
     assert theirs.pad_token_id == 0
     assert len(theirs) == ours.vocab_size
