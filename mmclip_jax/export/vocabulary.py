@@ -52,13 +52,14 @@ def _sentencepieces(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     numbers = {piece: number for number, piece in enumerate(pieces)}
     merges = []
     for number, piece in enumerate(pieces):
-        if scores[number] is None:  # padding, masks and bytes are no result of a merge
+        score = scores[number]
+        if score is None:  # padding, masks and bytes are no result of a merge
             continue
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in numbers and right in numbers:
-                merges.append((scores[number], numbers[left], numbers[right], left, right))
-    merges.sort(key=lambda merge: (-merge[0], merge[1], merge[2]))
+                merges.append((-score, numbers[left], numbers[right], left, right))
+    merges.sort(key=lambda merge: merge[:3])
     return {
         "version": "1.0",
         "truncation": None,

@@ -63,13 +63,22 @@ TIMM = ImageNames(
     varies=True,
 )
 CLIP_IMAGE = ImageNames(
-    *("embeddings.patch_embedding", "embeddings.class_embedding", "embeddings.position_embedding.weight"),
-    *("encoder.layers.", blocks.CLIP, "post_layernorm", "pre_layrnorm"),
+    patch="embeddings.patch_embedding",
+    token="embeddings.class_embedding",
+    position="embeddings.position_embedding.weight",
+    layers="encoder.layers.",
+    blocks=blocks.CLIP,
+    norm="post_layernorm",
+    norm_pre="pre_layrnorm",
     biased=False,
 )
 VIT = ImageNames(
-    *("embeddings.patch_embeddings.projection", "embeddings.cls_token", "embeddings.position_embeddings"),
-    *("encoder.layer.", blocks.VIT, "layernorm"),
+    patch="embeddings.patch_embeddings.projection",
+    token="embeddings.cls_token",
+    position="embeddings.position_embeddings",
+    layers="encoder.layer.",
+    blocks=blocks.VIT,
+    norm="layernorm",
     registers=("embeddings.register_tokens",),
     axes=1,
 )
@@ -157,8 +166,11 @@ OPENAI_TEXT = TextNames(
     *("token_embedding.weight", "positional_embedding", "transformer.resblocks.", blocks.OPENAI, "ln_final")
 )
 CLIP_TEXT = TextNames(
-    *("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"),
-    *("encoder.layers.", blocks.CLIP, "final_layer_norm"),
+    words="embeddings.token_embedding.weight",
+    position="embeddings.position_embedding.weight",
+    layers="encoder.layers.",
+    blocks=blocks.CLIP,
+    norm="final_layer_norm",
 )
 BERT = TextNames(
     *("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight", "encoder.layer.", blocks.BERT),
