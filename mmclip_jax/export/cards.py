@@ -21,8 +21,8 @@ def of(saved: Saved, checkpoint: str | os.PathLike[str], evaluation: str | os.Pa
         given = files.locate(evaluation) / CARD_FILE
         if not given.exists():
             raise UserError(f"{given} is not there: name the folder that mmclip evaluate wrote")
-        return str(given.read_text())
+        return str(given.read_text(encoding="utf-8"))
     for found in (place / CARD_FILE, place / "evaluation" / str(saved.step) / CARD_FILE):
         if found.exists():
-            return str(found.read_text())
+            return str(found.read_text(encoding="utf-8"))
     return unscored(place.name, saved.step, saved.config.model, saved.manifest)

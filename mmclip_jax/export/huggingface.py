@@ -143,8 +143,8 @@ def _misfits(*wanted: Misfit) -> list[Misfit]:
 
 def _clip(content: Content) -> tuple[Arrays, dict[str, Any]]:
     names = (families.CLIP_IMAGE, families.CLIP_TEXT)
-    weights = families.write_image(names[0], content.tree("image_encoder"), "vision_model.", SHARES)
-    weights |= families.write_text(names[1], content.tree("text_encoder"), "text_model.")
+    weights = families.put_image(names[0], content.tree("image_encoder"), "vision_model.", SHARES)
+    weights |= families.put_text(names[1], content.tree("text_encoder"), "text_model.")
     weights |= _projections(content)
     vision, text = (_part(content, part) for part in ("image", "text"))
     marks = {"bos_token_id": content.tokenizer.begin[0], "eos_token_id": content.tokenizer.end[0], "pad_token_id": 0}
@@ -161,8 +161,8 @@ def _clip(content: Content) -> tuple[Arrays, dict[str, Any]]:
 def _dual(content: Content) -> tuple[Arrays, dict[str, Any]]:
     is_clip = content.model.image.first_norm
     names, prefix = (families.CLIP_IMAGE, "vision_model." * 2) if is_clip else (families.VIT, "vision_model.")
-    weights = families.write_image(names, content.tree("image_encoder"), prefix, SHARES)
-    weights |= families.write_text(families.BERT, content.tree("text_encoder"), "text_model.")
+    weights = families.put_image(names, content.tree("image_encoder"), prefix, SHARES)
+    weights |= families.put_text(families.BERT, content.tree("text_encoder"), "text_model.")
     weights |= _projections(content)
     vision, text = (_part(content, part) for part in ("image", "text"))
     vision["model_type"] = "clip_vision_model" if is_clip else "vit"

@@ -26,8 +26,8 @@ def write(content: Content, folder: pathlib.Path) -> str:
             f"open_clip has no counterpart of {has}: it can hold runs with {wanted}; --to huggingface holds any"
         )
     model = content.model
-    weights = families.write_image(families.OPENAI_IMAGE, content.tree("image_encoder"), "visual.", SHARES)
-    weights |= families.write_text(families.OPENAI_TEXT, content.tree("text_encoder"), "")
+    weights = families.put_image(families.OPENAI_IMAGE, content.tree("image_encoder"), "visual.", SHARES)
+    weights |= families.put_text(families.OPENAI_TEXT, content.tree("text_encoder"), "")
     weights["visual.proj"] = content.params["image_projection/kernel"]
     weights["text_projection"] = content.params["text_projection/kernel"]
     weights["logit_scale"] = content.params["log_logit_scale"]

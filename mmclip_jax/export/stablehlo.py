@@ -55,31 +55,46 @@ def write(content: Content, folder: pathlib.Path, batch: int = FIXED) -> str:
     """Writes the programs, for any number of rows and for `batch` of them, parameters and tokenizer."""
     settings = content.model
     used = {path: x for path, x in content.params.items() if not path.startswith(("decode_", "response_"))}
-    np.savez(folder / PARAMS_FILE, **used)  # type: ignore[arg-type]
     content.write_tokenizer(folder)
-    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in used.items()}
+    made = functions(build_model(settings))
     rows = {
-        "encode_image": ((settings.image_size, settings.image_size, 1), np.uint8),
-        "encode_text": ((settings.text.length,), np.int32),
+        "encode_image": jax.ShapeDtypeStruct((settings.image_size, settings.image_size, 1), np.uint8),
+        "encode_text": jax.ShapeDtypeStruct((settings.text.length,), np.int32),
     }
+    about = {"logit_scale": float(np.exp(content.params["log_logit_scale"])), "padding": PAD_ID}
+    return write_programs(made, rows, used, folder, about, batch)
+
+
+def write_programs(
+    made: Mapping[str, Function],
+    rows: Mapping[str, jax.ShapeDtypeStruct],
+    params: Mapping[str, np.ndarray],
+    folder: pathlib.Path,
+    about: Mapping[str, Any],
+    batch: int = FIXED,
+) -> str:
+    """Writes functions of (parameters by path, rows) with their parameters; returns what is to be said.
+
+    rows: one row of what each function takes. about: what `stablehlo.json` says beside the programs. An image encoder
+    with a classifier's head is such a function, too.
+
+    Raises:
+      UserError: the package flatbuffers is missing.
+    """
+    np.savez(folder / PARAMS_FILE, **params)  # type: ignore[arg-type]
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
     (symbol,) = jax_export.symbolic_shape("batch")
     programs = {}
-    for name, function in functions(build_model(settings)).items():
-        row, dtype = rows[name]
+    for name, function in made.items():
+        row = rows[name]
         for ending, count in (("any", symbol), (str(batch), batch)):
-            taken = jax.ShapeDtypeStruct((count, *row), dtype)
-            made = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, taken)
+            taken = jax.ShapeDtypeStruct((count, *row.shape), row.dtype)
+            program = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, taken)
             file = f"{name}.{ending}.jax_export"
-            (folder / file).write_bytes(_serialized(made))
-            programs[file] = {"function": name, "batch": ending, "input": [*row], "dtype": np.dtype(dtype).name}
+            (folder / file).write_bytes(_serialized(program))
+            programs[file] = {"function": name, "batch": ending, "input": [*row.shape], "dtype": row.dtype.name}
             if count is batch:
-                (folder / f"{name}.{ending}.mlir").write_text(made.mlir_module(), encoding="utf-8")
-    about = {
-        "programs": programs,
-        "platforms": PLATFORMS,
-        "parameters": PARAMS_FILE,
-        "logit_scale": float(np.exp(content.params["log_logit_scale"])),
-        "padding": PAD_ID,
-    }
-    write_json(folder / ABOUT_FILE, about)
-    return f"{len(programs)} programs for {', '.join(PLATFORMS)}; {len(used)} arrays"
+                (folder / f"{name}.{ending}.mlir").write_text(program.mlir_module(), encoding="utf-8")
+    said = {"programs": programs, "platforms": PLATFORMS, "parameters": PARAMS_FILE} | dict(about)
+    write_json(folder / ABOUT_FILE, said)
+    return f"{len(programs)} programs for {', '.join(PLATFORMS)}; {len(params)} arrays"

@@ -52,13 +52,14 @@ def _sentencepieces(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     numbers = {piece: number for number, piece in enumerate(pieces)}
     merges = []
     for number, piece in enumerate(pieces):
-        if scores[number] is None:  # padding, masks and bytes are no result of a merge
+        score = scores[number]
+        if score is None:  # padding, masks and bytes are no result of a merge
             continue
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in numbers and right in numbers:
-                merges.append((scores[number], numbers[left], numbers[right], left, right))
-    merges.sort(key=lambda merge: (-merge[0], merge[1], merge[2]))
+                merges.append((-score, numbers[left], numbers[right], left, right))
+    merges.sort(key=lambda merge: merge[:3])
     return {
         "version": "1.0",
         "truncation": None,
@@ -112,9 +113,11 @@ def _white_space() -> str:
 def _lower_case() -> dict[str, Any]:
     """Lower case as Python's, which alone knows the form of a sigma that ends a word.
 
-    One letter differs: İ stays as it is in a run, and becomes i with a dot above here.
+    Two letters may differ: İ stays as it is in a run, and becomes i with a dot above here; and a sigma with a mark,
+    such as an apostrophe, between it and the next letter.
     """
-    final_sigma = {"type": "Replace", "pattern": {"Regex": r"(?<=\p{L})Σ(?!\p{L})"}, "content": "ς"}
+    cased = r"[\p{Lu}\p{Ll}\p{Lt}]"
+    final_sigma = {"type": "Replace", "pattern": {"Regex": rf"(?<={cased})Σ(?!{cased})"}, "content": "ς"}
     return {"type": "Sequence", "normalizers": [final_sigma, {"type": "Lowercase"}]}
 
 

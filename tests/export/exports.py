@@ -46,7 +46,7 @@ def save(folder: pathlib.Path, config: ConfigDict, tokenizer: Any = None, params
     arrays = {path: np.asarray(array) for path, array in params.items()}
     folder.mkdir()
     saved = Saved(epath.Path(folder), 3, config, tokenizer.model_bytes, MANIFEST, {})
-    np.savez(folder / PARAMS_FILE, **arrays)
+    np.savez(folder / PARAMS_FILE, **arrays)  # type: ignore[arg-type]
     (folder / EXPORT_RECORD).write_text(json.dumps(record(saved, "numpy", arrays)))
     return folder
 
@@ -108,10 +108,9 @@ def pictures(count: int = 3) -> list[Any]:
         chosen = [found[number * (len(found) - 1) // (count - 1)] for number in range(count)]
         return [Image.open(file).convert("L") for file in chosen]
     from mmclip_jax.data.images.transforms import decode_image
-    from mmclip_jax.data.phantom import generate
+    from mmclip_jax.data.phantom.generate import PAIRED_SOURCE, PhantomConfig, generate_patient
 
-    settings = generate.PhantomConfig()
-    drawn = [next(generate.generate_patient(settings, "test", generate.PAIRED_SOURCE, n)) for n in range(count)]
+    drawn = [next(generate_patient(PhantomConfig(), "test", PAIRED_SOURCE, number)) for number in range(count)]
     return [Image.fromarray(decode_image(example.image)) for example in drawn]
 
 

@@ -24,7 +24,7 @@ ACTIVATIONS = {
 EPSILON = 1e-6  # of the norms of a convolutional stem
 STEM = 4  # pixels a side of the first patches of a ConvNeXt
 
-TEXT_LAYERS = {  # what the name of a text encoder says of its layers
+TEXT_LAYERS: dict[str, dict] = {  # what the name of a text encoder says of its layers
     "transformer": {},
     "bert": {"norm": "post", "final_norm": False},
     "clip": {"causal": True},

@@ -1,8 +1,8 @@
 """The encoders of each family: its names for the weights, as parameters of ours, and back.
 
 A table says what a family calls the parts of an encoder. `read_image` and `read_text` take weights and what stands
-before the names of this encoder's, and give the parameters of `mmclip_jax.models.encoders`; `write_image` and
-`write_text` are their inverse. The kernel of image patches is that of the family's own channels.
+before the names of this encoder's, and give the parameters of `mmclip_jax.models.encoders`; `put_image` and
+`put_text` are their inverse. The kernel of image patches is that of the family's own channels.
 """
 
 import dataclasses
@@ -63,13 +63,22 @@ TIMM = ImageNames(
     varies=True,
 )
 CLIP_IMAGE = ImageNames(
-    *("embeddings.patch_embedding", "embeddings.class_embedding", "embeddings.position_embedding.weight"),
-    *("encoder.layers.", blocks.CLIP, "post_layernorm", "pre_layrnorm"),
+    patch="embeddings.patch_embedding",
+    token="embeddings.class_embedding",
+    position="embeddings.position_embedding.weight",
+    layers="encoder.layers.",
+    blocks=blocks.CLIP,
+    norm="post_layernorm",
+    norm_pre="pre_layrnorm",
     biased=False,
 )
 VIT = ImageNames(
-    *("embeddings.patch_embeddings.projection", "embeddings.cls_token", "embeddings.position_embeddings"),
-    *("encoder.layer.", blocks.VIT, "layernorm"),
+    patch="embeddings.patch_embeddings.projection",
+    token="embeddings.cls_token",
+    position="embeddings.position_embeddings",
+    layers="encoder.layer.",
+    blocks=blocks.VIT,
+    norm="layernorm",
     registers=("embeddings.register_tokens",),
     axes=1,
 )
@@ -101,7 +110,7 @@ def read_image(names: ImageNames, weights: Weights, prefix: str) -> Params:
     return encoder
 
 
-def write_image(names: ImageNames, encoder: Params, prefix: str, shares: Sequence[float]) -> Arrays:
+def put_image(names: ImageNames, encoder: Params, prefix: str, shares: Sequence[float]) -> Arrays:
     """The inverse of `read_image`, of an encoder of grey images that has a class token, if the family has one.
 
     shares: the part of the grey kernel that each channel gets; their sum is 1, and powers of two lose nothing. A bias
@@ -157,8 +166,11 @@ OPENAI_TEXT = TextNames(
     *("token_embedding.weight", "positional_embedding", "transformer.resblocks.", blocks.OPENAI, "ln_final")
 )
 CLIP_TEXT = TextNames(
-    *("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"),
-    *("encoder.layers.", blocks.CLIP, "final_layer_norm"),
+    words="embeddings.token_embedding.weight",
+    position="embeddings.position_embedding.weight",
+    layers="encoder.layers.",
+    blocks=blocks.CLIP,
+    norm="final_layer_norm",
 )
 BERT = TextNames(
     *("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight", "encoder.layer.", blocks.BERT),
@@ -191,7 +203,7 @@ def read_text(names: TextNames, weights: Weights, prefix: str) -> Params:
     return encoder
 
 
-def write_text(names: TextNames, encoder: Params, prefix: str) -> Arrays:
+def put_text(names: TextNames, encoder: Params, prefix: str) -> Arrays:
     """The inverse of `read_text`; the embeddings of segments are zeros."""
     words = encoder["embed"]["embedding"]
     out = {prefix + names.words: words, prefix + names.position: encoder["position"]}
