@@ -123,7 +123,7 @@ class Bench:
         data = default_config().data
         data.update({"max_negated": max_negated, "deny_alone": deny_alone})
         parts = [np.flatnonzero([e.part == part for e in self.examples]) for part in ("paired", "unpaired")]
-        state, weights = self.optimizer.init(params), np.float32([name == targets for name in TARGETS])
+        state, weights = self.optimizer.init(params), np.array([name == targets for name in TARGETS], np.float32)
         for _ in range(self.steps):
             numbers = np.concatenate([rng.choice(p, n, False) for p, n in zip(parts, (PAIRED, UNPAIRED), strict=True)])
             noise = NOISE * rng.normal(size=(len(numbers), self.train.shape[1])).astype(np.float32)
@@ -149,7 +149,7 @@ class Trained:
 
     def scores(self, features: np.ndarray, finding: str) -> dict[str, np.ndarray]:
         """See `scoring.score_images`."""
-        embedded = np.asarray(self.bench.image(self.params, features))
+        embedded = np.asarray(self.bench.image(self.params, jnp.asarray(features)))
         found = scoring.score_images(embedded, *scoring.prompt_embeddings(self, [finding]))
         return {name: values[:, 0] for name, values in found.items()}
 
