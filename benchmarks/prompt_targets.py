@@ -2,8 +2,8 @@
 
     python benchmarks/prompt_targets.py --data runs/real/data/{covid,shenzhen,nih,kermany}
 
-The image side is what the floor of `real_films.py` has (PCA of 64 x 64 pixels), then two layers. The text side is a
-small text encoder of the package with maxima over tokens. Texts are drawn as in training, from both kinds of rows.
+The image side is what the floor of `real_films.py` has (PCA of 64 x 64 pixels), then two layers. The text side is a sum
+of embeddings of words and of pairs of neighbours ("no viral"). Texts are drawn as in training, from both kinds of rows.
 So only the texts and their targets decide whether a prompt finds what the pixels are known to hold. Each row is a run:
 `contrastive.targets`, `data.max_negated`, `data.deny_alone`, the seed. AUROC by prompts (the difference of affirming
 and denying ones, and the affirming ones alone) on the validation split, beside the floor of the same rows.
@@ -11,6 +11,7 @@ and denying ones, and the affirming ones alone) on the validation split, beside 
 
 import argparse
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import real_films
-from ml_collections import ConfigDict
 from real_films import Site, Task
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mmclip_jax.config import default_config, transformer
+from mmclip_jax.config import default_config
 from mmclip_jax.data import texts
 from mmclip_jax.evaluate.stats import auroc
 from mmclip_jax.inference import scoring
-from mmclip_jax.models.mmclip import PAD_ID, build_model, init_params
+from mmclip_jax.models.similarity import normalize
 from mmclip_jax.objectives.contrastive import TARGETS, contrastive_loss
-from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
 
-PAIRED, UNPAIRED = 12, 36  # rows of a batch
-LENGTH, WIDTH, HIDDEN = 28, 64, 256
+PAIRED, UNPAIRED = 16, 48  # rows of a batch
+WIDTH, HIDDEN = 64, 256
+WORDS = 4096  # words and pairs of words are hashed to so many numbers
+SCALE = 1 / 0.07  # of the logits, at the start
 NOISE = 0.3  # of standardised features, in place of augmentation
 TASKS = (
     "viral_pneumonia", "viral_pneumonia:bacterial_pneumonia", "bacterial_pneumonia", "pneumonia:no_finding",
@@ -43,15 +44,13 @@ TASKS = (
 )  # fmt: skip
 
 
-def model_config(tokenizer: Tokenizer) -> ConfigDict:
-    """The `model` part of a config: its text encoder and projection are used."""
-    model = default_config().model
-    model.update({"embed_dim": WIDTH, "text_pool": "max", "dtype": "float32", "remat": False, "stem": "conv"})
-    model.text.update(transformer(WIDTH, 2, 4, 2 * WIDTH, length=LENGTH, vocab_size=tokenizer.vocab_size))
-    model.image.update(transformer(WIDTH, 1, 4))
-    model.image_decoder.update(transformer(WIDTH, 1, 4))
-    model.text_decoder.update(transformer(WIDTH, 1, 4))
-    return model
+def words_of(text: str) -> np.ndarray:
+    """How often each word and each pair of neighbours is in a text, over the root of their number: float32 [WORDS]."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    found = np.zeros(WORDS, np.float32)
+    for term in [*words, *map(" ".join, itertools.pairwise(words))]:
+        found[texts.stable_hash(term) % WORDS] += 1.0
+    return found / max(found.sum(), 1.0) ** 0.5
 
 
 class Bench:
@@ -59,9 +58,6 @@ class Bench:
 
     def __init__(self, sites: Sequence[Site], steps: int):
         self.sites, self.steps = sites, steps
-        self.tokenizer = load_tokenizer()
-        self.config = model_config(self.tokenizer)
-        self.module = build_model(self.config)
         flat = np.concatenate([site.train.flat for site in sites])
         features = make_pipeline(PCA(real_films.COMPONENTS, random_state=0), StandardScaler()).fit(flat)
         self.train = features.transform(flat).astype(np.float32)
@@ -70,32 +66,32 @@ class Bench:
         self.known = np.stack([texts.stated(*texts.known(example)) for example in self.examples])
         schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, steps // 20, steps)
         self.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))
-        self.step, self.encode = jax.jit(self._step), jax.jit(self._text)
+        self.step = jax.jit(self._step)
 
     def start(self, seed: int) -> Any:
-        """Initial parameters: the package's, and two layers over the features."""
-        one, two = jax.random.split(jax.random.key(seed))
+        """Initial parameters: of the logits, of words, and of two layers over the features."""
+        one, two, three = jax.random.split(jax.random.key(seed), 3)
         return {
-            "text": init_params(self.module, self.config, seed),
+            "scale": jnp.log(SCALE),
+            "words": WIDTH**-0.5 * jax.random.normal(three, (WORDS, WIDTH)),
             "first": 0.1 * jax.random.normal(one, (self.train.shape[1], HIDDEN)),
             "second": HIDDEN**-0.5 * jax.random.normal(two, (HIDDEN, WIDTH)),
         }
 
     def image(self, params: Any, features: jax.Array) -> jax.Array:
         """Embeddings of features, L2-normalised."""
-        embedded = jax.nn.gelu(features @ params["first"]) @ params["second"]
-        return embedded / jnp.linalg.norm(embedded, axis=1, keepdims=True)
+        return normalize(jax.nn.gelu(features @ params["first"]) @ params["second"])
 
-    def _text(self, params: Any, tokens: jax.Array) -> jax.Array:
-        encoded = self.module.apply({"params": params["text"]}, tokens, method="encode_text")
-        return self.module.apply({"params": params["text"]}, encoded, tokens != PAD_ID, method="embed_text")
+    def text(self, params: Any, words: jax.Array) -> jax.Array:
+        """Embeddings of `words_of` texts, L2-normalised."""
+        return normalize(words @ params["words"])
 
     def _step(self, params: Any, state: Any, features: jax.Array, rows: Any, weights: jax.Array) -> Any:
         """One update; weights [T]: which of `TARGETS` count."""
 
         def loss(params: Any) -> jax.Array:
-            pair = self.image(params, features), self._text(params, rows["tokens"])
-            scale, ids = jnp.exp(params["text"]["log_logit_scale"]), rows["text_id"]
+            pair = self.image(params, features), self.text(params, rows["words"])
+            scale, ids = jnp.exp(params["scale"]), rows["text_id"]
             known = {name: rows[name] for name in ("stated", "known")}
             losses = [contrastive_loss(*pair, scale, ids, targets=targets, **known)[0] for targets in TARGETS]
             return jnp.stack(losses) @ weights
@@ -103,15 +99,11 @@ class Bench:
         updates, state = self.optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    def tokens(self, text: str) -> np.ndarray:
-        """int32 [LENGTH]."""
-        return self.tokenizer.tokenize(text, [], LENGTH, entity_labels=()).tokens
-
     def batch(self, numbers: np.ndarray, rng: np.random.Generator, data: Any) -> dict[str, np.ndarray]:
         """The rows of some training examples, without their images."""
         drawn = [texts.draw_text(self.examples[i], rng, data) for i in numbers]
         return {
-            "tokens": np.stack([self.tokens(each.text) for each in drawn]),
+            "words": np.stack([words_of(each.text) for each in drawn]),
             "text_id": np.stack([texts.text_ids(each) for each in drawn]),
             "stated": np.stack([texts.stated(each.present, each.absent) for each in drawn]),
             "known": self.known[numbers],
@@ -123,7 +115,7 @@ class Bench:
         data = default_config().data
         data.update({"max_negated": max_negated, "deny_alone": deny_alone})
         parts = [np.flatnonzero([e.part == part for e in self.examples]) for part in ("paired", "unpaired")]
-        state, weights = self.optimizer.init(params), np.float32([name == targets for name in TARGETS])
+        state, weights = self.optimizer.init(params), np.array([name == targets for name in TARGETS], np.float32)
         for _ in range(self.steps):
             numbers = np.concatenate([rng.choice(p, n, False) for p, n in zip(parts, (PAIRED, UNPAIRED), strict=True)])
             noise = NOISE * rng.normal(size=(len(numbers), self.train.shape[1])).astype(np.float32)
@@ -137,19 +129,15 @@ class Trained:
 
     def __init__(self, bench: Bench, params: Any):
         self.bench, self.params = bench, params
-        self.logit_scale = float(np.exp(params["text"]["log_logit_scale"]))
+        self.logit_scale = float(np.exp(params["scale"]))
 
     def encode_text(self, lines: Sequence[str]) -> np.ndarray:
-        """float32 [n, WIDTH], in batches of the training's size."""
-        size = PAIRED + UNPAIRED
-        tokens = np.zeros((-(-len(lines) // size) * size, LENGTH), np.int32)
-        tokens[: len(lines)] = [self.bench.tokens(line) for line in lines]
-        parts = [np.asarray(self.bench.encode(self.params, part)) for part in np.split(tokens, len(tokens) // size)]
-        return np.concatenate(parts)[: len(lines)]
+        """float32 [n, WIDTH], L2-normalised."""
+        return np.asarray(self.bench.text(self.params, jnp.asarray(np.stack([words_of(line) for line in lines]))))
 
     def scores(self, features: np.ndarray, finding: str) -> dict[str, np.ndarray]:
         """See `scoring.score_images`."""
-        embedded = np.asarray(self.bench.image(self.params, features))
+        embedded = np.asarray(self.bench.image(self.params, jnp.asarray(features)))
         found = scoring.score_images(embedded, *scoring.prompt_embeddings(self, [finding]))
         return {name: values[:, 0] for name, values in found.items()}
 

@@ -160,7 +160,7 @@ def print_scores(sites: Sequence[Site], model: Any, chosen: Sequence[str]) -> No
     """Each finding of each data set: the floor; with a model the prompts, their exposure and the probe."""
     more = ["by prompts", "exposure", "linear probe"] if model else []
     print_head("data set", "finding / against", "rows (positive)", "patients", "floor", *more)
-    macro: dict[str, list[float]] = {}
+    macro: dict[str, list[list[float]]] = {}
     for site in sites:
         embedded = (model.encode_image(site.scored.images), model.encode_image(site.train.images)) if model else None
         for task in tasks_of(site, chosen):

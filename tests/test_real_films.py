@@ -28,8 +28,10 @@ def films() -> ModuleType:
 
 
 def film(name: str, **labels: LabelState) -> Example:
-    fields = {"image": b"", "source": "site", "split": "test", "patient": name, "study": name}
-    return Example(id=name, findings="", impression="", entities=(), labels=labels, **fields)
+    return Example(
+        id=name, image=b"", source="site", split="test", patient=name, study=name, findings="", impression="",
+        entities=(), labels=labels,
+    )  # fmt: skip
 
 
 def test_rows_of_a_task_are_labelled_on_one_side(films):

@@ -204,7 +204,8 @@ def _sums(rows: Rows, scale: jax.Array | float, bias: jax.Array | float, loss: s
 
     Rows of the logits stay on their device; the columns are gathered: [B,E] embeddings and ids, nothing larger.
     """
-    everywhere = {name: sharding.replicate(rows[name]) for name in ("text_id", "stated", "known") if name in rows}
+    names: tuple[str, ...] = ("text_id", "stated", "known")
+    everywhere = {name: sharding.replicate(rows[name]) for name in names if name in rows}
     positive = same_text(rows["text_id"], everywhere["text_id"])
     agreement = strengths(rows, everywhere, positive)
     included = jnp.ones_like(positive)
