@@ -72,16 +72,17 @@ def test_nothing_is_pinned_that_no_dependency_needs():
     assert not _pins("requirements.txt").keys() - {name for name, _ in needed}
 
 
-def test_pins_of_the_gcs_extra_are_closed_and_fit_those_of_the_base():
+@pytest.mark.parametrize(("extra", "module"), [("gcs", "gcsfs"), ("mlflow", "mlflow")])
+def test_pins_of_an_extra_are_closed_and_fit_those_of_the_base(extra, module):
     """Against what the pinned packages say of themselves, where they are installed (make test-gcs)."""
     from packaging.requirements import Requirement
 
-    added, pins = _pins("requirements-gcs.txt"), _pins("requirements.txt")
+    added, pins = _pins(f"requirements-{extra}.txt"), _pins("requirements.txt")
     assert not added.keys() & pins.keys()
     pins |= added
-    wanted = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["gcs"]]
+    wanted = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"][extra]]
     assert all(requirement.specifier.contains(pins[_name(requirement.name)]) for requirement in wanted)
-    pytest.importorskip("gcsfs")
+    pytest.importorskip(module)
     for name, version in added.items():
         assert metadata.version(name) == version
         for requirement in map(Requirement, metadata.distribution(name).requires or []):
@@ -142,6 +143,7 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "radgraph",
         "apache_beam",
         "fsspec",
+        "mlflow",
     }
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for module, file in _imported_modules().items():
@@ -253,7 +255,7 @@ def test_text_files_are_utf_8_whatever_the_locale():
 
 
 # A room of the package -> the other rooms, and modules beside them, that it may import, wherever it does so.
-_TOOLS = {"errors", "fields", "files", "locks", "processes", "ranges", "setting_names", "spreadsheet"}
+_TOOLS = {"errors", "fields", "files", "locks", "processes", "python_files", "ranges", "setting_names", "spreadsheet"}
 _MAY_IMPORT = {
     "checkpoints": {*_TOOLS, "config", "data", "state", "text"},
     "train": {
@@ -270,6 +272,7 @@ _MAY_IMPORT = {
         "sharding",
         "state",
         "text",
+        "trackers",
         "writers",
     },
     "ablate": {*_TOOLS, "check", "config", "data", "evaluate", "models", "train"},
