@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not compiles and not browser and not wheel and not shared and not torch
 
-.PHONY: demo test test-slow test-fast test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gcs wheel-data clean
+.PHONY: demo test test-slow test-fast test-wheel test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -23,6 +23,10 @@ test-slow: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(TWO) -m "$(FAST)"
+
+# The wheel, in an empty environment and an empty folder.
+test-wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 # Builds on Apache Beam: its versions of shared packages are not those that JAX wants, so it has an environment of its own.
 test-beam: .venv-beam/.installed
@@ -42,6 +46,15 @@ test-beam: .venv-beam/.installed
 
 test-tpu: .tpu/.installed $(VENV)/.installed-dev
 	PYTHONPATH=.tpu $(BIN)/python -m pytest -q tests/plan/test_plan.py -k tpu
+
+# The compiler for GPUs, likewise: 480 MB on disk.
+.gpu/.installed: requirements-gpu.txt | $(VENV)/bin/python
+	rm -rf .gpu
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target .gpu -r requirements-gpu.txt
+	@touch $@
+
+test-gpu: .gpu/.installed $(VENV)/.installed-dev
+	PYTHONPATH=.gpu $(BIN)/python -m pytest -q tests/plan/test_plan_gpu.py
 
 # Workdirs and data sets in buckets, against a stand-in for Cloud Storage.
 .gcs/.installed: requirements-gcs.txt | $(VENV)/bin/python

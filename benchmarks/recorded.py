@@ -62,6 +62,7 @@ def made_up(config: ConfigDict, seed: int) -> dict[str, dict[str, np.ndarray]]:
             "text_id": rng.integers(0, 7, (count, 2)).astype(np.int32),
             "stated": rng.integers(-1, 2, (count, len(prompts.KINDS))).astype(np.int8),
             "source": np.full(count, int(part == "unpaired"), np.int32),
+            "known": np.zeros((count, len(prompts.KINDS)), np.int8),
         }
     return {part: rows for part, rows in batch.items() if len(rows["tokens"])}
 

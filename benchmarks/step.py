@@ -39,12 +39,11 @@ from mmclip_jax import (  # noqa: E402
     flops,
     sharding,
 )
-from mmclip_jax.check import compiler_options  # noqa: E402
 from mmclip_jax.data import batch  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
 from mmclip_jax.settings import read_config  # noqa: E402
-from mmclip_jax.train import optim  # noqa: E402
+from mmclip_jax.train import flags, optim  # noqa: E402
 from mmclip_jax.train import step as step_lib  # noqa: E402
 
 # What each variant sets the objectives' weights to; those of the config are kept where one is on.
@@ -108,6 +107,7 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> batch.Batch:
             "stated": rng.integers(-1, 2, filled["stated"].shape),
             "source": np.full(rows, number),
             "damaged": np.full(rows, -1),
+            "known": rng.integers(-1, 2, filled["known"].shape),
         }
         for name, values in drawn.items():
             filled[name][:] = values
@@ -131,14 +131,14 @@ class Bench:
         self.mesh = sharding.make_mesh(config.mesh.fsdp)
         check.check_config(config, self.mesh.size)
         self._config = config
-        self._model = build_model(config.model)
+        self._model = build_model(config.model, self.mesh.devices.flat[0])
         self._optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
         self.rows = {name: Row(name, flops.train_step_flops(variant_config(config, name))) for name in names}
         self._compiled: dict[str, Any] = {}
         with jax.set_mesh(self.mesh):
             self._make_state = functools.partial(step_lib.init_state, self._model, config, self._optimizer)
             shapes = jax.eval_shape(self._make_state)
-            self._shardings = sharding.tree_shardings(shapes, self.mesh)
+            self._shardings = sharding.tree_shardings(shapes, self.mesh, config.mesh.shard_optimizer)
             self.parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
             self._reset()
             self._batch = jax.device_put(synthetic_batch(config), sharding.batch_sharding(self.mesh))
@@ -158,7 +158,7 @@ class Bench:
         )
         start = time.perf_counter()
         with self._memory_may_not_do(name):
-            options = compiler_options(config.train.compiler_options)
+            options = flags.step_options(config.train, self.mesh)
             compiled = function.lower(self._state, self._batch).compile(options)
             row.compile_seconds = time.perf_counter() - start
             row.memory_bytes = memory_bytes(compiled)

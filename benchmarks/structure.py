@@ -17,7 +17,7 @@ from pathlib import Path
 # From the top down; rooms in one line are level.
 ORDER = (
     ("cli",),
-    ("external", "finetune", "ablate", "plan"),
+    ("external", "finetune", "ablate", "plan", "export"),
     ("train", "evaluate"),
     ("inference",),
     ("checkpoints", "check", "flops", "settings", "state"),

@@ -1,4 +1,4 @@
-"""Small real collections of chest X-rays on one CPU or GPU: case notes paired, labelled images through prompts.
+"""Small real collections of chest X-rays on one CPU or GPU: notes and readings paired, labelled images through prompts.
 
 The argument is the folder of the data sets that `mmclip data build table` made (docs/data.md, "Small real
 collections").
@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from mmclip_jax.config import default_config, transformer
 
-DATA_SETS = ("covid", "nih", "kermany")
+DATA_SETS = ("covid", "shenzhen", "nih", "kermany")
 
 
 def get_config(arg: str = "runs/real/data") -> ConfigDict:
-    """arg: the folder that holds the data sets covid, nih and kermany; "runlocal" shrinks model and run (tests)."""
+    """arg: the folder that holds the data sets (`DATA_SETS`); "runlocal" shrinks model and run (tests)."""
     config = default_config()
     runlocal = arg == "runlocal"
     folder = pathlib.Path("runs/real/data" if runlocal or not arg else arg)

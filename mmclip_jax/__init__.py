@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mmclip_jax.inference.classifier import Classifier
     from mmclip_jax.inference.model import Model, load
 
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Classifier", "Model", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from mmclip_jax.inference import model
 
         return getattr(model, name)
+    if name == "Classifier":
+        from mmclip_jax.inference import classifier
+
+        return classifier.Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from mmclip_jax.data import batch
 from mmclip_jax.errors import UserError
 from mmclip_jax.objectives import registry
 from mmclip_jax.ranges import BOOLEAN, SEED, SHARE, TEXT, Choice, Number, Range, Several, count, positive
+from mmclip_jax.text.terms import LABELS
 
 _TRANSFORMER: dict[str, Range] = {name: count(1) for name in ("width", "depth", "heads", "mlp_dim")}
 _VARIANT: dict[str, Range] = {
@@ -32,6 +33,7 @@ _RANGES: dict[str, Range] = {
     "model.text_pool": Choice(("mean", "max", "first", "last")),
     "model.stem": Choice(("patch", "conv")),
     "model.dtype": Choice(("float32", "bfloat16", "float16")),
+    "model.attention": Choice(("auto", "plain", "xla", "cudnn")),
     "model.remat": BOOLEAN,
     "model.unroll": BOOLEAN,
     **{
@@ -69,14 +71,18 @@ _RANGES: dict[str, Range] = {
     "data.batch_unpaired": count(),
     "data.bridge": SHARE,
     "data.max_negated": count(),
+    "data.deny_alone": SHARE,
     "data.share_no_finding": BOOLEAN,
+    "data.shuffled_labels": BOOLEAN,
     "data.sentence_subset": SHARE,
-    "data.entity_labels": Several(Choice(("observation", "device", "anatomy")), distinct=True),
+    "data.entity_labels": Several(Choice(LABELS), distinct=True),
     "data.augment.rotate": Number(0, 180),  # degrees
     "data.augment.shift": Number(0, 1, below=True),  # of the side
     "data.augment.scale": Number(0, 1, below=True),
     "data.augment.brightness": SHARE,
     "data.augment.contrast": SHARE,
+    "data.augment_on": Choice(("auto", "device", "host")),
+    "data.keep_decoded": count(),
     "data.workers": count(0, 1024),
     "data.threads": count(1, 1024),
     "data.max_damaged": count(),
@@ -100,8 +106,10 @@ _RANGES: dict[str, Range] = {
     "train.max_skipped": count(),
     "train.spike": Number(0),
     "train.profile": count(),
+    "train.platform_flags": BOOLEAN,
     "train.compiler_options": TEXT,
     "mesh.fsdp": count(1),
+    "mesh.shard_optimizer": BOOLEAN,
 }
 
 

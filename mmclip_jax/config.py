@@ -43,6 +43,7 @@ def default_config() -> ConfigDict:
             "text_pool": "mean",  # mean | max | first | last
             "stem": "patch",  # patch | conv (convolutions in place of one linear map: for small data)
             "dtype": "bfloat16",  # of activations; parameters, softmax, norms and losses are float32
+            "attention": "auto",  # auto | plain | xla | cudnn; auto: cuDNN in bfloat16 on GPUs from 9.0 up, else plain
             "remat": True,
             "unroll": False,
             "image": {
@@ -73,7 +74,7 @@ def default_config() -> ConfigDict:
         {
             "contrastive": {
                 "loss": "softmax",  # softmax | sigmoid
-                "targets": "text",  # text | kinds
+                "targets": "text",  # text | kinds | known
                 "across_sources": True,
                 "chunk": 0,  # columns of logits held at once; 0: all, unless they would not fit; -1: all
             },
@@ -95,6 +96,8 @@ def default_config() -> ConfigDict:
                 "slots": 48,
             },
             "local": {"weight": 0.0, "tokens": 4, "temperature": 0.1},
+            # Paired images against their own report with one thing turned round: of polarity, side, severity.
+            "hard_negatives": {"weight": 0.0, "flips": ("polarity", "side", "severity")},
         }
     )
     config.init = ConfigDict(  # a start from weights that are there; docs/pretrained.md
@@ -120,10 +123,14 @@ def default_config() -> ConfigDict:
             "batch_unpaired": 256,
             "bridge": 0.25,  # share of paired rows whose text is a prompt made from their own report
             "max_negated": 2,  # absences that a prompt may state
+            "shuffled_labels": False,  # a control: unpaired images have the labels of others
+            "deny_alone": 0.0,  # share of prompts from labels that state absences and nothing else
             "share_no_finding": True,  # reports without an affirmed observation are positives of each other
             "sentence_subset": 0.5,  # share of reports drawn as a shuffled random subset of their sentences
             "entity_labels": ("observation", "device", "anatomy"),
             "augment": {"rotate": 10.0, "shift": 0.06, "scale": 0.1, "brightness": 0.2, "contrast": 0.2},
+            "augment_on": "auto",  # auto | device | host; auto: in the step on accelerators, else where rows are made
+            "keep_decoded": 256,  # MB of decoded images that each process keeps, and does not decode again; 0 none
             "workers": 8,  # processes that prepare batches; 0 prepares them in this process
             "threads": 16,  # reading threads of a process
             "max_damaged": 10,  # records that cannot be read or decoded and are replaced before the run stops
@@ -155,10 +162,16 @@ def default_config() -> ConfigDict:
             "max_skipped": 3,  # updates left out one after another (not finite, or a spike) before the run stops
             "spike": 0.0,  # a loss this many times the mean of the last 100 is a spike, and left out; 0 never
             "profile": 0,  # steps to trace with JAX's profiler into WORKDIR/profile, from the third of a start on
+            "platform_flags": True,  # the compiler's flags of train/flags.py on several TPUs or GPUs
             "compiler_options": "",  # XLA options of the step, "name=value name=value"
         }
     )
-    config.mesh = ConfigDict({"fsdp": 1})
+    config.mesh = ConfigDict(
+        {
+            "fsdp": 1,  # devices that share one copy of the parameters
+            "shard_optimizer": False,  # cut parameters, moments and average along "data" between steps (ZeRO-1)
+        }
+    )
     return config
 
 

@@ -41,6 +41,22 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {bare[found[0]]}?" if found else ""
 
 
+EXTRAS = {
+    "beam": ("apache-beam",),
+    "excel": ("python-calamine",),
+    "gcs": ("gcsfs", "google-cloud-storage"),
+    "interop": ("safetensors", "tokenizers"),
+    "spacy": ("spacy",),
+    "torch": ("torch",),
+}
+"""The packages of the extras that messages name; pyproject.toml has the versions."""
+
+
+def extra(name: str) -> str:
+    """Part of a message: an extra, and the command that installs its packages."""
+    return f"the extra [{name}] (pip install {' '.join(EXTRAS[name])})"
+
+
 class UserError(ValueError):
     """Bad input or a bad request; the message names what is wrong, where, and the remedy. The CLI exits with 2."""
 
@@ -59,6 +75,10 @@ class StorageError(TrainingError):
 
 class LeakageError(RuntimeError):
     """A test set shares something with a training set; the message says what. The CLI exits with 1."""
+
+
+class IncompleteError(RuntimeError):
+    """Some of what was asked for could not be done, the rest was; the message says how much. The CLI exits with 1."""
 
 
 class DoesNotFitError(RuntimeError):

@@ -8,8 +8,6 @@ from typing import Any
 
 from mmclip_jax.errors import UserError
 
-INSTALL = 'install the extra: pip install "mmclip-jax[interop]"'
-"""What to do where a library is missing that reads files of other programs."""
 _KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "an object with fields"}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from mmclip_jax import processes
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, extra
 
 _SCHEME = "gs://"
 _MOVE_SECONDS = 300.0
@@ -70,8 +70,8 @@ def _open_cloud(address: str) -> None:
     """Makes epath read addresses by gcsfs; UserError where that is not installed."""
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(
-            f'{address}: addresses in Cloud Storage need the extra [gcs]: pip install "mmclip-jax[gcs]"; or mount the '
-            "bucket with gcsfuse and give the directory"
+            f"{address}: addresses in Cloud Storage need {extra('gcs')}; or mount the bucket "
+            " with gcsfuse and give the directory"
         )
     import fsspec.config
 

@@ -23,6 +23,8 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("h100", 989e12),
     ("h200", 989e12),
     ("a100", 312e12),
+    ("l40s", 362e12),
+    ("v100", 15.7e12),  # float32's: it has no bfloat16 products
     ("tpu v4", 275e12),
     ("tpu v5 lite", 197e12),
     ("tpu v5e", 197e12),

@@ -130,8 +130,11 @@ def unchunk_rows(x: jax.Array) -> jax.Array:
     return shard_rows(jnp.moveaxis(by_chunk, 0, 1).reshape(-1, *x.shape[2:]))
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The spec of a parameter by its path "a/b/kernel"; an axis that does not divide stays whole."""
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, over_data: bool = False) -> PartitionSpec:
+    """The spec of a parameter by its path "a/b/kernel"; an axis that does not divide stays whole.
+
+    over_data: the largest of the axes that are whole and that "data" divides is cut along it, too.
+    """
     trailing = next(spec for pattern, spec in PARAMETER_RULES if re.search(pattern, path))
     trailing = trailing[len(trailing) - min(len(trailing), len(shape)) :]
     whole: list[str | None] = [None] * (len(shape) - len(trailing))
@@ -139,17 +142,45 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
         axis if axis and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(trailing, shape[len(whole) :], strict=True)
     ]
+    free = [n for n, axis in enumerate(axes) if axis is None and shape[n] and shape[n] % mesh.shape["data"] == 0]
+    if over_data and free and mesh.shape["data"] > 1:
+        axes[max(free, key=lambda n: shape[n])] = "data"
     return PartitionSpec(*axes)
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every array of a state tree (optimizer moments carry their parameter's path)."""
-
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
+def _tree_specs(tree: Any, mesh: Any, over_data: bool) -> Any:
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+        return parameter_spec(name, leaf.shape, mesh, over_data)
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def tree_shardings(tree: Any, mesh: Mesh, over_data: bool = False) -> Any:
+    """A NamedSharding for every array of a state tree (optimizer moments carry their parameter's path).
+
+    over_data: cut along "data" too, see `parameter_spec` (`mesh.shard_optimizer`, ZeRO's first stage).
+    """
+    specs = _tree_specs(tree, mesh, over_data)
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def gather_over_data(params: Any) -> Any:
+    """Parameters that are cut along "data", gathered along it: what forward and backward pass compute with."""
+    return _constrained(params, over_data=False)
+
+
+def scatter_over_data(tree: Any) -> Any:
+    """Gradients or parameters, cut along "data": each device keeps what it updates."""
+    return _constrained(tree, over_data=True)
+
+
+def _constrained(tree: Any, over_data: bool) -> Any:
+    mesh = _current_mesh()
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, _tree_specs(tree, mesh, over_data))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

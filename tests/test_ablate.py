@@ -20,6 +20,8 @@ DATA = ("somewhere/phantom",)
 def _base() -> ConfigDict:
     base = config.default_config()
     base.objective.local.weight = 0.25
+    base.objective.entmlm.weight = 0.3
+    base.data.bridge = 0.4
     base.data.update({"train": DATA, "batch_paired": 48, "batch_unpaired": 16})
     base.train.steps = 30
     base.lock()
@@ -376,7 +378,15 @@ def test_measures_are_found_in_an_evaluation():
         },
         "grounding": {
             "responses": ["similarity", "cross_attention"],
-            "overall": {"similarity": {"rate": 0.5}, "cross_attention": {"rate": 0.2}},
+            "overall": {"similarity": {"rate": 0.5, "iou": 0.25}, "cross_attention": {"rate": 0.2, "iou": None}},
+        },
+        "counterfactual": {
+            "flips": [
+                {"flip": "polarity", "rate": 0.8},
+                {"flip": "polarity: denied, now affirmed", "rate": 0.6},
+                {"flip": "side", "rate": 0.7},
+                {"flip": "severity", "rate": float("nan")},
+            ]
         },
         "contrastive": {
             "parts": [
@@ -390,6 +400,7 @@ def test_measures_are_found_in_an_evaluation():
         {
             "macro_auroc": 0.9, "pointing_random": 0.1, "entmlm_own": 0.7, "entmlm_swapped": 0.4, "entmlm_drop": 0.3,
             "pointing_similarity": 0.5, "pointing_cross_attention": 0.2, "contrastive_loss": 3.0, "image_to_text": 0.3,
+            "iou_similarity": 0.25, "polarity": 0.8, "side": 0.7,
         }
     )  # fmt: skip
     bare: dict[str, Any] = {

@@ -64,6 +64,7 @@ def test_the_batch_is_like_the_pipelines(bench):
             "affirmed": ("bool", (rows, length)),
             "text_id": ("int32", (rows, 2)),
             "stated": ("int8", (rows, len(KINDS))),
+            "known": ("int8", (rows, len(KINDS))),
             "source": ("int32", (rows,)),
             "damaged": ("int32", (rows,)),
         }

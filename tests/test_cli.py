@@ -134,7 +134,7 @@ def test_former_names_of_options_work_and_say_the_new_one(line, old, said, tmp_p
 def test_a_former_name_behind_two_dashes_is_no_option(tmp_path, capsys):
     assert cli.main(["predict", "--model", str(tmp_path), "--", "--workdir"]) == 2
     assert capsys.readouterr().err == (
-        "mmclip predict: argument IMAGE: --workdir does not exist (see mmclip predict --help)\n"
+        "mmclip predict: argument PLACE: --workdir does not exist (see mmclip predict --help)\n"
     )
 
 
@@ -428,7 +428,7 @@ def test_a_reader_that_goes_away_gives_no_traceback():
 @pytest.mark.parametrize(
     "command",
     ["", "data", "data build", "data build phantom", "data build table", "data info", "tokenizer", "tokenizer train",
-     "train", "evaluate", "compare", "predict", "ablate", "demo"],
+     "train", "evaluate", "compare", "predict", "embed", "ablate", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0
@@ -602,11 +602,12 @@ def test_a_small_run_from_build_to_prediction(tmp_path):
     Image.fromarray(noise).save(tmp_path / "a.png")
     Image.fromarray(noise[:64, :41]).save(tmp_path / "b.jpg")
     said = json.loads(_mmclip("predict", "a.png", "b.jpg", "--model", "run", "--findings", "pleural effusion,edema",
-                              "--format", "json", cwd=tmp_path))  # fmt: skip
+                              "--json", "-", cwd=tmp_path))  # fmt: skip
     assert said["step"] == 4
     assert [image["image"] for image in said["images"]] == ["a.png", "b.jpg"]
     assert all(set(image["findings"]) == {"pleural effusion", "edema"} for image in said["images"])
-    assert all(0 < p < 1 for image in said["images"] for p in image["findings"].values())
+    assert all(0 < p["probability"] < 1 for image in said["images"] for p in image["findings"].values())
+    assert "artificial X-rays alone" in said["domain"]
     table = _mmclip("predict", "a.png", "--model", "run", cwd=tmp_path)
     assert table.startswith("a.png\n")
     assert "pneumothorax" in table

@@ -146,7 +146,7 @@ def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch, ca
         assert cli.main(line) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert "gs://" in said
-        assert 'pip install "mmclip-jax[gcs]"' in said
+        assert "[gcs] (pip install gcsfs google-cloud-storage)" in said
     with pytest.raises(UserError, match=r"\[gcs\]"):
         mmclip_jax.load("gs://runs/a")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import mmclip_jax
+from mmclip_jax import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -36,9 +37,17 @@ def test_every_dependency_is_pinned_and_the_pins_are_what_runs():
     assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["dev"]} <= _pins(
         "requirements-dev.txt"
     ).keys()
-    assert {_name(r) for r in PROJECT["project"]["optional-dependencies"]["interop"]} <= _pins(
-        "requirements-interop.txt"
-    ).keys()
+    for extra in ("interop", "torch"):
+        wanted = {_name(r) for r in PROJECT["project"]["optional-dependencies"][extra]}
+        assert wanted <= _pins("requirements-interop.txt").keys()
+
+
+def test_messages_name_the_packages_of_the_extras():
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert {extra: {_name(r) for r in extras[extra]} for extra in errors.EXTRAS} == {
+        extra: set(packages) for extra, packages in errors.EXTRAS.items()
+    }
+    assert errors.extra("interop") == "the extra [interop] (pip install safetensors tokenizers)"
 
 
 def test_pins_are_closed_over_what_the_packages_require():
@@ -111,7 +120,6 @@ _PACKAGES = {
     "absl": "absl-py",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
-    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 # Declared, and imported by none of our modules.
@@ -136,6 +144,8 @@ def test_every_import_of_the_package_is_a_declared_dependency():
     optional = {
         "python_calamine",
         "torch",
+        "transformers",
+        "onnxscript",
         "safetensors",
         "tokenizers",
         "spacy",
@@ -282,7 +292,7 @@ def test_text_files_are_utf_8_whatever_the_locale():
 # A room of the package -> the other rooms, and modules beside them, that it may import, wherever it does so.
 _TOOLS = {"errors", "fields", "files", "locks", "processes", "python_files", "ranges", "setting_names", "spreadsheet"}
 _MAY_IMPORT = {
-    "checkpoints": {*_TOOLS, "config", "data", "state", "text"},
+    "checkpoints": {*_TOOLS, "config", "data", "models", "state", "text"},
     "train": {
         *_TOOLS,
         "check",
@@ -308,6 +318,7 @@ _MAY_IMPORT = {
         "data",
         "ends",
         "evaluate",
+        "export",
         "external",
         "finetune",
         "inference",
@@ -319,10 +330,11 @@ _MAY_IMPORT = {
         "train",
         "writers",
     },
+    "export": {*_TOOLS, "checkpoints", "evaluate", "inference", "models", "text"},
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "fields", "sharding"},
-    "objectives": {"errors", "models", "ranges", "sharding"},
+    "objectives": {"errors", "models", "ranges", "sharding", "text"},
     "inference": {*_TOOLS, "checkpoints", "data", "models", "objectives", "sharding", "text"},
     "evaluate": {*_TOOLS, "checkpoints", "data", "inference", "text", "writers"},
     "external": {*_TOOLS, "config", "data", "evaluate", "inference", "models", "sharding", "text"},
@@ -419,3 +431,15 @@ def test_names_of_test_files_are_unique() -> None:
     """Folders of tests are no packages: pytest refuses two files of one name, and runs nothing at all."""
     names = [file.name for file in (ROOT / "tests").rglob("*.py")]
     assert not {name for name in names if names.count(name) > 1}
+
+
+def test_no_document_or_message_installs_the_package_from_an_index() -> None:
+    """It is in none."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "mmclip_jax").rglob("*.py")]
+    told = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in files
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.search(r"pip install[^#\n]*\bmmclip-jax\b", line)
+    ]
+    assert not told, told

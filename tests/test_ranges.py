@@ -76,7 +76,8 @@ def test_words_switches_and_lists_outside_are_refused_by_name(name: str) -> None
         ("train.keep", 0), ("train.checkpoint_every", -1), ("train.evaluate_every", -1), ("optimizer.peak_lr", -1.0),
         ("optimizer.peak_lr", 0.0), ("optimizer.b1", 2.0), ("optimizer.b2", 1.0), ("train.spike", math.nan),
         ("train.spike", 0.5), ("data.augment.scale", 5.0), ("data.sentence_subset", 7.0), ("data.workers", -1),
-        ("data.max_negated", -1), ("data.threads", 0), ("objective.attmim.weight", -1.0), ("optimizer.ema", 1.0),
+        ("data.max_negated", -1), ("data.deny_alone", 2.0),
+        ("data.threads", 0), ("objective.attmim.weight", -1.0), ("optimizer.ema", 1.0),
         ("data.paired_weights", (math.nan,)), ("train.steps", 2**31), ("data.entity_labels", ("findings",)),
     ],
 )  # fmt: skip

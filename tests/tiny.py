@@ -91,6 +91,7 @@ def rows(count: int, seed: int) -> Row:
         "text_id": rng.integers(0, 2**31 - 1, (count, 2)),
         "stated": rng.integers(-1, 2, (count, KINDS)),
         "source": np.full(count, seed % 2),
+        "known": rng.integers(-1, 2, (count, KINDS)),
     }
     return {name: np.asarray(values, DTYPES[name]) for name, values in drawn.items()}
 
@@ -129,10 +130,10 @@ def model_and_params(config: ConfigDict, seed: int = 0) -> tuple[MMCLIP, Any]:
     return model, random_params(model, config, seed)
 
 
-def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
+def save_run(folder: pathlib.Path, numbers: Sequence[int], manifest: dict[str, Any] | None = None) -> pathlib.Path:
     """A workdir with checkpoints of these steps: the demo's model at its smallest, random parameters.
 
-    The average, which is what loads, differs from the parameters.
+    The average, which is what loads, differs from the parameters. manifest: the record of a training.
     """
     import grain
 
@@ -146,7 +147,7 @@ def save_run(folder: pathlib.Path, numbers: Sequence[int]) -> pathlib.Path:
     model = build_model(config.model)
     optimizer = optim.make_optimizer(config.optimizer, 10)
     checkpoints = Checkpoints(folder, keep=5)
-    run = run_record(config, tokenizer.model_bytes, {"exposure": {"sources": {}}})
+    run = run_record(config, tokenizer.model_bytes, manifest or {"exposure": {"sources": {}}})
     for number in numbers:
         params, ema = (random_params(model, config, seed) for seed in (number, 100 + number))
         state = TrainState(jnp.int32(number), params, optimizer.init(params), ema)
@@ -224,3 +225,27 @@ def largest_difference(a: Any, b: Any) -> float:
         float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def saved_run(workdir: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
+    """The workdir of a run on a built data set, with a checkpoint of step 5 that has learnt nothing."""
+    from mmclip_jax.checkpoints import Checkpoints, run_record
+    from mmclip_jax.text.tokenizer import load_tokenizer
+    from mmclip_jax.train.manifest import make_manifest
+
+    tokenizer = load_tokenizer(None)
+    settings = load_config("demo", "runlocal")
+    settings.data.train = (str(data),)
+    settings.model.text.vocab_size = tokenizer.vocab_size
+    settings.model.image.depth = settings.model.text.depth = 1
+    params = random_params(build_model(settings.model), settings)
+    checkpoints = Checkpoints(workdir, 1)
+    state = TrainState(jnp.int32(5), params, (), params)
+
+    class Nothing:
+        def get_state(self) -> dict[str, int]:
+            return {}
+
+    checkpoints.save(state, Nothing(), run_record(settings, tokenizer.model_bytes, make_manifest(settings)))
+    checkpoints.close()
+    return workdir

@@ -21,6 +21,7 @@ from mmclip_jax.ablate.table import summarize, write_json, write_table
 from mmclip_jax.check import check_ranges
 from mmclip_jax.config import flat
 from mmclip_jax.errors import TrainingError, UserError
+from mmclip_jax.text.flips import FLIPS
 
 Train = Callable[[ConfigDict, str], Any]
 Evaluate = Callable[[pathlib.Path, Sequence[str], str], dict[str, float]]
@@ -266,7 +267,7 @@ def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict
     told = NOTHING_STATED.joined(settings)
     audit_scored(model.manifest, data, split, choose_protocol(None, data), settings.allow_leakage, told)
     # No intervals within a run: the table's come from the seeds. No probes of trust: the table has none of them.
-    options = Options(bootstrap=Bootstrap(resamples=0), without=("trust", "counterfactual"), progress=False)
+    options = Options(bootstrap=Bootstrap(resamples=0), without=("trust",), progress=False)
     return measures_of(evaluate_checkpoint(model, list(data), split, options=options))
 
 
@@ -277,7 +278,14 @@ def measures_of(results: Mapping[str, Any]) -> dict[str, float]:
     values |= {f"entmlm_{name}": head.get(f"entmlm_{name}") for name in ("own", "swapped", "drop")}
     if results.get("grounding"):
         overall = results["grounding"]["overall"]
-        values |= {f"pointing_{response}": overall[response]["rate"] for response in results["grounding"]["responses"]}
+        for response in results["grounding"]["responses"]:
+            values |= {
+                f"pointing_{response}": overall[response]["rate"],
+                f"iou_{response}": overall[response].get("iou"),
+            }
+    for flip in (results.get("counterfactual") or {}).get("flips", ()):
+        if flip["flip"] in FLIPS:
+            values[flip["flip"]] = flip["rate"]
     parts = [part for part in (results.get("contrastive") or {}).get("parts", ()) if part["part"] == "paired"]
     for measure, name in (("contrastive_loss", "loss"), ("image_to_text", "image_to_text")):
         known = [part[name] for part in parts if part.get(name) is not None]

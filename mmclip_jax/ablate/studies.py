@@ -27,6 +27,44 @@ STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
         "random": {_STRATEGY: "random", _HINT: 0.0},
         "inverse": {_STRATEGY: "inverse", _HINT: 0.0},
     },
+    # The paper's claims. First the method as the config has it, then what it is measured against.
+    "claim_attmim": {
+        "attention": {},
+        "attention by cross-attention": {"objective.attmim.response": "cross_attention"},
+        "random": {_STRATEGY: "random"},
+        "inverse": {_STRATEGY: "inverse"},
+        "none": {_ATTMIM: 0.0},
+    },
+    "claim_entmlm": {
+        "entities": {},
+        "entities and modifiers": {"data.entity_labels": ("observation", "device", "anatomy", "modifier")},
+        "random tokens": {"objective.entmlm.strategy": "random"},
+        "none": {_ENTMLM: 0.0},
+    },
+    "claim_unpaired": {
+        "through prompts": {},
+        "labels of other images": {"data.shuffled_labels": True},
+        "none": {_UNPAIRED: 0},
+        "no bridges": {"data.bridge": 0.0},
+        "bridges 0.25": {"data.bridge": 0.25},
+    },
+    "claim_total": {
+        "all three": {},
+        "all three at weight 0.1": {_ATTMIM: 0.1, _ENTMLM: 0.1},
+        "all three at weight 1": {_ATTMIM: 1.0, _ENTMLM: 1.0},
+        "contrastive and local": {_ATTMIM: 0.0, _ENTMLM: 0.0},
+        "contrastive only": {_ATTMIM: 0.0, _ENTMLM: 0.0, _LOCAL: 0.0},
+    },
+    # Side and severity: is it the loss, the pools, or the texts?
+    "hard_negatives": {
+        "none": {"objective.hard_negatives.weight": 0.0},
+        "weight 0.25": {"objective.hard_negatives.weight": 0.25},
+        "weight 1": {"objective.hard_negatives.weight": 1.0},
+        "side and severity, weight 1": {
+            "objective.hard_negatives.weight": 1.0,
+            "objective.hard_negatives.flips": ("side", "severity"),
+        },
+    },
     "hint": {
         "no hint": {_HINT: 0.0},
         "hint 0.1": {_HINT: 0.1},
@@ -91,10 +129,14 @@ MEASURES: tuple[tuple[str, str, bool | None], ...] = (
     ("pointing_similarity", "pointing, similarity", True),
     ("pointing_cross_attention", "pointing, cross-attention", True),
     ("pointing_random", "pointing, chance", None),
+    ("iou_similarity", "IoU, similarity", True),
     ("entmlm_own", "EntMLM, own image", True),
     ("entmlm_swapped", "EntMLM, other image", None),
     ("entmlm_drop", "EntMLM, drop", True),
     ("contrastive_loss", "contrastive loss, paired", False),
     ("image_to_text", "recall@1, paired", True),
+    ("polarity", "counterfactual, polarity", True),
+    ("side", "counterfactual, side", True),
+    ("severity", "counterfactual, severity", True),
     ("source_probe_auroc", "source probe AUROC", False),
 )

@@ -4,6 +4,7 @@ A workdir is {config.json, manifest.json, metrics.jsonl, checkpoints/<step>/}; a
 evaluate or to load the model.
 """
 
+from mmclip_jax.checkpoints.alone import save_alone
 from mmclip_jax.checkpoints.digests import bit_sums, check_digests, with_digests
 from mmclip_jax.checkpoints.manager import Checkpoints
 from mmclip_jax.checkpoints.same import check_same_contents, check_same_settings
@@ -37,6 +38,7 @@ __all__ = [
     "find_checkpoint",
     "is_checkpoint",
     "run_record",
+    "save_alone",
     "steps_of",
     "storage_errors_are_named",
     "with_defaults",

@@ -14,9 +14,9 @@ from mmclip_jax.errors import DamagedCheckpointError, UserError
 
 # Settings that may differ when a run goes on: they change how it is computed or where its data lies, not what it is.
 _MAY_CHANGE = {
-    *("model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
+    *("model.attention", "model.remat", "model.unroll", "optimizer.accumulate", "objective.contrastive.chunk"),
     *("data.workers", "data.threads", "data.train", "data.evaluate", "data.tokenizer", "data.max_damaged"),
-    *("data.allow_leakage", "data.same_ids", "data.other_ids"),
+    *("data.allow_leakage", "data.same_ids", "data.other_ids", "data.augment_on", "data.keep_decoded"),
 }
 
 

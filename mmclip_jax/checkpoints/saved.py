@@ -19,6 +19,7 @@ from mmclip_jax.config import default_config
 from mmclip_jax.errors import DamagedCheckpointError, UserError
 
 FOLDER = "checkpoints"
+EXPORT_RECORD = "mmclip.json"  # of a directory that `mmclip export` wrote
 SCHEMA = 3  # of what a checkpoint holds; a change that an older reader would misread counts it up
 
 
@@ -115,12 +116,13 @@ def damage_is_named(directory: epath.Path) -> Iterator[None]:
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
-    """Whether `path` is the directory of one checkpoint, and not a workdir with some."""
-    return (files.locate(path) / "run").exists()
+    """Whether `path` is the directory of one checkpoint, or exported of one, and not a workdir with some."""
+    place = files.locate(path)
+    return (place / "run").exists() or (place / EXPORT_RECORD).exists()
 
 
 def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = None) -> Saved:
-    """Opens the checkpoint of a workdir (its newest, or `step`), or a step directory itself.
+    """Opens the checkpoint of a workdir (its newest, or `step`), a step directory itself, or an exported directory.
 
     Raises:
       UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
@@ -128,6 +130,10 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
       DamagedCheckpointError: what it says of its run cannot be read.
     """
     path = absolute_path(workdir_or_checkpoint)
+    if (path / EXPORT_RECORD).exists():
+        from mmclip_jax.checkpoints.exported import open_exported  # which needs this module
+
+        return open_exported(path, step)
     if is_checkpoint(path):
         directory = path
     else:

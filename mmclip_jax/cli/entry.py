@@ -24,7 +24,9 @@ from mmclip_jax.cli import (
     config,
     data,
     demo,
+    embed,
     evaluate,
+    export,
     finetune,
     plan,
     predict,
@@ -35,6 +37,7 @@ from mmclip_jax.cli.arguments import Parser, UsageError, add_commands
 from mmclip_jax.errors import (
     EXIT_PREEMPTED,
     DoesNotFitError,
+    IncompleteError,
     LeakageError,
     LostProcessError,
     PreemptedError,
@@ -44,7 +47,9 @@ from mmclip_jax.errors import (
 )
 
 # In the order in which --help lists them.
-_COMMANDS = (data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, ablate, demo, completion)
+_COMMANDS = (
+    data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, embed, export, ablate, demo, completion,
+)  # fmt: skip
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),  # an output path that goes through, or is, something else
@@ -167,7 +172,7 @@ def _main(words: Sequence[str]) -> int:
     except UserError as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 2
-    except (TrainingError, LeakageError, DoesNotFitError) as error:
+    except (TrainingError, LeakageError, DoesNotFitError, IncompleteError) as error:
         print(f"mmclip: {_one_line(error)}", file=sys.stderr)
         return 1
     except PreemptedError as error:

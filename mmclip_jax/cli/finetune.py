@@ -86,7 +86,8 @@ def _add_settings(parser: Parser) -> None:
     number("evaluations", "looks at the validation split")
     number("patience", "looks without a better score that end a run")
     number("workers", "processes that prepare images; 0: this one")
-    add("keep_checkpoints", "keep the newest checkpoint of a finished run", action="store_true")
+    add("keep_checkpoints", "keep the newest training checkpoint of a finished run, too", action="store_true")
+    add("discard_classifiers", "keep the scores of a finished run alone, not its classifier", action="store_true")
 
 
 def add(top: Commands) -> None:

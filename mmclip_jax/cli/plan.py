@@ -12,7 +12,7 @@ def _plan(args: argparse.Namespace) -> None:
     from mmclip_jax.plan import plan, printed
 
     writers.configure_logging()
-    made = plan.make_plan(config, args.topology, args.batch, names_given(args.overrides))
+    made = plan.make_plan(config, args.topology, args.batch, names_given(args.overrides), args.formula)
     print(printed.text(made), flush=True)
     made.check()
 
@@ -25,6 +25,7 @@ def add(top: Commands) -> None:
         "--topology",
         required=True,
         metavar="CHIP:AxB",
-        help="v5e:16x16, v6e:16x16, v5p:4x4x8; GPUs of a node x nodes: h100:8x4",
+        help="v5e:16x16, v6e:16x16, v5p:4x4x8; GPUs of a node x nodes: h100:8x4, h200:8",
     )
     plan.add_argument("--batch", type=whole(1), metavar="ROWS", help="of the global batch; default: the config's")
+    plan.add_argument("--formula", action="store_true", help="a first look in seconds: compile nothing")

@@ -3,12 +3,18 @@
 A batch is {part: {field: array [B, ...]}}; a part without rows is left out. The pipeline makes it, the train step takes
 it, the planner counts it. With S = model.image_size, L = model.text.length, K = len(prompts.KINDS) a row has
 
-    image     uint8 [S,S,1]
+    image     uint8 [S,S,1]  augmented; where devices augment, the stored image in the corner of [C,C,1], and
+    extent    int32 [2]      its height and width there (`images.transforms.on_canvas`),
+    affine    float32 [6]    where each pixel of the model's image comes from,
+    tone      float32 [2]    brightness and contrast
     tokens    int32 [L]      padded with 0
     entity    int32 [L]      0, or the number of the token's entity from 1; -1: a mark around the text
     affirmed  bool [L]       tokens of observations and devices that are not negated
+    negative  int32 [L]      the text with one thing turned round (text/flips.py), all 0 where nothing could be; it is
+                             there only where the hard negatives have a weight
     text_id   int32 [2]      of the study and of the meaning: texts with one of them equal are positives
     stated    int8 [K]       +1 stated present, −1 stated absent, 0
+    known     int8 [K]       likewise what is known of the image, whatever the drawn text states of it
     source    int32 []       number of the data set that the image is from, −1 not known
     damaged   int32 []       number of the record that this one stands in for, −1 none
     record    int32 []       number of the record; it stays on the host
@@ -29,17 +35,23 @@ DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
     for name, kind in {
         "image": np.uint8,
+        "extent": np.int32,
+        "affine": np.float32,
+        "tone": np.float32,
         "tokens": np.int32,
         "entity": np.int32,
         "affirmed": np.bool_,
+        "negative": np.int32,
         "text_id": np.int32,
         "stated": np.int8,
+        "known": np.int8,
         "source": np.int32,
         "damaged": np.int32,
         "record": np.int32,
     }.items()
 }
 ON_HOST = ("record",)  # fields that do not go to the devices
+AUGMENTATION = ("extent", "affine", "tone")  # fields that are there where devices augment
 
 
 class Field(NamedTuple):
@@ -49,12 +61,43 @@ class Field(NamedTuple):
     dtype: np.dtype
 
 
+def augments_on_device(config: Any) -> bool:
+    """Whether the step augments the images, not who makes the rows; "auto": on all devices but CPUs."""
+    where = config.data.get("augment_on", "host")
+    if where == "auto":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    return bool(where == "device")
+
+
+def image_side(config: Any) -> int:
+    """Pixels of the side of a row's image: of what is made of it, or of the canvas that a device makes it from."""
+    size = int(config.model.image_size)
+    if not augments_on_device(config):
+        return size
+    # An image that shrinks by 1.5 or more is averaged over blocks before, so none is larger.
+    return int(1.5 * size * (1.0 + float(config.data.augment.scale))) + 1
+
+
 def fields(config: Any) -> dict[str, Field]:
     """The fields of one row that go to the devices; config: a run's settings."""
-    size, length = int(config.model.image_size), int(config.model.text.length)
-    of_tokens = dict.fromkeys(("tokens", "entity", "affirmed"), (length,))
-    shapes = {"image": (size, size, 1), "text_id": (2,), "stated": (len(prompts.KINDS),)} | of_tokens
-    return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in ON_HOST}
+    side, length = image_side(config), int(config.model.text.length)
+    of_tokens = dict.fromkeys(("tokens", "entity", "affirmed", "negative"), (length,))
+    of_kinds = dict.fromkeys(("stated", "known"), (len(prompts.KINDS),))
+    shapes = {"image": (side, side, 1), "text_id": (2,), "extent": (2,), "affine": (6,), "tone": (2,)}
+    shapes |= of_kinds | of_tokens
+    left_out = {*ON_HOST}
+    if not augments_on_device(config):
+        left_out.update(AUGMENTATION)
+    if not has_negatives(config):
+        left_out.add("negative")
+    return {name: Field(shapes.get(name, ()), dtype) for name, dtype in DTYPES.items() if name not in left_out}
+
+
+def has_negatives(config: Any) -> bool:
+    """Whether rows have the field `negative`; config: a run's settings."""
+    return bool(config.objective.hard_negatives.weight)
 
 
 def sizes(config: Any) -> dict[str, int]:

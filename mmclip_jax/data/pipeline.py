@@ -16,11 +16,13 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.data import records as record_files
 from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
-from mmclip_jax.data.batch import Batch, Row, sizes, stack_rows
+from mmclip_jax.data.batch import Batch, Row, has_negatives, sizes, stack_rows
 from mmclip_jax.data.images import transforms
+from mmclip_jax.data.memory import Decoded, Recalled
 from mmclip_jax.data.order import ShuffledEpochs, join, op_seed, part_stream
 from mmclip_jax.data.schema import Example
 from mmclip_jax.data.sources import ExampleSource, Placed, PlacedSource, RecordTable, TrainSet, open_train_sets
@@ -39,33 +41,49 @@ class RowMaker:
 
     def __init__(self, config: ConfigDict, tokenizer: Any, source_names: Sequence[str] = ()):
         self._size = int(config.model.image_size)
+        self._side = batch_lib.image_side(config) if batch_lib.augments_on_device(config) else 0
+        self._decoded = Decoded(int(config.data.get("keep_decoded", 0)) * 10**6)
         self._length = int(config.model.text.length)
         self._data = plain(config.data)
-        self._tokenize = functools.partial(
+        self._flips = tuple(config.objective.hard_negatives.flips) if has_negatives(config) else ()
+        tokenize = functools.partial(
             tokenizer.tokenize, length=self._length, entity_labels=tuple(config.data.entity_labels)
         )
+        self._tokenize = Recalled(tokenize)
         self._source_number = {name: number for number, name in enumerate(source_names)}
 
     def train_row(self, example: Example, rng: np.random.Generator, record: int) -> Row:
-        """A random row. The image's draws come first, then the text's."""
-        pixels = transforms.decode_image(example.image)
-        image = transforms.augment_image(pixels, self._size, rng, self._data.augment)
-        return self._row(example, image, texts.draw_text(example, rng, self._data), record)
+        """A random row. The image's draws come first, then the text's, then those of its hard negative."""
+        pixels = self._decoded(record, example.image)
+        augmentation = transforms.draw_augmentation(rng, self._data.augment)
+        if self._side:
+            image = transforms.on_canvas(pixels, self._size, self._side, augmentation)
+        else:
+            image = {"image": transforms.apply_affine(pixels, self._size, *augmentation)}
+        drawn = texts.draw_text(example, rng, self._data)
+        row = self._row(example, image, drawn, record)
+        if self._flips:
+            flipped = texts.flipped(drawn, rng, self._flips)
+            tokens = self._tokenize(flipped, ()).tokens if flipped else row["tokens"]
+            # Alike where nothing was turned round, or only what lies beyond the text's end.
+            row["negative"] = np.zeros_like(tokens) if np.array_equal(tokens, row["tokens"]) else tokens
+        return row
 
     def eval_row(self, example: Example, record: int) -> Row:
         """The row that is the same at every call: the whole image, the whole report (see `texts.full_text`)."""
         image = transforms.fit_image(transforms.decode_image(example.image), self._size)
-        return self._row(example, image, texts.full_text(example, self._data.share_no_finding), record)
+        return self._row(example, {"image": image}, texts.full_text(example, self._data.share_no_finding), record)
 
-    def _row(self, example: Example, image: np.ndarray, drawn: DrawnText, record: int) -> Row:
+    def _row(self, example: Example, image: Row, drawn: DrawnText, record: int) -> Row:
         tokenized = self._tokenize(drawn.text, drawn.entities)
         return {
-            "image": image,
+            **image,
             "tokens": tokenized.tokens,
             "entity": tokenized.entity,
             "affirmed": tokenized.affirmed,
             "text_id": texts.text_ids(drawn),
             "stated": texts.stated(drawn.present, drawn.absent),
+            "known": texts.stated(*texts.known(example)),
             "source": np.int32(self._source_number.get(example.source, -1)),
             "record": np.int32(record),
         }
@@ -92,7 +110,7 @@ def make_train_iterator(
       seed: default: config.seed.
       process_index: which slice of each global batch, 0 … process_count − 1.
       process_count: how many processes share a global batch.
-      train_sets: default: `open_train_sets(config.data.train)`.
+      train_sets: default: those that the config names (`open_train_sets`).
 
     Raises:
       UserError: a batch size does not divide among the processes, there are no records for a part that has a batch
@@ -100,7 +118,7 @@ def make_train_iterator(
         REPLACEMENTS behind it can be read and decoded.
     """
     if train_sets is None:
-        train_sets = open_train_sets(config.data.train)
+        train_sets = open_train_sets(config.data.train, shuffled_labels=config.data.shuffled_labels)
     seed = int(config.seed if seed is None else seed)
     table = RecordTable(train_sets)
     source_names = tuple(dict.fromkeys(name for train_set in train_sets for name in train_set.source_names))

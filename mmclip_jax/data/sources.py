@@ -34,8 +34,10 @@ class TrainSet:
     source_names: tuple[str, ...]
 
 
-def open_train_sets(directories: Iterable[str | os.PathLike[str]], split: str = "train") -> tuple[TrainSet, ...]:
-    """Opens data sets for training.
+def open_train_sets(
+    directories: Iterable[str | os.PathLike[str]], split: str = "train", shuffled_labels: bool = False
+) -> tuple[TrainSet, ...]:
+    """Opens data sets for training; shuffled_labels: unpaired images have the labels of others (`OthersLabels`).
 
     Raises:
       UserError: a directory holds no data set, or its unpaired images have no usable label at all.
@@ -48,6 +50,8 @@ def open_train_sets(directories: Iterable[str | os.PathLike[str]], split: str = 
             examples = record_files.open_records(directory, split, part)
             size = facts["splits"].get(f"{split}_{part}", {}).get("image_bytes", 0)
             sources[part] = Remembered(examples) if size <= MEMORY_BYTES else examples
+        if shuffled_labels:
+            sources["unpaired"] = OthersLabels(sources["unpaired"])
         train_set = TrainSet(str(directory), sources["paired"], sources["unpaired"], tuple(sorted(facts["sources"])))
         labels = facts["splits"].get(f"{split}_unpaired", {}).get("labels", {})
         if len(train_set.unpaired) and not any(c.get("present", 0) or c.get("absent", 0) for c in labels.values()):
@@ -77,6 +81,20 @@ class Remembered:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_known": {}}
+
+
+class OthersLabels:
+    """A control: each example has the labels of the one half the source away, so that all of them stay as frequent."""
+
+    def __init__(self, examples: ExampleSource):
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        other = self._examples[(index + len(self) // 2) % len(self)]
+        return dataclasses.replace(self._examples[index], labels=other.labels)
 
 
 class RecordTable:

@@ -18,6 +18,7 @@ from mmclip_jax.data.builders.labels import Beside, settle_no_finding
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.text import entities as entity_finder
+from mmclip_jax.text import flips as flip_lib
 from mmclip_jax.text import prompts
 from mmclip_jax.text.schema import NEW_SENTENCE, Entity
 
@@ -26,6 +27,8 @@ NO_FINDING = "no_finding"
 NEUTRAL_TEXT = "Chest radiograph."
 
 _ANCESTORS = {kind: frozenset(prompts.ancestors(kind)) for kind in prompts.KINDS}
+_DISEASES = frozenset(kind for kind in prompts.KINDS if kind != NO_FINDING and not prompts.is_device(kind))
+_NARROWER = {kind: frozenset(k for k in prompts.KINDS if kind in prompts.implied((k,))) for kind in prompts.KINDS}
 _KIND_NUMBER = {kind: number for number, kind in enumerate(prompts.KINDS)}
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bdr\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+|\n\s*\n", re.IGNORECASE)
 _LINE_END = re.compile(rf"\n[ \t]*(?={NEW_SENTENCE.pattern})")
@@ -57,18 +60,18 @@ def draw_text(example: Example, rng: np.random.Generator, data: Any) -> DrawnTex
     kind, or affirms nothing at all: then a "no finding" prompt), else its report, of which with probability
     `data.sentence_subset` only a shuffled random 1..n sentences. An unpaired row gets a prompt from its labels. Each
     prompt states a random non-empty subset of the positives (all of them half of the time) and up to
-    `data.max_negated` negatives.
+    `data.max_negated` negatives; from labels, with probability `data.deny_alone`, negatives and nothing else.
 
     Args:
       example: with entities that were found in its report; its image is not looked at.
       rng: where the draws come from.
-      data: has the attributes bridge, max_negated, sentence_subset, share_no_finding (`config.data`).
+      data: has the attributes bridge, max_negated, deny_alone, sentence_subset, share_no_finding (`config.data`).
 
     Raises:
       UserError: a label is no finding of the vocabulary.
     """
     if example.part == "unpaired":
-        return _from_labels(example, rng, data.max_negated)
+        return _from_labels(example, rng, data.max_negated, data.deny_alone)
     # Both draws are made whatever comes of them, so that one probability does not shift the other's draws.
     bridge, subset = rng.random(2)
     if bridge < data.bridge:
@@ -78,6 +81,23 @@ def draw_text(example: Example, rng: np.random.Generator, data: Any) -> DrawnTex
         if is_normal(example.entities):
             return _prompt(example, rng, (NO_FINDING,), ())
     return _report(example, rng if subset < data.sentence_subset else None, data.share_no_finding)
+
+
+def flipped(drawn: DrawnText, rng: np.random.Generator, flips: Sequence[str]) -> str:
+    """A row's text with one thing turned round, "" where nothing can be: the hard negative of its image.
+
+    Kinds of flips and findings are tried in random order; see `flips.flip_report`. Prompts are left alone: others of
+    the batch say the opposite of them.
+    """
+    if drawn.prompt:
+        return ""
+    findings = flip_lib.findings_of(drawn.entities)
+    for number in rng.permutation(len(flips)):
+        order = [findings[i] for i in rng.permutation(len(findings))]
+        changed = flip_lib.flip_report(drawn.text, drawn.entities, flips[number], order).text
+        if changed is not None:
+            return changed
+    return ""
 
 
 def full_text(example: Example, share_no_finding: bool = True) -> DrawnText:
@@ -127,6 +147,28 @@ def stated(present: Iterable[str], absent: Iterable[str]) -> np.ndarray:
     for kind in present:
         vector[_KIND_NUMBER[kind]] = 1
     return vector
+
+
+def known(example: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(kinds known to be there, kinds known not to be there) of an image: by its report or its labels, in order.
+
+    Besides what they say: the broader kinds that a present one shows (`prompts.implied`); the narrower ones of one
+    that is absent; every disease is absent with "no finding", and "no finding" with a disease.
+    """
+    if example.part == "paired":
+        present, absent = report_kinds(example.entities)
+        if is_normal(example.entities):
+            present = (NO_FINDING, *present)
+    else:
+        present, absent = _known(example)
+    there = {*present, *prompts.implied(present)}
+    gone = set(absent)
+    if NO_FINDING in there:
+        gone.update(_DISEASES)
+    elif there & _DISEASES:
+        gone.add(NO_FINDING)
+    gone = gone.union(*(_NARROWER[kind] for kind in gone))
+    return _in_order(there), _in_order(gone - there)
 
 
 def stable_hash(key: str) -> int:
@@ -220,8 +262,10 @@ def _moved(entities: Sequence[Entity], spans: Sequence[tuple[int, int]]) -> tupl
     return tuple(moved)
 
 
-def _from_labels(example: Example, rng: np.random.Generator, max_negated: int) -> DrawnText:
+def _from_labels(example: Example, rng: np.random.Generator, max_negated: int, deny_alone: float) -> DrawnText:
     present, absent = _known(example)
+    if deny_alone and absent and rng.random() < deny_alone:  # without it no draw, which would shift the others
+        present = ()
     if present:
         present, absent = _choose(present, absent, rng, max_negated)
     elif absent:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from mmclip_jax.evaluate.model import Encoder, Foreign, Model
+from mmclip_jax.evaluate.model import Encoder, Foreign, Model, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.rows import Embedded, Progress, Split
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
@@ -38,6 +38,8 @@ class Need(NamedTuple):
 
 
 INSIDE = Need("a model of this software, which shows where it looks", lambda context: context.inside is not None)
+TEXTS = Need("a text encoder", lambda context: context.classifier is None)
+CLASSIFIER = Need("a fine-tuned classifier", lambda context: context.classifier is not None)
 REPORTS = Need("reports", lambda context: any(example.part == "paired" for example in context.rows.examples))
 REGIONS = Need("boxes or masks", lambda context: any(e.boxes or e.masks for e in context.rows.examples))
 SOURCES = Need("several sources", lambda context: len(context.rows.source_counts) > 1)
@@ -61,7 +63,7 @@ class Context:
     done: results of the evaluations before, by name.
     """
 
-    model: Encoder
+    model: Encoder | Supervised
     rows: Split
     embedded: np.ndarray
     protocol: Protocol
@@ -74,8 +76,21 @@ class Context:
 
     @property
     def inside(self) -> Model | None:
-        """The model as one of this software, which shows where it looks and restores what was masked; else None."""
-        return None if isinstance(self.model, Foreign) else cast(Model, self.model)
+        """The model as one of this software, which shows where it looks and restores what was masked; else None.
+
+        A classifier does neither.
+        """
+        return None if isinstance(self.model, Foreign | Supervised) else cast(Model, self.model)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model as one that embeds texts too; only where `TEXTS` is met."""
+        return cast(Encoder, self.model)
+
+    @property
+    def classifier(self) -> Supervised | None:
+        """The model as a classifier, which reads no text; else None."""
+        return self.model if isinstance(self.model, Supervised) else None
 
     @functools.cached_property
     def other_regions(self) -> Split | None:

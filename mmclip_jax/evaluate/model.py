@@ -55,6 +55,41 @@ class Foreign(Encoder, Protocol):
         """Its sizes in a line."""
 
 
+@runtime_checkable
+class Supervised(Protocol):
+    """A classifier: it has an output for each of K findings, and reads no text. Features of size D."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The record of its training; `manifest["classifier"]` is about its labels, rows and thresholds."""
+
+    @property
+    def logit_scale(self) -> float:
+        """1: its scores are logits."""
+
+    @property
+    def step(self) -> int:
+        """The training step that was kept."""
+
+    @property
+    def description(self) -> str:
+        """Its sizes in a line."""
+
+    @property
+    def findings(self) -> Sequence[str]:
+        """The K findings."""
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, float | None]]:
+        """{finding: {rule: probability, None where there is none}}."""
+
+    def encode_image(self, images: Sequence[Pixels]) -> np.ndarray:
+        """Features float32 [n, D]."""
+
+    def logits_of(self, features: np.ndarray) -> np.ndarray:
+        """float64 [n, K] of features [n, D]: the logit of each finding's probability."""
+
+
 class Model(Encoder, Protocol):
     """A model of this software: S pixels a side, a grid of gh x gw patches."""
 

@@ -112,6 +112,7 @@ class Protocol:
             "title": self.title,
             "digest": self.digest,
             "prompts": f"{self.prompts_of_model}'s own ({self.wording_digest})" if self.prompts_of_model else "",
+            "default_prompts": self.templates is None and self.phrases is None and not self.texts,
             "findings": LABELLED if self.findings is None else list(self.findings),
             "uncertain": self.uncertain if isinstance(self.uncertain, str) else dict(self.uncertain),
             "uncertain_text": self.uncertain_text,

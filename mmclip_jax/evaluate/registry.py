@@ -7,6 +7,7 @@ from mmclip_jax.evaluate.evaluations.counterfactual import COUNTERFACTUAL
 from mmclip_jax.evaluate.evaluations.entmlm import ENTMLM
 from mmclip_jax.evaluate.evaluations.grounding import GROUNDING
 from mmclip_jax.evaluate.evaluations.ms_cxr import PHRASES
+from mmclip_jax.evaluate.evaluations.operating import OPERATING
 from mmclip_jax.evaluate.evaluations.retrieval import RETRIEVAL
 from mmclip_jax.evaluate.evaluations.source_probe import SOURCE_PROBE
 from mmclip_jax.evaluate.evaluations.studies import STUDIES
@@ -18,6 +19,7 @@ RESERVED = ("schema", "software", "checkpoint", "data", "exposure", "audit", "he
 
 EVALUATIONS: list[Evaluation[Any]] = [
     ZERO_SHOT,
+    OPERATING,
     STUDIES,
     TRUST,
     COUNTERFACTUAL,

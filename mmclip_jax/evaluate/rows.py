@@ -15,7 +15,7 @@ from mmclip_jax.data.images.stored import open_stored
 from mmclip_jax.data.images.transforms import decode_image
 from mmclip_jax.data.schema import PARTS, SPLITS, Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.model import Encoder, Pixels
+from mmclip_jax.evaluate.model import Encoder, Pixels, Supervised
 from mmclip_jax.text import prompts
 from mmclip_jax.text.entities import find_entities
 from mmclip_jax.text.schema import Entity
@@ -209,8 +209,8 @@ class Embedded(NamedTuple):
     images: np.ndarray
 
 
-def embed_images(model: Encoder, split: Split, progress: "Progress | None" = None) -> np.ndarray:
-    """float32 [n, E] of all rows of a split.
+def embed_images(model: Encoder | Supervised, split: Split, progress: "Progress | None" = None) -> np.ndarray:
+    """float32 [n, E] of all rows of a split; of a classifier its features.
 
     Raises:
       UserError: an embedding is not finite (the checkpoint is broken).

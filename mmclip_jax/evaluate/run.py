@@ -24,13 +24,15 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols, registry
 from mmclip_jax.evaluate.base import Context
 from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT
-from mmclip_jax.evaluate.model import Encoder, Foreign, Model
+from mmclip_jax.evaluate.model import Encoder, Foreign, Model, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import card, terminal
 from mmclip_jax.evaluate.report import cases as case_lib
 from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
+from mmclip_jax.inference.classifier import KEY
+from mmclip_jax.inference.stamp import describe
 
 __all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
@@ -83,7 +85,9 @@ def run(
         check_out(out)
     model = mmclip_jax.load(workdir, step, all_devices=True)
     run_dir = checkpoints.absolute_path(workdir)
-    data = data if data is not None else tuple(model.config.data.evaluate) or tuple(model.config.data.train)
+    tuned = model.manifest.get(KEY)
+    usual_data = tuple(tuned["data"]) if tuned else tuple(model.config.data.evaluate) or tuple(model.config.data.train)
+    data = data if data is not None else usual_data
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = choose_protocol(protocol, directories)
     usual, split = split in (None, chosen.split), split or chosen.split
@@ -95,13 +99,19 @@ def run(
         phrase_file=phrase_file,
         labels_from_reports=labels_from_reports,
         audited=audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data)),
-        run_name=run_dir.name,
+        run_name=_name_of(tuned) if tuned else run_dir.name,
         curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
         progress=progress,
         primary=jax.process_index() == 0,
     )
     return terminal.summary(evaluate_checkpoint(model, data, split, out_dir, options), f"Step {model.step:,}", out_dir)
+
+
+def _name_of(tuned: Mapping[str, Any]) -> str:
+    """What to call a classifier: what it began with, and how it was made."""
+    way = "fine-tuned" if tuned["mode"] == "full" else "probe"
+    return f"{tuned['checkpoint']['run']}, {way} on {100 * tuned['fraction']:g} %, seed {tuned['seed']}"
 
 
 def _place(run_dir: epath.Path, name: str, out: str | os.PathLike[str] | None) -> epath.Path:
@@ -127,12 +137,20 @@ def audit_scored(
 ) -> dict[str, Any]:
     """The audit of a split against what the model learnt from, and against what thresholds are chosen on.
 
+    A classifier learnt from the training rows of its fine-tuning, too, and its step and thresholds were chosen on the
+    validation rows: neither may be scored, the training split included.
+
     Raises:
       LeakageError: as `audit.judge`.
     """
-    if split == "train":
+    tuned = manifest.get(KEY)
+    if split == "train" and not tuned:
         return audit.not_audited("the split that models learn from was asked for")
     parts = {"training": audit.check(manifest.get("data", {}), directories, split, allowed, told)}
+    if tuned:
+        parts["validation of the fine-tuning"] = audit.check(
+            tuned["data"], directories, split, allowed, told, learnt="validation"
+        )
     if protocol.validation != split:
         parts["thresholds"] = audit.check(directories, directories, split, allowed, told, learnt=protocol.validation)
     return audit.combine(parts)
@@ -222,7 +240,7 @@ class Options:
 
 
 def evaluate_checkpoint(
-    model: Model | Foreign,
+    model: Model | Foreign | Supervised,
     data_dir: Directories,
     split: str = "test",
     out_dir: str | os.PathLike[str] | None = None,
@@ -232,7 +250,7 @@ def evaluate_checkpoint(
 
     Args:
       model: anything with the methods of `Model`; of a `Foreign` one, scores by prompts and what follows from its
-        embeddings alone.
+        embeddings alone; of a `Supervised` one its own scores.
       data_dir: one or more directories of built data sets.
       split: "test", "validation" or "train".
       out_dir: None to write nothing.
@@ -271,7 +289,7 @@ def evaluate_checkpoint(
 
 
 def _context(
-    model: Model | Foreign,
+    model: Model | Foreign | Supervised,
     directories: Sequence[str | os.PathLike[str]],
     split: str,
     options: Options,
@@ -330,16 +348,21 @@ class _Clock:
 def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
     """What results.json says of model and data."""
     rows, inside, validation = context.rows, context.inside, context.validation
-    described = context.model.description if isinstance(context.model, Foreign) else inside and _describe(inside)
+    tuned = context.classifier
+    own = tuned or inside
+    described = inside and describe(inside.config.model)
+    if isinstance(context.model, Foreign | Supervised):
+        described = context.model.description
     return {
         "schema": SCHEMA,
         "software": {"mmclip_jax": mmclip_jax.__version__},
         "checkpoint": {
             "run": options.run_name,
-            "step": inside and int(inside.step),
+            "step": own and int(own.step),
             "response": inside and inside.config.objective.attmim.response,
             "model": described,
             "external": options.external,
+            "classifier": tuned and tuned.manifest[KEY],
         },
         "data": {
             "sets": rows.sets,
@@ -351,8 +374,8 @@ def _facts(context: Context, split: str, options: Options) -> dict[str, Any]:
             "weak_labels": rows.weak_labels,
             "sources": rows.source_counts,
         },
-        "exposure": inside and inside.manifest.get("exposure"),
-        "init": inside and inside.manifest.get("init"),
+        "exposure": own and own.manifest.get("exposure"),
+        "init": own and own.manifest.get("init"),
         "audit": options.audited,
     }
 
@@ -368,7 +391,7 @@ def _with_weak_labels(rows: Split) -> Split:
 
 
 def _validation(
-    model: Encoder,
+    model: Encoder | Supervised,
     directories: Sequence[str | os.PathLike[str]],
     rows: Split,
     protocol: Protocol,
@@ -410,13 +433,3 @@ def read_curves(path: epath.Path) -> list[dict[str, Any]]:
     except UserError as error:
         logging.warning("the report has no curves: %s", error)
         return []
-
-
-def _describe(model: Model) -> str:
-    """The model's sizes in a line."""
-    sizes = model.config.model
-    depth = sum(getattr(sizes.image, "depths", ())) or sizes.image.depth
-    return (
-        f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
-        f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
-    )

@@ -16,7 +16,7 @@ from mmclip_jax import sharding
 from mmclip_jax.config import default_config
 from mmclip_jax.errors import UserError
 from mmclip_jax.external.preprocess import Preprocess
-from mmclip_jax.inference.inputs import BATCH, as_pixels, batches, check_several, pad, shared
+from mmclip_jax.inference.inputs import BATCH, as_pixels, batch_size, batches, check_several, pad, shared
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 from mmclip_jax.models.pretrained import dual as layouts
 from mmclip_jax.models.pretrained.weights import find_weights, sha256
@@ -112,22 +112,27 @@ class ForeignModel:
         """Text embeddings float32 [n,E], L2-normalised; a text beyond the model's length loses its end."""
         check_several("texts", texts)
         rows = []
+        size = self._size(texts)
         for (batch,) in batches(list(texts)):
             ids, count = self._words.encode_batch(batch, self._first.context)
             ids = ids[:, : -(-int(count.max(initial=1)) // _STEP) * _STEP]  # few lengths: each is compiled
-            rows.append(self._run(embed_texts, ids, count))
+            rows.append(self._run(embed_texts, size, ids, count))
         return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)
 
     def _encode_images(self, images: Sequence[Any]) -> np.ndarray:
-        rows = []
+        rows, size = [], self._size(images)
         for (batch,) in batches(images):
             fitted = np.stack([self._preprocess(as_pixels(image), self._first.channels) for image in batch])
-            rows.append(self._run(embed_images, fitted))
+            rows.append(self._run(embed_images, size, fitted))
         return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)
 
-    def _run(self, embed: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
-        """Embeddings [n,E] of a batch by every member."""
-        placed = jax.device_put(tuple(map(pad, arrays)), sharding.batch_sharding(self._mesh))
+    def _size(self, rows: Sequence[Any]) -> int:
+        """What the batches of a call for these rows are padded to."""
+        return batch_size(len(rows), self._mesh.size)
+
+    def _run(self, embed: Callable[..., jax.Array], size: int, *arrays: np.ndarray) -> np.ndarray:
+        """Embeddings [n,E] of a batch, padded to `size` rows, by every member."""
+        placed = jax.device_put(tuple(pad(array, size) for array in arrays), sharding.batch_sharding(self._mesh))
         made = [
             np.asarray(embed(params, *placed, model=model))
             for model, params in zip(self._models, self._params, strict=True)
@@ -136,7 +141,7 @@ class ForeignModel:
 
 
 def _mesh(all_devices: bool) -> jax.sharding.Mesh:
-    """As many of this process's devices as share the fixed batch evenly, or the first one."""
+    """As many of this process's devices as share every batch evenly, or the first one."""
     count = math.gcd(BATCH, jax.local_device_count()) if all_devices else 1
     return sharding.make_mesh(1, jax.local_devices()[:count])
 

@@ -9,7 +9,8 @@ import optax
 from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
-from mmclip_jax.models import encoders, inputs
+from mmclip_jax.inference.classifier import pool
+from mmclip_jax.models import encoders
 from mmclip_jax.models.encoders.base import ImageEncoder
 from mmclip_jax.models.mmclip import MMCLIP
 from mmclip_jax.state import TrainState
@@ -27,15 +28,6 @@ def logits(model: MMCLIP, params: Any, rows: Mapping[str, jax.Array]) -> jax.Arr
         pooled = pool(model, params, rows["image"])
     head = params["head"]
     return jnp.dot(sharding.shard_rows(pooled), head["kernel"], precision="highest") + head["bias"][None]
-
-
-def pool(model: MMCLIP, encoder: Any, images: jax.Array) -> jax.Array:
-    """Pooled features float32 [B,D] of images uint8 [B,S,S,1]: what the encoder gives before its projection."""
-    # Two scalars belong to the model itself and not to a part of it, so that it asks for them.
-    variables = {name: encoder[name] for name in encoder if name != "head"}
-    variables |= {"log_logit_scale": jnp.zeros(()), "logit_bias": jnp.zeros(())}
-    unit = inputs.pixels(images)
-    return model.apply({"params": variables}, inputs.standardize(unit), method="pool_image")[1].astype(jnp.float32)
 
 
 def loss_of(task: str, model: MMCLIP, params: Any, step: jax.Array, batch: step_lib.Batch) -> tuple[jax.Array, Any]:

@@ -22,6 +22,7 @@ from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune.task import Settings, Task
 from mmclip_jax.finetune.transfer import Transfer
+from mmclip_jax.inference.classifier import KEY, place_of
 from mmclip_jax.inference.model import open_checkpoint
 
 RESULTS_FILE, TABLE_FILE = "results.json", "results.md"
@@ -61,7 +62,9 @@ def run(
       UserError: data, settings and checkpoint do not fit.
       TrainingError, PreemptedError, LostProcessError: as in `mmclip_jax.train.run.train`.
     """
-    saved, tokenizer = open_checkpoint(checkpoint, step)
+    saved, tokenizer = open_checkpoint(place_of(checkpoint), step)
+    if KEY in saved.manifest:
+        raise UserError(f"{saved.directory} is a fine-tuned classifier: give --checkpoint the run that it began with")
     told = told.joined(saved.config.data)
     audits = {"pre-training": audit.check(saved.manifest.get("data", {}), data, split, allow_leakage, told)}
     mesh = sharding.make_mesh()

@@ -46,6 +46,7 @@ RANGES: dict[str, ranges.Range] = {
     "patience": ranges.count(1),
     "workers": ranges.count(0, 1024),
     "keep_checkpoints": ranges.BOOLEAN,
+    "discard_classifiers": ranges.BOOLEAN,
 }
 
 
@@ -80,6 +81,7 @@ class Settings:
     patience: int = 5
     workers: int = 0
     keep_checkpoints: bool = False
+    discard_classifiers: bool = False
 
     def __post_init__(self) -> None:
         ranges.check({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, RANGES)

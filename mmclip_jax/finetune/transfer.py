@@ -24,6 +24,7 @@ from mmclip_jax.checkpoints import (
     check_same_settings,
     find_checkpoint,
     run_record,
+    save_alone,
     with_defaults,
 )
 from mmclip_jax.data import pipeline
@@ -31,9 +32,11 @@ from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.rows import Progress, Split
 from mmclip_jax.finetune import head as head_lib
+from mmclip_jax.finetune import keep
 from mmclip_jax.finetune import scores as scores_lib
 from mmclip_jax.finetune.task import DEFAULTS, Settings, Task
 from mmclip_jax.finetune.training_rows import Features, ImageRow, Images, Source, as_it_is
+from mmclip_jax.inference import classifier as classifier_lib
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.state import TrainState
 from mmclip_jax.train import loop, optim
@@ -70,7 +73,7 @@ class Transfer:
         self._model = build_model(saved.config.model)
         shapes = jax.eval_shape(lambda: init_params(self._model, saved.config.model, 0))
         params = saved.restore_params(abstract_like(shapes, sharding.tree_shardings(shapes, mesh)))
-        self._encoder = {name: part for name, part in params.items() if name == "image_encoder" or "pool" in name}
+        self._encoder = classifier_lib.encoder_of(params)
         self._features: dict[str, np.ndarray] = {}
         self._compiled: tuple[Any, ...] = ()
 
@@ -97,7 +100,7 @@ class Transfer:
                 raise UserError(f"{folder / _SCORES} is damaged ({error}): delete {_RESULT} beside it, too") from error
             return Made(result["summary"], scores)
         logging.info("%s on %g %% (%d images), seed %d", self._settings.mode, 100 * fraction, len(rows), seed)
-        summary, scores = self._train(config, rows, seed, folder)
+        summary, scores = self._train(config, fraction, rows, seed, folder)
         self._check_folder()
         if jax.process_index() == 0:
             stream = io.BytesIO()
@@ -152,7 +155,7 @@ class Transfer:
         return config
 
     def _train(
-        self, config: ConfigDict, rows: np.ndarray, seed: int, folder: epath.Path
+        self, config: ConfigDict, fraction: float, rows: np.ndarray, seed: int, folder: epath.Path
     ) -> tuple[dict[str, Any], np.ndarray]:
         task, mesh, settings = self._task, self._mesh, self._settings
         source, make_row, inputs = self._inputs(config, rows)
@@ -202,7 +205,41 @@ class Transfer:
             "best_step": int(best[0]),
             "validation_macro_auroc": best[1],
         }
+        if not settings.discard_classifiers:
+            scores = predict(state.ema, inputs["validation"], len(labels))
+            self._keep(config, fraction, rows, summary, state.ema, scores, folder)
         return summary, predict(state.ema, inputs["scored"], len(task.scored)).astype(np.float64)
+
+    def _keep(
+        self,
+        config: ConfigDict,
+        fraction: float,
+        rows: np.ndarray,
+        summary: dict[str, Any],
+        params: Any,
+        scores: np.ndarray,
+        folder: epath.Path,
+    ) -> None:
+        """Writes the classifier of the best parameters; scores: theirs [n, K] of the validation rows."""
+        task, settings = self._task, self._settings
+        if settings.mode == "probe":
+            mean, sd = self._standards(rows)
+            head = keep.fold(sharding.on_host(params["head"]), mean.astype(np.float64), sd.astype(np.float64))
+            params = self._encoder | {"head": jax.device_put(head, sharding.replicated(self._mesh))}
+        z = np.asarray(scores, np.float64)
+        chances = z if settings.task == "multi-class" else np.exp(-np.logaddexp(0.0, -z))
+        table = keep.choose_thresholds(task.validation_labels, chances, task.validation.patients, task.findings)
+        if refused := keep.refused_text(table):
+            logging.warning("%s", refused)
+        manifest = keep.manifest_of(self._saved, task, settings, fraction, rows, summary, table)
+        self._check_folder()
+        run = run_record(config, self._tokenizer_model, manifest)
+        save_alone(folder / classifier_lib.FOLDER, params, run)
+
+    def _standards(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [D] of the features of these training rows."""
+        features = self._all_features()["train"][rows]
+        return features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
 
     def _iterator(self, source: Source, make_row: Any, rows: np.ndarray, config: ConfigDict) -> pipeline.TrainIterator:
         """The batches of a run, in the order of its seed."""
@@ -236,8 +273,7 @@ class Transfer:
             augment = pipeline.plain(config.data.augment)
             return Source(made.at, len(rows)), ImageRow(size, augment), inputs
         features = self._all_features()
-        mean = features["train"][rows].mean(axis=0)
-        sd = np.maximum(features["train"][rows].std(axis=0), 1e-6)
+        mean, sd = self._standards(rows)
 
         def standardized(name: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
             return {"features": (features[name][numbers] - mean) / sd}

@@ -13,6 +13,8 @@ UNKNOWN_EXPOSURE = "exposure not recorded"
 NOT_OURS = "unknown: not trained by this software"
 STARTED_ELSEWHERE = "unknown: started from weights of others"
 AS_STATED = ", as stated"
+TUNED_SAME = "fine-tuned on labels of this source"
+TUNED_OTHER = "fine-tuned on another source's labels"
 EXPOSURES = {
     REPORT_ONLY: "No label of this finding was ever a training text; the model met it in reports, if at all. Only this "
     "is called zero-shot.",
@@ -21,6 +23,9 @@ EXPOSURES = {
     "of one that holds images of it.",
     UNKNOWN_EXPOSURE: "The checkpoint does not say what it was trained on.",
     NOT_OURS: "Another program trained this model. What it learnt from is not recorded here, and cannot be audited.",
+    TUNED_SAME: "The classifier learnt this finding from labels of other images of the very same source, or of one "
+    "that holds images of it.",
+    TUNED_OTHER: "The classifier learnt this finding from labels of images of another source.",
     STARTED_ELSEWHERE: "The training began with weights of others, who do not state what these had learnt from.",
 }
 EXPOSURES |= {
@@ -34,8 +39,11 @@ def exposure(kind: str, source: str, manifest: Mapping[str, Any]) -> str:
 
     A label of a narrower kind counts too: a prompt "viral pneumonia" teaches "pneumonia". Sources that hold images of
     each other are one (`numbering.is_same_source`). A run that began with weights of others says so in
-    `manifest["start"]`: {"exposure": what their authors state, as in `manifest["exposure"]`, or None}.
+    `manifest["start"]`: {"exposure": what their authors state, as in `manifest["exposure"]`, or None}. Of a fine-tuned
+    classifier (`manifest["classifier"]`) the labels that it learnt from count.
     """
+    if tuned := manifest.get("classifier"):
+        return TUNED_SAME if _stamp(kind, source, tuned["label_kinds"]) == SAME_SOURCE else TUNED_OTHER
     recorded = manifest.get("exposure")
     foreign = bool(manifest.get("foreign"))
     if recorded is None or "label_kinds" not in recorded:
@@ -59,7 +67,10 @@ def _stamp(kind: str, source: str, label_kinds: Mapping[str, Sequence[str]]) -> 
 
 
 def legend(stamps: set[str], recorded: Mapping[str, Any] | None, foreign: bool) -> dict[str, str]:
-    """The stamps that a reader has to know, with their meanings; of a model of others those that occur."""
+    """The stamps that a reader has to know, with their meanings.
+
+    foreign: a model of others, or a classifier, of which those are shown that occur.
+    """
     own = {REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE} | (set() if recorded else {UNKNOWN_EXPOSURE})
     wanted = stamps if foreign else own | stamps
     return {stamp: meaning for stamp, meaning in EXPOSURES.items() if stamp in wanted}
@@ -67,6 +78,8 @@ def legend(stamps: set[str], recorded: Mapping[str, Any] | None, foreign: bool) 
 
 def called(stamps: Sequence[str]) -> str:
     """What a score with these exposures may be called."""
+    if {TUNED_SAME, TUNED_OTHER} & set(stamps):
+        return "supervised"
     if {UNKNOWN_EXPOSURE, NOT_OURS, STARTED_ELSEWHERE} & set(stamps):
         return "by prompts, exposure unknown"
     suffix = AS_STATED if any(stamp.endswith(AS_STATED) for stamp in stamps) else ""

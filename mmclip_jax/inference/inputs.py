@@ -1,4 +1,4 @@
-"""What a user hands to a model, in the form that compiled functions take: pixels, and batches of one fixed size."""
+"""What a user hands to a model, in the form that compiled functions take: pixels, and batches of a few sizes."""
 
 import io
 import os
@@ -15,7 +15,18 @@ from mmclip_jax.data.images import grey
 from mmclip_jax.data.images.store import check_not_flat
 from mmclip_jax.errors import UserError
 
-BATCH = 64
+BATCH = 64  # rows at most
+
+
+def batch_size(rows: int, least: int = 1) -> int:
+    """The rows that batches of a call are padded to: of a small call a power of two, so that one image costs one image.
+
+    The rest of a call of more than `BATCH` rows is padded to `BATCH`, for which a program is there already: seven
+    programs are all that is ever compiled of a function.
+
+    least: of the sizes, a power of two: the devices that share a batch.
+    """
+    return min(BATCH, max(least, 1 << max(rows - 1, 0).bit_length()))
 
 
 def batches(*columns: Sequence[Any]) -> Iterator[tuple[Sequence[Any], ...]]:
@@ -24,9 +35,9 @@ def batches(*columns: Sequence[Any]) -> Iterator[tuple[Sequence[Any], ...]]:
         yield tuple(column[start : start + BATCH] for column in columns)
 
 
-def pad(array: np.ndarray) -> np.ndarray:
-    """Repeats the last row up to the fixed batch size."""
-    return np.concatenate([array, np.repeat(array[-1:], BATCH - len(array), axis=0)]) if len(array) < BATCH else array
+def pad(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the last row up to `size` rows."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)]) if len(array) < size else array
 
 
 def shared(
@@ -49,6 +60,10 @@ def check_several(name: str, items: Any) -> None:
     Raises:
       UserError: it is one alone, or None, or no sequence; or a text is no string.
     """
+    shape = getattr(items, "shape", ())
+    if name == "images" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] <= 4)):
+        # Its rows would be taken for images, and those of a colour image can be read as such.
+        raise UserError(f"images must be a list: an array {list(shape)} is one image, give [image]")
     if isinstance(items, str | bytes | bytearray | os.PathLike | PIL.Image.Image):
         raise UserError(f"{name} must be a list: give [{name[:-1]}], not one alone")
     if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")) or isinstance(items, Mapping | Set):
@@ -88,23 +103,38 @@ def check_numbers(name: str, numbers: Any, count: int) -> None:
 def as_pixels(image: Any) -> np.ndarray:
     """uint8 [H,W] of one image, by the same rules whatever its form (`data.grey`).
 
-    image: a path, a file's bytes (or a stream of them), a PIL image of any mode, or an array [H,W], [H,W,1], [H,W,3] or
-    [H,W,4] (alpha): uint8; wider integers, which are what a 16-bit file holds; or floats from 0 to 1. An array uint8
-    [H,W] is pixels as records hold them: it alone may be of one value, as the grey images of an evaluation are.
+    image: a path, a file's bytes (or a stream of them), a PIL image of any mode, a pydicom data set, or an array [H,W],
+    [H,W,1], [H,W,3] or [H,W,4] (alpha): uint8; wider integers, which are what a 16-bit file holds; bool; or floats from
+    0 to 1. An array uint8 [H,W] is pixels as records hold them: it alone may be of one value, as the grey images of an
+    evaluation are.
 
     Raises:
-      UserError: it cannot be read, or shows one value alone; the message names the file.
+      UserError: it cannot be read, or shows one value alone, or is an array of numbers that are black but for rounding
+        (integers 0 and 1, which may have been meant as floats); the message names the file.
     """
     as_stored = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 2
     try:
         pixels = grey.to_pixels(_source(image).grey)
         if not as_stored:
             check_not_flat(pixels)
+        if hasattr(image, "dtype"):
+            _check_not_black(image, pixels)
     except UserError as error:
         if isinstance(image, str | os.PathLike):
             raise UserError(f"{' '.join(str(os.fspath(image)).splitlines())}: {error}") from error
         raise
     return pixels
+
+
+def _check_not_black(array: Any, pixels: np.ndarray) -> None:
+    """Refuses an array whose range is another than its type says: shown as it is, it would be black."""
+    if pixels.max() == 1:
+        values = np.asarray(array)
+        white = 1 if values.dtype.kind == "f" else 255 if values.dtype == np.uint8 else 65535
+        raise UserError(
+            f"{values.dtype} from {values.min():g} to {values.max():g} is all but black, where white is {white}: give "
+            "floats from 0 to 1, integers of the range of their type, or bool for a bitmap"
+        )
 
 
 def _source(image: Any) -> grey.Source:
@@ -118,6 +148,8 @@ def _source(image: Any) -> grey.Source:
         return grey.read_file(bytes(image))
     if isinstance(image, PIL.Image.Image):
         return grey.read_picture(image)
+    if type(image).__module__.partition(".")[0] == "pydicom":
+        return grey.read_file(_dicom_bytes(image))
     if isinstance(image, io.IOBase):
         return grey.read_file(image.read())
     if image is None:
@@ -127,3 +159,16 @@ def _source(image: Any) -> grey.Source:
     except Exception as error:  # whatever an object's own conversion raises
         raise UserError(f"an image is a path, a file's bytes, a PIL image or an array, not {type(image)}") from error
     return grey.read_array(array)
+
+
+def _dicom_bytes(dataset: Any) -> bytes:
+    """The file of a pydicom data set, so that one reader reads both."""
+    import pydicom
+
+    stream = io.BytesIO()
+    try:
+        pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
+    except Exception as error:  # pydicom raises what the missing element happens to cause
+        said = " ".join(str(error).split())[:120]
+        raise UserError(f"the pydicom data set cannot be written as a file ({said}): give the file") from error
+    return stream.getvalue()

@@ -1,14 +1,14 @@
 """A trained model for use in Python: `mmclip_jax.load(workdir)`, then embed, score, and look inside.
 
-Every call takes single images or texts of any number, fits them to the model and runs in batches of a fixed size, so
-that nothing is compiled twice.
+Every call takes single images or texts of any number, fits them to the model and runs in batches of a few sizes
+(`inputs.batch_size`): each is compiled at its first use.
 """
 
 import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from mmclip_jax import checkpoints, ranges, sharding
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
-from mmclip_jax.inference import scoring
+from mmclip_jax.inference import classifier, pictures, scoring
 from mmclip_jax.inference.inputs import (
     BATCH,
     as_pixels,
+    batch_size,
     batches,
     check_equal,
     check_numbers,
@@ -29,6 +30,7 @@ from mmclip_jax.inference.inputs import (
     pad,
     shared,
 )
+from mmclip_jax.inference.stamp import Stamp, describe, stamp_of
 from mmclip_jax.models import masking
 from mmclip_jax.models.inputs import patchify, pixels, standardize, unpatchify
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, RESPONSES, build_model, init_params
@@ -38,11 +40,14 @@ from mmclip_jax.text import prompts
 from mmclip_jax.text.schema import Entity
 from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-def load(
-    workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None, *, all_devices: bool = False
-) -> "Model":
+
+def load(workdir_or_checkpoint: str | os.PathLike[str], step: int | None = None, *, all_devices: bool = False) -> Any:
     """Loads a checkpoint: the newest of a workdir, its `step`, or a step directory itself.
+
+    Returns a `Model`; of the folder of one run of `mmclip finetune`, a `Classifier`.
 
     all_devices: spreads the rows of each batch over this process's devices, and the images of `encode_image` over all
     processes, which must then make the same calls; else one device does everything.
@@ -50,7 +55,9 @@ def load(
     Raises:
       UserError: there is no such checkpoint, or it does not fit the vocabulary that is installed.
     """
-    saved, tokenizer = open_checkpoint(workdir_or_checkpoint, step)
+    saved, tokenizer = open_checkpoint(classifier.place_of(workdir_or_checkpoint), step)
+    if classifier.KEY in saved.manifest:
+        return classifier.restore(saved, all_devices)
     model = build_model(saved.config.model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
@@ -100,7 +107,8 @@ def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[np.ndarr
 class Model:
     """A trained MMCLIP model. Images are of any size and form: paths, bytes, PIL images, arrays (`inputs.as_pixels`).
 
-    Attributes: config (ConfigDict), tokenizer, step, manifest (dict, what the run was trained on), logit_scale.
+    Attributes: config (ConfigDict), tokenizer, step, manifest (dict, what the run was trained on), logit_scale, stamp
+    (in words: what it learnt from, and how it knew of each finding).
     """
 
     def __init__(
@@ -112,13 +120,27 @@ class Model:
         manifest: dict[str, Any],
         all_devices: bool = False,
     ):
-        # As many devices as share the fixed batch evenly.
+        # As many devices as share every batch evenly.
         count = math.gcd(BATCH, jax.local_device_count()) if all_devices else 1
         self._mesh = sharding.make_mesh(1, jax.local_devices()[:count])
         self._processes = jax.process_count() if all_devices else 1
         self.config, self.tokenizer, self.manifest = config, tokenizer, manifest
-        self._module: MMCLIP = build_model(config.model)
+        here = config.model.copy_and_resolve_references()
+        here.attention = "auto"  # this machine's, whatever the run was trained on
+        self._module: MMCLIP = build_model(here, jax.local_devices()[0])
         self.take(params, step)
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self._params))
+        return (
+            f"<mmclip_jax.Model, step {self.step:,}: {describe(self.config.model)}, {count:,} parameters; "
+            f"learnt from {self.stamp.domain}>"
+        )
+
+    @functools.cached_property
+    def stamp(self) -> Stamp:
+        """What its numbers have to be read with: `str(stamp)` is some lines, `stamp.of("edema")` that of a finding."""
+        return stamp_of(self.manifest)
 
     def take(self, params: Any, step: int) -> None:
         """Takes the parameters of another step of the same run; what is compiled stays."""
@@ -152,30 +174,34 @@ class Model:
         return shared(images, self._encode_own, self.config.model.embed_dim, self._processes)
 
     def _encode_own(self, images: Sequence[Any]) -> np.ndarray:
-        out = [self._encode_image(pad(self._fit(batch)))[: len(batch)] for (batch,) in batches(images)]
+        size = self._size(images)
+        out = [self._encode_image(pad(self._fit(batch), size))[: len(batch)] for (batch,) in batches(images)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Text embeddings float32 [n,E], L2-normalised."""
         check_several("texts", texts)
-        out = [self._encode_text(pad(self._tokens(batch)[0]))[: len(batch)] for (batch,) in batches(texts)]
+        size = self._size(texts)
+        out = [self._encode_text(pad(self._tokens(batch)[0], size))[: len(batch)] for (batch,) in batches(texts)]
         return np.concatenate(out) if out else np.zeros((0, self.config.model.embed_dim), np.float32)
 
-    def zero_shot(self, images: Sequence[Any], findings: Sequence[str]) -> dict[str, np.ndarray]:
+    def similarity(self, images: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+        """Cosine similarity of each image to each text: float32 [n images, m texts], from -1 to 1."""
+        return self.encode_image(images) @ self.encode_text(texts).T
+
+    def zero_shot(self, images: Sequence[Any], findings: scoring.Findings) -> dict[str, np.ndarray]:
         """Probability of each finding in each image by its positive against its negative prompts: {finding: [n]}.
 
         softmax over (positive, negative) of the logit scale times the similarity; prompts of a polarity are averaged.
 
+        findings: names of the vocabulary, or any words: {"my finding": (texts that affirm it, texts that deny it)},
+        where None in place of the texts means the vocabulary's own.
+
         Raises:
-          UserError: a finding that the vocabulary does not know.
+          UserError: a finding that the vocabulary does not know, or one without texts of both polarities.
         """
-        check_several("findings", findings)
-        embedded = self.encode_image(images)
-        if not findings:
-            return {}
-        scores = scoring.score_images(embedded, *scoring.prompt_embeddings(self, findings))["difference"]
-        chances = 1.0 / (1.0 + np.exp(-self.logit_scale * scores))
-        return dict(zip(findings, chances.T.astype(np.float32), strict=True))
+        asked = scoring.texts_of(findings)
+        return scoring.probabilities(self, self.encode_image(images), asked)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Looking inside
@@ -197,11 +223,13 @@ class Model:
         # The pointing game asks many texts of one image and one text of many images: each is encoded once.
         image_index, distinct_images = _distinct(images, key=id)
         text_index, distinct_texts = _distinct(texts, key=str)
-        patches = [self._patches(pad(self._fit(batch)))[: len(batch)] for (batch,) in batches(distinct_images)]
+        size = self._size(distinct_images)
+        patches = [self._patches(pad(self._fit(batch), size))[: len(batch)] for (batch,) in batches(distinct_images)]
         features, weights = [], []
+        size = self._size(distinct_texts)
         for (batch,) in batches(distinct_texts):
             tokens, _, affirmed = self._tokens(batch)
-            encoded = self._features(pad(tokens), pad(affirmed))
+            encoded = self._features(pad(tokens, size), pad(affirmed, size))
             features.append(encoded[0][: len(batch)])
             weights.append(encoded[1][: len(batch)])
         if not patches:
@@ -211,11 +239,26 @@ class Model:
             np.concatenate(features)[text_index],
             np.concatenate(weights)[text_index],
         )
-        compute = self._responses[response]
+        compute, size = self._responses[response], self._size(images)
         out = []
         for batch in batches(*columns):
-            out.append(np.asarray(compute(*(pad(np.asarray(column)) for column in batch)))[: len(batch[0])])
+            out.append(np.asarray(compute(*(pad(np.asarray(column), size) for column in batch)))[: len(batch[0])])
         return np.concatenate(out).reshape(-1, self._side, self._side)
+
+    def explain(self, image: Any, text: str, response: str = "similarity") -> "Image.Image":
+        """A figure: the image, and the response map of a text over it, with their similarity and the model's stamp.
+
+        Returns:
+          a PIL image (RGB, 1,048 pixels wide).
+
+        Raises:
+          UserError: as for `response_map`.
+        """
+        shown = as_pixels(image)
+        answer = self.response_map(shown, text, response)
+        score = float(self.similarity([shown], [text])[0, 0])
+        lines = [f"“{text}”", f"cosine similarity {score:.3f}", f"Model of step {self.step:,}, {self.stamp.caption}"]
+        return pictures.explained(transforms.fit_image(shown, pictures.SHOWN_SIDE)[..., 0], answer, lines)
 
     def attmim(self, images: Sequence[Any], texts: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
         """What AttMIM hides of n images and how it restores it.
@@ -228,10 +271,11 @@ class Model:
         check_equal(images=images, texts=texts)
         ranges.check({"seed": seed}, {"seed": ranges.Number(0, 2**31 - 1, whole=True)})
         out: dict[str, list[np.ndarray]] = {"response": [], "masked": [], "reconstruction": [], "image": []}
+        rows = self._size(images)
         for batch_images, batch_texts in batches(images, texts):
             tokens, _, affirmed = self._tokens(batch_texts)
             fitted, count = self._fit(batch_images), len(batch_texts)
-            done = self._attmim(pad(fitted), pad(tokens), pad(affirmed), np.int32(seed))
+            done = self._attmim(pad(fitted, rows), pad(tokens, rows), pad(affirmed, rows), np.int32(seed))
             for name in ("response", "masked", "reconstruction"):
                 out[name].append(np.asarray(done[name])[:count])
             out["image"].append(fitted[..., 0])
@@ -268,7 +312,7 @@ class Model:
         for number, (text, chosen) in enumerate(zip(texts, masked_entities, strict=True)):
             found = entities_lib.find_entities(text) if entities is None else entities[number]
             check_numbers(f"masked_entities[{number}]", chosen, len(found))
-        results = []
+        results, size = [], self._size(images)
         for batch in batches(images, texts, masked_entities, entities or [None] * len(texts)):
             batch_images, batch_texts, batch_masked, batch_found = batch
             labels = ("observation", "device", "anatomy", "modifier")
@@ -277,13 +321,17 @@ class Model:
                 [np.isin(row, np.asarray(chosen, int) + 1) for row, chosen in zip(entity, batch_masked, strict=True)]
             )
             masked_tokens = np.where(hidden, self.tokenizer.mask_id, tokens).astype(np.int32)
-            restored = np.asarray(self._restore(pad(self._fit(batch_images)), pad(masked_tokens)))
+            restored = np.asarray(self._restore(pad(self._fit(batch_images), size), pad(masked_tokens, size)))
             for row, text_tokens in enumerate(tokens):
                 results.append((text_tokens[hidden[row]], restored[row][hidden[row]]))
         return results
 
     # -----------------------------------------------------------------------------------------------------------------
     # Input
+
+    def _size(self, rows: Sequence[Any]) -> int:
+        """What the batches of a call for these rows are padded to."""
+        return batch_size(len(rows), self._mesh.size)
 
     @property
     def _side(self) -> int:

@@ -4,17 +4,54 @@ Two scores of an image v for a finding, from the normalised means p and n of its
 "difference" is v.p - v.n, whose softmax is sigmoid(logit scale * difference); "positive" is v.p alone.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from mmclip_jax.errors import UserError
+from mmclip_jax.inference.inputs import check_several
 from mmclip_jax.text import prompts
 
 SCORES = ("difference", "positive")
 
 PromptsOf = Callable[[str], tuple[Sequence[str], Sequence[str]]]
 """finding -> (texts that affirm it, texts that deny it)."""
+
+Texts: TypeAlias = tuple[Sequence[str], Sequence[str]]
+Findings: TypeAlias = Sequence[str] | Mapping[str, Texts | None]
+"""Names of the vocabulary, or any names with (texts that affirm, texts that deny); None for the vocabulary's texts."""
+
+
+def texts_of(findings: Findings) -> dict[str, tuple[list[str], list[str]]]:
+    """The texts that affirm and that deny each finding.
+
+    Raises:
+      UserError: it is no list and no mapping; a finding that the vocabulary does not know; or texts that are no pair of
+        lists of words.
+    """
+    if not isinstance(findings, Mapping):
+        check_several("findings", findings)
+        return {finding: prompts.zero_shot_prompts(finding) for finding in findings}
+    asked = {}
+    for name, texts in findings.items():
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"findings: the name of a finding is a string, not {name!r:.40}")
+        asked[name] = prompts.zero_shot_prompts(name) if texts is None else _checked(name, texts)
+    return asked
+
+
+def _checked(name: str, texts: object) -> tuple[list[str], list[str]]:
+    """A pair of lists of texts, each with a text at least; a text alone is a list of one."""
+    if not isinstance(texts, tuple | list) or len(texts) != 2:
+        raise UserError(f"findings[{name!r:.40}] must be (texts that affirm it, texts that deny it)")
+    lists = [[each] if isinstance(each, str) else each for each in texts]
+    for each, what in zip(lists, ("affirms", "denies"), strict=True):
+        if not isinstance(each, Sequence) or not all(isinstance(text, str) for text in each):
+            raise UserError(f"findings[{name!r:.40}]: what {what} it must be a list of strings")
+        if not each or not all(text.strip() for text in each):
+            raise UserError(f"findings[{name!r:.40}]: a text that {what} it is needed, and none may be blank")
+    return list(lists[0]), list(lists[1])
 
 
 class TextEncoder(Protocol):
@@ -91,6 +128,15 @@ def score_images(
         for columns, scale, root in members(model)
     ]
     return {"difference": mean_logit(np.stack(margins, axis=-1)) / float(model.logit_scale), "positive": affirmed}
+
+
+def probabilities(model: TextEncoder, image_embed: np.ndarray, asked: Mapping[str, Texts]) -> dict[str, np.ndarray]:
+    """Of images [n, E] the probability of each finding by its texts: {finding: float32 [n]}."""
+    if not asked:
+        return {}
+    scores = score_images(image_embed, *prompt_embeddings(model, list(asked), asked.__getitem__))["difference"]
+    chances = 1.0 / (1.0 + np.exp(-model.logit_scale * scores))
+    return dict(zip(asked, chances.T.astype(np.float32), strict=True))
 
 
 def score_pairs(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, sincos_codes, sincos_positions
 
 
@@ -23,6 +24,7 @@ class ImageDecoder(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
     unroll: bool = False
+    attention: str = PLAIN
 
     @nn.compact
     def __call__(
@@ -56,7 +58,15 @@ class ImageDecoder(nn.Module):
         x = x + position.astype(x.dtype)[None]
         context = nn.Dense(self.width, dtype=self.dtype, name="context")(tokens)
         x, _ = Transformer(
-            self.depth, self.heads, self.mlp_dim, OURS, self.dtype, self.remat, self.unroll, name="transformer"
+            self.depth,
+            self.heads,
+            self.mlp_dim,
+            OURS,
+            self.dtype,
+            self.remat,
+            self.unroll,
+            attention=self.attention,
+            name="transformer",
         )(x, None, context, valid)
         x = jnp.take_along_axis(x, masked[:, :, None], axis=1)
         return nn.Dense(self.patch_pixels, dtype=jnp.float32, name="pixels")(x.astype(jnp.float32))
@@ -76,6 +86,7 @@ class TextDecoder(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
     unroll: bool = False
+    attention: str = PLAIN
 
     @nn.compact
     def __call__(self, tokens: jax.Array, valid: jax.Array, patches: jax.Array, slots: jax.Array) -> jax.Array:
@@ -86,7 +97,15 @@ class TextDecoder(nn.Module):
         x = x + position.astype(x.dtype)[None]
         context = nn.Dense(self.width, dtype=self.dtype, name="context")(patches)
         x, _ = Transformer(
-            self.depth, self.heads, self.mlp_dim, OURS, self.dtype, self.remat, self.unroll, name="transformer"
+            self.depth,
+            self.heads,
+            self.mlp_dim,
+            OURS,
+            self.dtype,
+            self.remat,
+            self.unroll,
+            attention=self.attention,
+            name="transformer",
         )(x, valid, context, None)
         x = jnp.take_along_axis(x, slots[:, :, None], axis=1).astype(jnp.float32)
         return nn.Dense(self.output_width, dtype=jnp.float32, name="output")(x)

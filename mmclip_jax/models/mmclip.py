@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
-from mmclip_jax.models import encoders, masking, similarity
+from mmclip_jax.models import attention, encoders, masking, similarity
 from mmclip_jax.models.decoders import ImageDecoder, TextDecoder
 from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
 from mmclip_jax.models.transformer import ACTIVATIONS, Attention
@@ -23,6 +23,7 @@ TEXT_POOLS = ("mean", "max", "first", "last")
 DTYPES = ("float32", "bfloat16")
 RESPONSES = ("similarity", "cross_attention")
 PAD_ID = 0
+_TOWERS = ("image", "text", "image_decoder", "text_decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ class MMCLIP(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        def dense(features: int, bias: bool = False) -> nn.Dense:
-            return nn.Dense(features, use_bias=bias, dtype=jnp.float32, precision="highest")
+        def dense(features: int, bias: bool = False, precision: str = "highest") -> nn.Dense:
+            return nn.Dense(features, use_bias=bias, dtype=jnp.float32, precision=precision)
 
         if self.image_head.hidden:
             self.image_hidden = dense(self.image_head.hidden, self.image_head.hidden_bias)
@@ -67,7 +68,9 @@ class MMCLIP(nn.Module):
             self.text_hidden = dense(self.text_head.hidden, self.text_head.hidden_bias)
         self.image_projection = dense(self.embed_dim, self.image_head.bias)
         self.text_projection = dense(self.embed_dim, self.text_head.bias)
-        self.response_query, self.response_key = dense(self.embed_dim), dense(self.embed_dim)
+        # Weights of a softmax alone, of every patch and token; the embeddings are scaled by up to 100.
+        self.response_query = dense(self.embed_dim, precision=similarity.PRECISION)
+        self.response_key = dense(self.embed_dim, precision=similarity.PRECISION)
         self.log_logit_scale = self.param(
             "log_logit_scale", nn.initializers.constant(math.log(1.0 / INITIAL_TEMPERATURE)), ()
         )
@@ -111,7 +114,7 @@ class MMCLIP(nn.Module):
             assert class_token is not None
             pooled = class_token
         else:
-            query = jnp.broadcast_to(self.pool_query.astype(patches.dtype), (len(patches), 1, patches.shape[-1]))
+            query = jnp.broadcast_to(self.pool_query.astype(patches.dtype), (patches.shape[0], 1, patches.shape[-1]))
             pooled = self.pool_attention(query, patches)[0][:, 0]
         return patches, pooled
 
@@ -209,8 +212,10 @@ def _maximum(x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     return jnp.where(chosen if valid is None else chosen & valid, x, 0.0).sum(axis=1)
 
 
-def build_model(config: ConfigDict) -> MMCLIP:
+def build_model(config: ConfigDict, device: Any | None = None) -> MMCLIP:
     """The model of a config's `model` part.
+
+    device: on which it will run, which decides how attention is computed (`attention.choose`); None: in the plain form.
 
     Raises:
       UserError: sizes that do not fit together.
@@ -225,6 +230,10 @@ def build_model(config: ConfigDict) -> MMCLIP:
             raise UserError(f"model.{name}.width={config[name].width} is no multiple of heads={config[name].heads}")
     if config.image_decoder.width % 4:
         raise UserError(f"model.image_decoder.width={config.image_decoder.width} is no multiple of 4")
+    config = config.copy_and_resolve_references()
+    towers = [part for part in _TOWERS if "depths" not in config[part] or not config[part].depths]
+    widths = [config[part].width // config[part].heads for part in towers]
+    config.attention = attention.choose(config.get("attention", "auto"), config.dtype, widths, device)
     image, text = encoders.image_encoder(config), encoders.text_encoder(config)
     if config.pool == "cls" and not image.has_class_token:
         raise UserError(f"model.pool='cls' needs a class token, which {config.image.encoder} has not; take mean")
@@ -233,6 +242,7 @@ def build_model(config: ConfigDict) -> MMCLIP:
             f"model.image.width={image.width} is no multiple of heads={config.image.heads}, those of the pool"
         )
     compute = {"dtype": jnp.dtype(config.dtype), "remat": config.remat, "unroll": config.unroll, "parent": None}
+    compute["attention"] = config.attention
     return MMCLIP(
         image_encoder=image,
         text_encoder=text,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmclip_jax import sharding
+from mmclip_jax.models.attention import PLAIN, attend
 
 Dtype = Any
 _INIT = nn.initializers.xavier_uniform()
@@ -91,8 +92,8 @@ def sincos_positions(side: int, width: int) -> np.ndarray:
 class Attention(nn.Module):
     """Multi-head attention of queries x [B,Q,D] over context y [B,C,·].
 
-    out_init: initialiser of the output projection.
-    Returns ([B,Q,D], attention weights [B,heads,Q,C] float32).
+    out_init: initialiser of the output projection; form: see models/attention.py.
+    Returns ([B,Q,D], attention weights [B,heads,Q,C] float32; None unless the form is plain).
     """
 
     heads: int
@@ -100,9 +101,12 @@ class Attention(nn.Module):
     out_init: Any = _INIT
     key_bias: bool = False
     causal: bool = False
+    form: str = PLAIN
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, y: jax.Array, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """valid: bool [B,C], False where the context must not be looked at."""
         width = x.shape[-1]
         if width % self.heads:
@@ -114,19 +118,9 @@ class Attention(nn.Module):
         def split(z: jax.Array) -> jax.Array:
             return z.reshape(*z.shape[:-1], self.heads, width // self.heads)
 
-        q_BxQxHxD = split(dense("query", True)(x)) * (width // self.heads) ** -0.5
-        k_BxCxHxD = split(dense("key", self.key_bias)(y))
-        v_BxCxHxD = split(dense("value", True)(y))
-        logits = jnp.einsum("bqhd,bchd->bhqc", q_BxQxHxD, k_BxCxHxD, preferred_element_type=jnp.float32)
-        hidden = jnp.finfo(jnp.float32).min
-        if valid is not None:
-            logits = jnp.where(valid[:, None, None, :], logits, hidden)
-        if self.causal:
-            seen = jnp.arange(y.shape[1])[None] <= jnp.arange(x.shape[1])[:, None]
-            logits = jnp.where(seen[None, None], logits, hidden)
-        weights_BxHxQxC = jax.nn.softmax(logits, axis=-1)
-        attended = jnp.einsum("bhqc,bchd->bqhd", weights_BxHxQxC.astype(self.dtype), v_BxCxHxD)
-        return dense("out", True, self.out_init)(attended.reshape(x.shape)), weights_BxHxQxC
+        q, k, v = split(dense("query", True)(x)), split(dense("key", self.key_bias)(y)), split(dense("value", True)(y))
+        attended, weights = attend(self.form, q, k, v, valid, self.causal)
+        return dense("out", True, self.out_init)(attended.reshape(x.shape)), weights
 
 
 class Block(nn.Module):
@@ -140,12 +134,14 @@ class Block(nn.Module):
     variant: Variant = OURS
     dtype: Dtype = jnp.float32
     return_attention: bool = False
+    form: str = PLAIN
 
     @nn.compact
     def __call__(
         self, x: jax.Array, valid: jax.Array | None, context: jax.Array | None, context_valid: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
         width, variant, weights = x.shape[-1], self.variant, None
+        form = PLAIN if self.return_attention else self.form
 
         def scaled(name: str, y: jax.Array) -> jax.Array:
             if not variant.layer_scale:
@@ -155,14 +151,14 @@ class Block(nn.Module):
         def attend(y: jax.Array) -> jax.Array:
             nonlocal weights
             attention = Attention(
-                self.heads, self.dtype, _ZERO, variant.key_bias, variant.causal, name="self_attention"
+                self.heads, self.dtype, _ZERO, variant.key_bias, variant.causal, form, name="self_attention"
             )
             y, weights = attention(y, y, valid)
             return scaled("scale_self", y)
 
         def attend_context(y: jax.Array) -> jax.Array:
             nonlocal weights
-            attention = Attention(self.heads, self.dtype, _ZERO, variant.key_bias, name="cross_attention")
+            attention = Attention(self.heads, self.dtype, _ZERO, variant.key_bias, form=form, name="cross_attention")
             y, weights = attention(y, context, context_valid)
             return y
 
@@ -187,7 +183,8 @@ class Transformer(nn.Module):
     """`depth` blocks scanned over their stacked parameters, then a final layer norm where the variant has one.
 
     remat: recompute a block's activations in the backward pass; unroll: compile the layers one after another instead
-    of as a loop (faster on CPU, slower to compile).
+    of as a loop (faster on CPU, slower to compile); attention: its form, see models/attention.py. Where weights are
+    returned it is the plain one.
     Returns (x [B,N,D], attention weights [depth,B,heads,N,C] or None).
     """
 
@@ -199,6 +196,7 @@ class Transformer(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
+    attention: str = PLAIN
 
     @nn.compact
     def __call__(
@@ -208,7 +206,8 @@ class Transformer(nn.Module):
         context: jax.Array | None = None,
         context_valid: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        # Inside a loop nothing is shared by mistake. One after another, XLA would keep what is to be computed again.
+        block = nn.remat(Block, prevent_cse=self.unroll) if self.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -216,6 +215,6 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.depth,
             unroll=self.depth if self.unroll else 1,
-        )(self.heads, self.mlp_dim, self.variant, self.dtype, self.return_attention, name="layers")
+        )(self.heads, self.mlp_dim, self.variant, self.dtype, self.return_attention, self.attention, name="layers")
         x, weights = layers(sharding.shard_rows(x), valid, context, context_valid)
         return layer_norm(x, "norm", self.variant.epsilon) if self.variant.final_norm else x, weights

@@ -24,14 +24,14 @@ from mmclip_jax.objectives.base import (
     Shape,
     Traffic,
 )
-from mmclip_jax.objectives.pairs import EXCLUDED, kind_agreement, same_text
+from mmclip_jax.objectives.pairs import EXCLUDED, same_text, strengths
 from mmclip_jax.ranges import BOOLEAN, Choice, Range, count
 
 LOSSES = ("softmax", "sigmoid")
-TARGETS = ("text", "kinds")
+TARGETS = ("text", "kinds", "known")
 # A matrix of logits [B/devices, B] of more bytes than this on a device is computed in chunks, each of at most as many.
 LOGITS_BYTES = 128 * 2**20
-_IDS = ("text_id", "stated", "source")
+_IDS = ("text_id", "stated", "known", "source")
 
 
 class Contrastive(Objective):
@@ -63,6 +63,7 @@ class Contrastive(Objective):
             loss=settings.loss,
             targets=settings.targets,
             stated=rows["stated"],
+            known=rows["known"],
             source=rows["source"],
             across_sources=settings.across_sources,
             logit_bias=bias if settings.loss == "sigmoid" else 0.0,
@@ -124,6 +125,7 @@ def contrastive_loss(
     loss: str = "softmax",
     targets: str = "text",
     stated: jax.Array | None = None,
+    known: jax.Array | None = None,
     source: jax.Array | None = None,
     across_sources: bool = True,
     logit_bias: jax.Array | float = 0.0,
@@ -139,8 +141,10 @@ def contrastive_loss(
       image_embed: [B,E] and text_embed: [B,E], L2-normalised by the caller; not normalised again.
       logit_scale: the multiplier s (not its logarithm).
       text_id: int [B] or [B,G]; rows match if any column is equal.
-      loss, targets: targets are "text", or "kinds": in proportion to the agreement of the stated kinds.
-      stated: int [B,K] of +1 (stated present), -1 (stated absent), 0; needed for "kinds".
+      loss, targets: targets are "text"; or "kinds": in proportion to the agreement of the stated kinds; or "known": in
+        proportion to what a text states that is known of the image, 0 where it says the opposite.
+      stated: int [B,K] of +1 (stated present), -1 (stated absent), 0; needed for "kinds" and "known".
+      known: int [B,K], the same of what is known of the image, whatever its text states; needed for "known".
       source: int [B], needed when `across_sources` is False, which leaves out pairs of different sources.
       logit_bias: added to every logit; of use to "sigmoid" only.
       chunk: at most so many columns of logits are held at once, in a ring of devices (`ring.sums_by_ring`): the same
@@ -154,7 +158,7 @@ def contrastive_loss(
       ValueError: an unknown option, or an argument that an option needs is missing.
     """
     rows = {"image": image_embed, "text": text_embed, "text_id": text_id[:, None] if text_id.ndim == 1 else text_id}
-    rows |= _optional_rows(loss, targets, stated, source, across_sources)
+    rows |= _optional_rows(loss, targets, stated, known, source, across_sources)
     chunk = chunk_of(chunk, len(text_id), sharding.row_shards())
     if chunk > 0:
         sums = ring.sums_by_ring(rows, jnp.float32(logit_scale), jnp.float32(logit_bias), loss, chunk)
@@ -170,7 +174,12 @@ def contrastive_loss(
 
 
 def _optional_rows(
-    loss: str, targets: str, stated: jax.Array | None, source: jax.Array | None, across_sources: bool
+    loss: str,
+    targets: str,
+    stated: jax.Array | None,
+    known: jax.Array | None,
+    source: jax.Array | None,
+    across_sources: bool,
 ) -> Rows:
     """The rows that only some options need; refuses options that there are not."""
     if loss not in LOSSES:
@@ -178,10 +187,11 @@ def _optional_rows(
     if targets not in TARGETS:
         raise ValueError(f"contrastive.targets {targets!r} is not one of {', '.join(TARGETS)}")
     rows: Rows = {}
-    if targets == "kinds":
-        if stated is None:
-            raise ValueError('contrastive.targets "kinds" needs `stated`')
-        rows["stated"] = stated
+    for name, values, needing in (("stated", stated, ("kinds", "known")), ("known", known, ("known",))):
+        if targets in needing:
+            if values is None:
+                raise ValueError(f'contrastive.targets "{targets}" needs `{name}`')
+            rows[name] = values
     if not across_sources:
         if source is None:
             raise ValueError("across_sources=False needs `source`")
@@ -194,17 +204,16 @@ def _sums(rows: Rows, scale: jax.Array | float, bias: jax.Array | float, loss: s
 
     Rows of the logits stay on their device; the columns are gathered: [B,E] embeddings and ids, nothing larger.
     """
-    positive = same_text(rows["text_id"], sharding.replicate(rows["text_id"]))
-    strength = positive.astype(jnp.float32)
-    if "stated" in rows:
-        strength = jnp.maximum(strength, kind_agreement(rows["stated"], sharding.replicate(rows["stated"])))
+    everywhere = {name: sharding.replicate(rows[name]) for name in ("text_id", "stated", "known") if name in rows}
+    positive = same_text(rows["text_id"], everywhere["text_id"])
+    agreement = strengths(rows, everywhere, positive)
     included = jnp.ones_like(positive)
     if "source" in rows:
         included = rows["source"][:, None] == sharding.replicate(rows["source"])[None, :]
-    strength = jnp.where(included, strength, 0.0)
-    target = strength / jnp.maximum(strength.sum(axis=1, keepdims=True), 1e-12)
     out = {}
     for mine, others in (("image", "text"), ("text", "image")):
+        strength = jnp.where(included, agreement[mine], 0.0)
+        target = strength / jnp.maximum(strength.sum(axis=1, keepdims=True), 1e-12)
         own = sharding.shard_rows(rows[mine].astype(jnp.float32))
         columns = sharding.replicate(rows[others].astype(jnp.float32))
         logits = scale * jnp.einsum("re,ce->rc", own, columns, precision="highest") + bias

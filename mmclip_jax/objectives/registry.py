@@ -7,11 +7,14 @@ from mmclip_jax.objectives.attmim import AttMIM
 from mmclip_jax.objectives.base import Objective
 from mmclip_jax.objectives.contrastive import Contrastive
 from mmclip_jax.objectives.entmlm import EntMLM
+from mmclip_jax.objectives.hard_negatives import HardNegatives
 from mmclip_jax.objectives.local import Local
 from mmclip_jax.ranges import Range
 
 # In the order in which the losses are summed.
-OBJECTIVES: dict[str, Objective] = {each.name: each for each in (Contrastive(), AttMIM(), EntMLM(), Local())}
+OBJECTIVES: dict[str, Objective] = {
+    each.name: each for each in (Contrastive(), AttMIM(), EntMLM(), Local(), HardNegatives())
+}
 
 
 def register(objective: Objective) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mmclip_jax import sharding
-from mmclip_jax.objectives.pairs import EXCLUDED, kind_agreement, same_text
+from mmclip_jax.objectives.pairs import EXCLUDED, same_text, strengths
 
 Arrays = dict[str, jax.Array]
 
@@ -34,7 +34,7 @@ def sums_by_ring(rows: Arrays, scale: jax.Array, bias: jax.Array, loss: str, chu
     everywhere; softmax sums are kept relative to a running maximum. The backward pass computes the logits again, from
     the columns, which are kept: [B,E] a device, as much as the gather of the unchunked loss holds.
 
-    rows: "image" and "text" [B,E], "text_id" [B,G], and if they count, "stated" [B,K] and "source" [B].
+    rows: "image" and "text" [B,E], "text_id" [B,G], and if they count, "stated" and "known" [B,K], "source" [B].
     Returns {"image_loss", "text_loss", "image_correct", "text_correct", "positives"}: each float32 [B].
     """
     rows = rows | {name: rows[name].astype(jnp.float32) for name in ("image", "text")}
@@ -84,7 +84,7 @@ def _own_sums(own: Arrays, scale: jax.Array, bias: jax.Array, loss: str, chunk: 
     for mine in ("image", "text"):
         if loss == "softmax":
             log_sum = sums[f"{mine}_best"] + jnp.log(sums[f"{mine}_sum"])
-            out[f"{mine}_loss"] = log_sum - sums[f"{mine}_wanted"] / jnp.maximum(sums["strength"], 1e-12)
+            out[f"{mine}_loss"] = log_sum - sums[f"{mine}_wanted"] / jnp.maximum(sums[f"{mine}_strength"], 1e-12)
         else:
             out[f"{mine}_loss"] = sums[f"{mine}_sum"]
     return out
@@ -92,9 +92,9 @@ def _own_sums(own: Arrays, scale: jax.Array, bias: jax.Array, loss: str, chunk: 
 
 def _nothing(zero: jax.Array, loss: str) -> Arrays:
     """The sums before the first chunk; zero: float32 [B]."""
-    start = {"positives": zero, "strength": zero}
+    start = {"positives": zero}
     for mine in ("image", "text"):
-        start |= {f"{mine}_{name}": zero for name in ("sum", "correct")}
+        start |= {f"{mine}_{name}": zero for name in ("sum", "correct", "strength")}
         start |= {f"{mine}_best": zero + EXCLUDED, f"{mine}_number": zero.astype(jnp.int32)}
         start |= {f"{mine}_wanted": zero} if loss == "softmax" else {}
     return start
@@ -106,15 +106,11 @@ def _add_chunk(own: Arrays, logits: _Logits, sums: Arrays, columns: Arrays) -> A
     if "source" in own:
         included = included & (own["source"][:, None] == columns["source"][None, :])
     positive = same_text(own["text_id"], columns["text_id"]) & included
-    strength = positive.astype(jnp.float32)
-    if "stated" in own:
-        agreement = kind_agreement(own["stated"], columns["stated"])
-        strength = jnp.where(included, jnp.maximum(strength, agreement), 0.0)
-    out = {
-        "positives": sums["positives"] + positive.sum(axis=1).astype(jnp.float32),
-        "strength": sums["strength"] + strength.sum(axis=1),
-    }
+    agreement = strengths(own, columns, positive)
+    out = {"positives": sums["positives"] + positive.sum(axis=1).astype(jnp.float32)}
     for mine, others in (("image", "text"), ("text", "image")):
+        strength = jnp.where(included, agreement[mine], 0.0)
+        out[f"{mine}_strength"] = sums[f"{mine}_strength"] + strength.sum(axis=1)
         similarity = jnp.einsum("re,ce->rc", own[mine], columns[others], precision="highest")
         values = logits.scale * similarity + logits.bias
         out |= _best(mine, values, sums, columns["number"], included, positive)

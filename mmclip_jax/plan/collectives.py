@@ -15,7 +15,7 @@ from mmclip_jax.plan import hlo
 
 SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
 SCALARS = "scalars"
-GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "parameters (fsdp)", "NOT ALLOWED"
+GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "sharded parameters", "NOT ALLOWED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +40,34 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends in a step, in rings of its group (a reduction for everybody goes round twice)."""
-        if self.operation == "collective-permute":
-            return self.total
-        if self.operation == "reduce-scatter":  # its result is the chip's share
-            return self.total * (self.group - 1)
-        return self.total * (2 if self.operation == "all-reduce" else 1) * (self.group - 1) / self.group
+        """Bytes that a chip sends in a step."""
+        return self.times * _sent(self.operation, self.size, self.group)
+
+
+def _sent(operation: str, size: float, group: int) -> float:
+    """Bytes that a chip sends in rings of its group, once (a reduction for everybody goes round twice)."""
+    if operation == "collective-permute":
+        return size
+    if operation == "reduce-scatter":  # its result is the chip's share
+        return size * (group - 1)
+    return size * (2 if operation == "all-reduce" else 1) * (group - 1) / group
+
+
+def sent_by(operation: hlo.Operation) -> float:
+    """Bytes that a chip sends in one run of a program's collective."""
+    size = sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape in operation.arrays)
+    return _sent(operation.name, size, operation.group)
 
 
 def _bare(shape: Iterable[int]) -> tuple[int, ...]:
     """A shape without its order and without axes of one: compilers transpose and reshape."""
     return tuple(sorted(size for size in shape if size != 1))
+
+
+def _with_flat(shapes: Iterable[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Bare shapes, and each as one axis of all its numbers: compilers flatten what they send."""
+    bare = {_bare(shape) for shape in shapes}
+    return bare | {(math.prod(shape),) for shape in bare}
 
 
 def _traffic(config: ConfigDict, chips: int) -> list[Traffic]:
@@ -60,7 +77,7 @@ def _traffic(config: ConfigDict, chips: int) -> list[Traffic]:
 
 def _parameters(config: ConfigDict, weights: Collection[tuple[int, ...]]) -> set[tuple[int, ...]]:
     """Bare shapes of parameters, those of attention's kernels also cut into heads."""
-    found = {_bare(shape) for shape in weights}
+    found = _with_flat(weights)
     for name in ("image", "text", "image_decoder", "text_decoder"):
         width, heads = config.model[name].width, config.model[name].heads
         for shape in weights:
@@ -80,10 +97,10 @@ def _classifier(
     Parameters that the compiler pads are not recognised: under fsdp, those of widths that 16 x fsdp does not divide.
     """
     parameters, traffic = _parameters(config, weights), _traffic(config, chips)
-    embeddings = {_bare(shape) for each in traffic for shape in each.embeddings}
-    own_embeddings = {_bare(shape) for each in traffic for shape in each.own_embeddings}
-    ids = {_bare(shape) for each in traffic for shape in each.ids}
-    own_ids = {_bare(shape) for each in traffic for shape in each.own_ids}
+    embeddings = _with_flat(shape for each in traffic for shape in each.embeddings)
+    own_embeddings = _with_flat(shape for each in traffic for shape in each.own_embeddings)
+    ids = _with_flat(shape for each in traffic for shape in each.ids)
+    own_ids = _with_flat(shape for each in traffic for shape in each.own_ids)
 
     def what(operation: str, dtype: str, shape: tuple[int, ...], size: int) -> str:
         own, is_float = _bare(shape), dtype in ("f32", "bf16")
@@ -99,7 +116,7 @@ def _classifier(
         if is_float and own in parameters:
             if operation in ("all-reduce", "reduce-scatter"):
                 return GRADIENTS
-            if config.mesh.fsdp > 1:
+            if config.mesh.fsdp > 1 or config.mesh.shard_optimizer:
                 return PARAMETERS
         return SCALARS if operation == "all-reduce" and size <= SCALAR_BYTES else FORBIDDEN
 
@@ -154,8 +171,13 @@ def collectives_by_formula(config: ConfigDict, parameters: int, chips: int) -> l
         array = f"{dtype}[{','.join(map(str, shape))}]"
         return Collective(what, operation, (array,), times, 4 * math.prod(shape), group)
 
+    data = chips // fsdp
     found = [one(*exchange) for each in _traffic(config, chips) for exchange in each.exchanges]
-    found.append(one(GRADIENTS, "all-reduce", "f32", (parameters // fsdp,), group=chips // fsdp))
+    if config.mesh.shard_optimizer and data > 1:
+        found.append(one(PARAMETERS, "all-gather", "f32", (parameters // fsdp,), group=data))
+        found.append(one(GRADIENTS, "reduce-scatter", "f32", (parameters // chips,), group=data))
+    else:
+        found.append(one(GRADIENTS, "all-reduce", "f32", (parameters // fsdp,), group=data))
     if fsdp > 1:
         # Forward and backward.
         found.append(one(PARAMETERS, "all-gather", "f32", (parameters,), times=2, group=fsdp))

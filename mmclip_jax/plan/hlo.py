@@ -36,7 +36,7 @@ _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of every computation of an HLO text by its name, and the name of the entry."""
     lines: dict[str, list[str]] = {}
     name = entry = ""
@@ -51,7 +51,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return lines, entry
 
 
-def _repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
+def repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
     """How often a step runs each computation.
 
     The layers are a loop. The compiler notes how often it turns, or else its condition compares with a constant.
@@ -100,8 +100,20 @@ def bytes_of(dtype: str) -> int:
 
 def collectives(text: str, chips: int) -> Iterator[Operation]:
     """The collectives of a program, each once, in the order of the text."""
-    lines, entry = _computations(text)
-    times = _repetitions(lines, entry)
+    for _, operation in named_collectives(text, chips):
+        yield operation
+
+
+def channel(name: str, line: str) -> str:
+    """What tells a collective from others: its channel, or else the name of its line."""
+    found = _CHANNEL.search(line)
+    return f"channel {found[1]}" if found else name
+
+
+def named_collectives(text: str, chips: int) -> Iterator[tuple[str, Operation]]:
+    """(`channel`, collective) for the collectives of a program, each once, in the order of the text."""
+    lines, entry = computations(text)
+    times = repetitions(lines, entry)
     seen: set[tuple[str, ...]] = set()
     for name, own in lines.items():
         for line in own:
@@ -115,10 +127,11 @@ def collectives(text: str, chips: int) -> Iterator[Operation]:
                 arrays = arrays[: len(arrays) - counters]
                 arrays = arrays[len(arrays) // 2 :]
             # A TPU's compiler spreads a collective over several fusions; all of them name its channel.
-            if channel := _CHANNEL.search(line):
-                key = (channel[1], operation[2], *(f"{dtype}[{sizes}]" for dtype, sizes in arrays))
+            own_name = line.split(" = ")[0].split()[-1].lstrip("%")
+            if _CHANNEL.search(line):
+                key = (channel(own_name, line), operation[2], *(f"{dtype}[{sizes}]" for dtype, sizes in arrays))
                 if key in seen:
                     continue
                 seen.add(key)
             shapes = tuple((dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in arrays)
-            yield Operation(operation[2], shapes, times[name], group_size(line, chips))
+            yield channel(own_name, line), Operation(operation[2], shapes, times[name], group_size(line, chips))

@@ -58,6 +58,11 @@ def scaled_memory(memory: Memory, config: ConfigDict, parameters: int, rows: int
     return Memory(memory.state, memory.batch * factor, buffers, memory.program)
 
 
+def state_shards(config: ConfigDict, chips: int) -> int:
+    """Over how many chips parameters, moments and average are cut."""
+    return chips if config.mesh.shard_optimizer else int(config.mesh.fsdp)
+
+
 def _buffers(config: ConfigDict, rows: float, chips: int) -> list[Buffers]:
     return [objective.buffers(config, rows, chips) for objective in objectives.active(config)]
 
@@ -70,7 +75,8 @@ def pairs_bytes(config: ConfigDict, rows: float, chips: int) -> float:
 def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int) -> Memory:
     """Bytes a chip for a global batch of `rows`, without compiling.
 
-    State: float32 parameters, two moments, and the average. Buffers: gradients and updates in float32, and activations
+    State: float32 parameters, two moments, and the average, cut over all chips by `mesh.shard_optimizer`. Buffers:
+    gradients and updates in float32 (with it gathered parameters and gradients), and activations
     counted by hand: with `model.remat` the input of every layer, and the products of the largest layer twice over, for
     their gradients; without it the products of all layers.
     """
@@ -93,7 +99,7 @@ def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int
     else:
         row = sum(layer * tower.part["depth"] for layer, tower in zip(products, towers, strict=True))
     return Memory(
-        4.0 * parameters * (4 if config.optimizer.ema else 3) / config.mesh.fsdp,
+        4.0 * parameters * (4 if config.optimizer.ema else 3) / state_shards(config, chips),
         rows / chips * batch.row_bytes(config),
         8.0 * parameters / config.mesh.fsdp
         + rows / chips / config.optimizer.accumulate * (row + sum(each.row for each in more))

@@ -1,7 +1,8 @@
 """What a run needs of a TPU slice or a GPU cluster: memory, traffic and time of a step, before a chip is rented.
 
-For a TPU topology the run's own step is compiled on this machine's CPU: memory and collectives are the compiler's. For
-GPUs both are by formula. Times are rooflines from published figures: no step is faster, real ones are slower.
+The run's own step is compiled on this machine's CPU: memory, collectives and kernels are the compiler's. The formula is
+the fast first look, and all there is where no compiler is. Times are rooflines from published figures: no step is
+faster, real ones are slower.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from mmclip_jax import check
 from mmclip_jax.data import batch
 from mmclip_jax.errors import DoesNotFitError, UserError
 from mmclip_jax.models.mmclip import build_model, init_params
-from mmclip_jax.plan import compiling
+from mmclip_jax.plan import compiling, hlo, kernels, roofline
 from mmclip_jax.plan.collectives import (
     EMBEDDINGS,
     FORBIDDEN,
@@ -27,9 +28,10 @@ from mmclip_jax.plan.collectives import (
     collectives_by_formula,
     collectives_of,
     parameter_shapes,
+    sent_by,
 )
 from mmclip_jax.plan.memory import REMEDY, Memory, compiled_memory, largest_batch, memory_by_formula, scaled_memory
-from mmclip_jax.plan.roofline import Point, point
+from mmclip_jax.plan.roofline import Point
 from mmclip_jax.plan.topologies import Topology, parse_topology
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import start
@@ -105,12 +107,13 @@ def with_batch(config: ConfigDict, rows: int, chips: int) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What is known of a step: numbers in its parameters, collectives, memory (None: not compiled), axes' sizes."""
+    """What is known of a step: its parameters, collectives, memory and seconds (None: not compiled), sizes of axes."""
 
     parameters: int
     collectives: Sequence[Collective]
     memory: Memory | None = None
     axes: Collection[int] = ()
+    counted: roofline.Counted | None = None
 
     def memory_at(self, config: ConfigDict, rows: int, chips: int) -> Memory:
         """The memory of `rows` rows; config: with the batch that was compiled."""
@@ -122,18 +125,28 @@ class _Found:
 
 
 def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
-    devices = compiling.tpu_devices(topology)
-    logging.info("compiling the step for %s; that of ViT-B/16 takes 8 to 30 minutes", topology.text)
+    devices = compiling.devices_of(topology)
+    minutes = "8 to 30 minutes" if topology.is_tpu else "one to five minutes"
+    logging.info("compiling the step for %s; that of ViT-B/16 takes %s", topology.text, minutes)
     start = time.perf_counter()
     compiled, state = compiling.compile_step(config, devices, mask_id)
     logging.info("compiled in %.0f s", time.perf_counter() - start)
-    shapes = parameter_shapes(state.params)
+    shapes, text = parameter_shapes(state.params), compiled.as_text() or ""
     return _Found(
         count_parameters(state.params),
-        collectives_of(compiled.as_text() or "", config, shapes, topology.chips),
+        collectives_of(text, config, shapes, topology.chips),
         compiled_memory(compiled, state),
         {size for shape in shapes for size in shape},
+        _count_kernels(text, topology),
     )
+
+
+def _count_kernels(text: str, topology: Topology) -> roofline.Counted:
+    found = kernels.kernels(text)
+    sending = {name: sent_by(each) / topology.bandwidth(each.group)
+               for name, each in hlo.named_collectives(text, topology.chips)}  # fmt: skip
+    hidden = kernels.hidden_seconds(text, found, topology.chip, sending)
+    return roofline.Counted(kernels.shares(found, topology.chip), hidden)
 
 
 def _counted(config: ConfigDict, topology: Topology) -> _Found:
@@ -141,7 +154,13 @@ def _counted(config: ConfigDict, topology: Topology) -> _Found:
     return _Found(parameters, collectives_by_formula(config, parameters, topology.chips))
 
 
-def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None, given: Collection[str] = ()) -> Plan:
+def make_plan(
+    config: ConfigDict,
+    topology_text: str,
+    rows: int | None = None,
+    given: Collection[str] = (),
+    formula: bool = False,
+) -> Plan:
     """Plans a run on a topology.
 
     Args:
@@ -149,6 +168,7 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None, g
       topology_text: see `parse_topology`.
       rows: the global batch to plan for; None: the recipe's.
       given: names of settings that the user set, which weights of `config.init` do not change.
+      formula: nothing is compiled; so it is for GPUs where their compiler is missing.
 
     Raises:
       UserError: an unknown topology, libtpu missing, a batch that does not divide, or weights that cannot be read.
@@ -164,7 +184,8 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None, g
     check.check_values(recipe)
     config = with_batch(recipe, batch.total_rows(recipe) if rows is None else rows, chips)
     check.check_config(config, chips)
-    found = _compiled(config, topology, tokenizer.mask_id) if topology.is_tpu else _counted(config, topology)
+    compiles = not formula and compiling.can_compile(topology)
+    found = _compiled(config, topology, tokenizer.mask_id) if compiles else _counted(config, topology)
 
     def memory_at(rows: int) -> Memory:
         return found.memory_at(config, rows, chips)
@@ -175,7 +196,8 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None, g
             each.sent * (grown if each.what in (EMBEDDINGS, IDS) else 1.0) / topology.bandwidth(each.group)
             for each in found.collectives
         )
-        return point(settings, memory_at(batch.total_rows(settings)), links, topology)
+        counted = found.counted and found.counted.scaled(grown)
+        return roofline.point(settings, memory_at(batch.total_rows(settings)), links, topology, counted)
 
     chunk = chips * recipe.optimizer.accumulate
     recipe_divides = recipe.data.batch_paired % chunk == 0 == recipe.data.batch_unpaired % chunk
@@ -187,7 +209,7 @@ def make_plan(config: ConfigDict, topology_text: str, rows: int | None = None, g
         at(config),
         at(recipe) if recipe_divides else None,
         at(with_batch(recipe, most, chips)) if most else None,
-        compiling.compiler() if topology.is_tpu else "",
+        compiling.compiler(topology) if compiles else "",
         found.axes,
     )
 

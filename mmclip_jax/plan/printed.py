@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mmclip_jax import flops
 from mmclip_jax.objectives.base import EMBEDDINGS, IDS
+from mmclip_jax.plan import targets
 from mmclip_jax.plan.plan import Plan
 from mmclip_jax.plan.roofline import Point
 
@@ -17,7 +18,7 @@ def text(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     config, chips = plan.asked.config, plan.topology.chips
-    how = f"compiled by {plan.compiled}" if plan.compiled else "by formula; nothing was compiled"
+    how = f"compiled by {plan.compiled}" if plan.compiled else "by formula, a first look; nothing was compiled"
     return [
         f"{plan.topology.text}: {chips} chips as data {chips // config.mesh.fsdp} x fsdp {config.mesh.fsdp}; {how}",
         f"{plan.parameters:,} parameters; {config.model.dtype}; remat {'on' if config.model.remat else 'off'}; "
@@ -44,14 +45,60 @@ def _table(plan: Plan) -> list[str]:
     add("  program", lambda p: f"{p.memory.program / 1e9:.2f} GB")
     add("TFLOP a step, all chips", lambda p: f"{flops.model_flops(p.work) / 1e12:,.1f}")
     add("  recomputed beside them", lambda p: f"{p.work['recompute'] / 1e12:,.1f}")
-    add("a step at best: products", lambda p: f"{p.products * 1e3:,.2f} ms")
-    add("  memory traffic", lambda p: f"{p.traffic * 1e3:,.2f} ms")
-    add("  communication", lambda p: f"{p.links * 1e3:,.2f} ms")
+    if plan.compiled:
+        _add_kernels(add)
+    else:
+        add("a step at best: products", lambda p: f"{p.products * 1e3:,.2f} ms")
+        add("  memory traffic", lambda p: f"{p.traffic * 1e3:,.2f} ms")
+        add("  communication", lambda p: f"{p.links * 1e3:,.2f} ms")
     add("  all, communication hidden", lambda p: f"{p.hidden * 1e3:,.2f} ms")
     add("  all, communication not hidden", lambda p: f"{p.exposed * 1e3:,.2f} ms")
+    if plan.compiled:
+        add("  all, in the compiler's order", lambda p: f"{p.step * 1e3:,.2f} ms")
+    add("utilisation (MFU) at most", lambda p: f"{_utilisation(plan, p):.0%}")
+    add("hours of the run's steps", lambda p: f"{p.hours:,.2f}")
+    add("chip-hours", lambda p: f"{p.hours * chips:,.1f}")
     add("scaling efficiency", lambda p: f"{p.alone / p.exposed:.0%} to {p.alone / p.hidden:.0%}")
     add("images/s at most", lambda p: f"{p.rows / p.hidden:,.0f}")
     return lines
+
+
+_RINGS = "collectives in rings over the chips that do them together."
+_KERNELS = (
+    "of each kernel of the program its bytes over the memory's bandwidth or its products over the peak, whichever "
+    f"takes longer, times how often it runs; {_RINGS} No step is faster, real ones are slower."
+)
+_FORMULA = (
+    "matrix products, recomputed ones too, by mmclip_jax/flops.py over the peak; state and buffers read and written "
+    f"once; {_RINGS} As rough as the memory: a compiled step moves several times as much."
+)
+_NAMES = {
+    "attention": "a step at best: attention",
+    "products": "  other products",
+    "norms": "  norms",
+    "optimizer": "  optimizer",
+    "other": "  other elementwise work",
+}
+
+
+def _add_kernels(add: Callable[[str, Callable[[Point], str]], None]) -> None:
+    """The time of each kind of kernel with its share, and of communication."""
+
+    def share(kind: str) -> Callable[[Point], str]:
+        def shown(p: Point) -> str:
+            seconds = p.counted.shares[kind] if p.counted else 0.0
+            return f"{seconds * 1e3:,.2f} ms {seconds / p.step:4.0%}"
+
+        return shown
+
+    for kind, name in _NAMES.items():
+        add(name, share(kind))
+    add("  communication, hidden", lambda p: f"{(p.links - p.waiting) * 1e3:,.2f} ms     ")
+    add("  communication, not hidden", lambda p: f"{p.waiting * 1e3:,.2f} ms {p.waiting / p.step:4.0%}")
+
+
+def _utilisation(plan: Plan, point: Point) -> float:
+    return flops.model_flops(point.work) / point.step / plan.topology.chip.peak / plan.topology.chips
 
 
 def _communication(plan: Plan) -> list[str]:
@@ -77,6 +124,15 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(f"The recipe's batch does not divide over {plan.topology.chips} chips.")
     if plan.largest is None:
         notes.append("No batch fits: shard the state (--config.mesh.fsdp), or take larger chips.")
+    if plan.topology.kind in targets.TARGETS and not plan.compiled:
+        notes.append("With requirements-gpu.txt installed, and without --formula, the step is compiled for these GPUs.")
+    if plan.asked.config.mesh.shard_optimizer:
+        fsdp = plan.asked.config.mesh.fsdp
+        saved = plan.asked.memory.state * (plan.topology.chips / fsdp - 1)
+        notes.append(
+            f"mesh.shard_optimizer: {plan.asked.memory.state / 1e9:.2f} GB of parameters and optimizer a chip; without "
+            f"it at most {saved / 1e9:.2f} GB more."
+        )
     notes.append(
         f"A chip: {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "
         f"{chip.bandwidth / 1e9:,.0f} GB/s, sends {plan.topology.bandwidth(plan.topology.chips) / 1e9:.0f} GB/s "
@@ -90,10 +146,8 @@ def _notes(plan: Plan) -> list[str]:
     else:
         notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
     notes.append(
-        "Times: matrix products, recomputed ones too, by mmclip_jax/flops.py over the peak; state and buffers "
-        "read and written once; collectives in rings over the chips that do them together. "
-        + ("No step is faster, real ones are slower. " if plan.compiled else "As rough as the memory. ")
-        + "Efficiency: against chips that need not talk, if communication is exposed and if it is hidden."
+        f"Times: {_KERNELS if plan.compiled else _FORMULA} Hours: of train.steps, without evaluation and checkpoints. "
+        "Efficiency: against chips that need not talk, if communication is exposed and if it is hidden."
     )
     if plan.compiled and plan.asked.rows in plan.axes:
         notes.append(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from mmclip_jax.text.marks import Role, Sense, marks_pattern, sense_of_mark
 from mmclip_jax.text.polarity import ASIDE, STATED, judge
 from mmclip_jax.text.schema import Entity
-from mmclip_jax.text.vocabulary import LABELS, Resources, Term, default, normalise, squeeze
+from mmclip_jax.text.vocabulary import LABELS, NO_FINDING, Resources, Term, default, normalise, squeeze
 
 __all__ = ["Entity", "describe_spans", "find_entities", "find_terms"]
 
@@ -22,6 +22,9 @@ def find_entities(text: str, resources: Resources | None = None) -> list[Entity]
     never denied). It is True where the report denies the term, before or behind it, by an answer or by an empty box; it
     is True too, and the kind is "", where the term is only spoken of: asked for ("evaluate for pneumothorax"), not
     assessed, or told of an earlier film. Hedged mentions ("pneumonia not excluded") are affirmed.
+
+    A text without any term that is, as a whole, a data set's label of "no finding" ("normal", "Healthy.") is one
+    observation of that kind. Within longer texts such a word says too little ("normal" of what?).
 
     Args:
         text: any text; sentences end at . ; : ! ?, at bars, dashes, bullets and numbers of lists, and at line breaks
@@ -131,13 +134,22 @@ class _Finder:
             senses[mark] = sense_of_mark(mark)
         self.senses = senses
         self.names = resources.names
+        self.normal = {squeeze(label) for label in resources.kinds[NO_FINDING].labels}
 
     def terms(self, text: str) -> list[tuple[int, int, Term]]:
         senses = self.term_senses
         return [(m.start(), m.end(), senses[m.group()]) for m in self.term_pattern.finditer(lowercase(text))]
 
     def entities(self, text: str) -> list[Entity]:
-        return self._judged(text, self._matches(text))
+        return self._judged(text, self._matches(text)) or self._whole(text)
+
+    def _whole(self, text: str) -> list[Entity]:
+        """A text that says "normal" and no more as one entity; [] for any other."""
+        words = text.strip().rstrip(".!")
+        if squeeze(words) not in self.normal:
+            return []
+        start = text.index(words)
+        return [Entity(start, start + len(words), words, "observation", False, NO_FINDING)]
 
     def described(self, text: str, spans: Sequence[tuple[int, int, str]]) -> list[Entity]:
         """The entities at these places, sorted and without overlaps."""

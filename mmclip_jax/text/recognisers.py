@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, extra
 from mmclip_jax.text.entities import describe_spans, find_entities
 from mmclip_jax.text.schema import Entity
 from mmclip_jax.text.vocabulary import ENGLISH, Resources, for_language
@@ -165,7 +165,7 @@ def _spacy_model(model: str) -> Any:
     try:
         import spacy
     except ImportError as error:
-        raise UserError("--entities spacy:… needs spaCy: pip install 'mmclip-jax[spacy]'") from error
+        raise UserError(f"--entities spacy:… needs spaCy: {extra('spacy')}") from error
     try:
         return spacy.load(model)
     except OSError as error:

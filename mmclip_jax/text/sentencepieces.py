@@ -80,6 +80,14 @@ class SentencePieceTokenizer(Tokenizer):
         """Each token's piece, with SentencePiece's mark for a leading space."""
         return [self._pieces[int(i)] for i in ids]
 
+    def piece_scores(self) -> list[float | None]:
+        """Each piece's score: of all that two neighbours can become, the highest is merged. None: no merge gives it."""
+        model = self._processor
+        special = (model.IsControl, model.IsUnknown, model.IsByte, model.IsUnused)
+        return [
+            None if any(check(i) for check in special) else float(model.GetScore(i)) for i in range(self.vocab_size)
+        ]
+
     def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n] and spans int32 [n, 2]."""
         ids: list[int] = []

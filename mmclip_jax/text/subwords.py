@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.errors import UserError
-from mmclip_jax.fields import INSTALL, field, read_json
+from mmclip_jax.errors import UserError, extra
+from mmclip_jax.fields import field, read_json
 from mmclip_jax.text.tokens import MASK, PAD_ID, Tokenizer
 
 OPENAI_MERGES = "bpe_simple_vocab_16e6.txt.gz"
@@ -185,7 +185,7 @@ class _named_errors:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         if isinstance(error, ImportError):
-            raise UserError(f"{self._name} needs the package tokenizers; {INSTALL}") from error
+            raise UserError(f"{self._name} needs the package tokenizers: install {extra('interop')}") from error
         if isinstance(error, Exception) and not isinstance(error, UserError):
             raise UserError(f"{self._name} is no vocabulary ({' '.join(str(error).split())[:200]})") from error
 

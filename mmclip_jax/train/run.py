@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mmclip_jax import check, files, flops, locks, sharding, trackers, writers
-from mmclip_jax.check import check_ranges, compiler_options
+from mmclip_jax.check import check_ranges
 from mmclip_jax.checkpoints import (
     Checkpoints,
     abstract_like,
@@ -37,7 +37,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 from mmclip_jax.state import TrainState
 from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
-from mmclip_jax.train import optim
+from mmclip_jax.train import flags, optim
 from mmclip_jax.train import start as start_lib
 from mmclip_jax.train import step as step_lib
 from mmclip_jax.train.loop import BeforeStep, Evaluation, fit
@@ -225,17 +225,17 @@ class Built:
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, mask_id: int) -> Built:
     """Model, state and step of a run; computes nothing yet. `model.text.vocab_size` must be set."""
-    model = build_model(config.model)
+    model = build_model(config.model, mesh.devices.flat[0])
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps)
     schedule = optim.learning_rate(config.optimizer, config.train.steps)
     make_state = functools.partial(step_lib.init_state, model, config, optimizer)
     shapes = jax.eval_shape(make_state)
-    shardings = sharding.tree_shardings(shapes, mesh)
+    shardings = sharding.tree_shardings(shapes, mesh, config.mesh.shard_optimizer)
     train_step = jax.jit(
         step_lib.make_train_step(model, config, optimizer, schedule, mask_id),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
-        compiler_options=compiler_options(config.train.compiler_options),
+        compiler_options=flags.step_options(config.train, mesh),
     )
     return Built(model, jax.jit(make_state, out_shardings=shardings), abstract_like(shapes, shardings), train_step)
 

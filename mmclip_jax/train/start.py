@@ -15,9 +15,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmclip_jax import checkpoints, files
+from mmclip_jax.checkpoints.arrays import flat_tree, read_params
 from mmclip_jax.config import flat
 from mmclip_jax.errors import DamagedCheckpointError, UserError
-from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.models.pretrained import dual, fit, single
 from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.state import TrainState
@@ -28,7 +28,7 @@ from mmclip_jax.text.tokens import Tokenizer
 REPORT_FILE = "start.json"
 _PARTS = {"image": "image_encoder", "text": "text_encoder"}
 # Of an own run's model all settings count but those of how it is computed.
-_COMPUTING = ("model.dtype", "model.remat", "model.unroll")
+_COMPUTING = ("model.dtype", "model.attention", "model.remat", "model.unroll")
 
 
 @dataclasses.dataclass
@@ -79,7 +79,7 @@ class Start:
         """
         if self.params is None:
             return
-        places = _flat_tree(model)
+        places = flat_tree(model)
         for path, array in self.params.items():
             there = places.get(path)
             if there is None or tuple(there.shape) != array.shape:
@@ -115,7 +115,7 @@ class Start:
         """Writes what became of every weight and every parameter to WORKDIR/start.json, and says it in a line."""
         if self.params is None:
             return
-        places = _flat_tree(model)
+        places = flat_tree(model)
         new = sorted(path for path in places if path not in self.params)
         logging.info(
             "starts from %s: %d parameters taken, %d of them resized or folded; %d weights left out; %d parameters are "
@@ -317,7 +317,7 @@ def _vocabulary(config: ConfigDict, file: pathlib.Path, rows: int) -> Tokenizer:
 
 
 def _add(start: Start, place: str, params: Any, notes: Mapping[str, str]) -> None:
-    start.params = (start.params or {}) | {f"{place}/{path}": array for path, array in _flat_tree(params).items()}
+    start.params = (start.params or {}) | {f"{place}/{path}": array for path, array in flat_tree(params).items()}
     start.resized |= {f"{place}/{path}": note for path, note in notes.items()}
     start.whole = (*start.whole, f"{place}/")
 
@@ -355,7 +355,7 @@ def _dual(config: ConfigDict, given: Collection[str]) -> Start:
     _add(start, _PARTS["text"], *fit.fit_text(pair["text"], config.model.text.length, start.tokenizer.rows))
     assert start.params is not None
     for name in read.params.keys() - {*_PARTS.values(), "logit_bias"}:
-        for path, array in _flat_tree({name: read.params[name]}).items():
+        for path, array in flat_tree({name: read.params[name]}).items():
             start.params[path] = np.asarray(array)
         start.whole = (*start.whole, name)
     return start
@@ -369,7 +369,7 @@ def _own_run(config: ConfigDict, given: Collection[str]) -> Start:
     theirs = {name: value for name, value in flat(saved.config.model, "model.").items() if name not in _COMPUTING}
     wanted = {name: value for name, value in theirs.items() if not (name in sizes and name in given)}
     _take(config, wanted, given, str(saved.directory))
-    start = Start(_run_record("model", saved), tokenizer, _own_params(saved), whole=("",))
+    start = Start(_run_record("model", saved), tokenizer, read_params(saved), whole=("",))
     _resize(start, config, saved)
     return start
 
@@ -386,7 +386,7 @@ def _own_encoder(config: ConfigDict, part: str, given: Collection[str], start: S
             del theirs["model.text.length"]
     _take(config, theirs, given, str(saved.directory))
     place = f"{_PARTS[part]}/"
-    own = {path: array for path, array in _own_params(saved).items() if path.startswith(place)}
+    own = {path: array for path, array in read_params(saved).items() if path.startswith(place)}
     start.params = (start.params or {}) | own
     start.whole = (*start.whole, place)
     _resize(start, config, saved)
@@ -398,15 +398,6 @@ def _own_vocabulary(config: ConfigDict, saved: checkpoints.Saved) -> Tokenizer:
     if config.data.tokenizer and load_tokenizer(config.data.tokenizer).model_bytes != tokenizer.model_bytes:
         raise UserError(f"data.tokenizer={config.data.tokenizer} is not that of {saved.directory}: leave it out")
     return tokenizer
-
-
-def _own_params(saved: checkpoints.Saved) -> dict[str, np.ndarray]:
-    """{path: array} of all parameters of a run's checkpoint."""
-    model = build_model(saved.config.model)
-    shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
-    return {path: np.asarray(array) for path, array in _flat_tree(saved.restore_params(abstract)).items()}
 
 
 def _run_record(part: str, saved: checkpoints.Saved) -> dict[str, Any]:
@@ -454,8 +445,3 @@ def _resize(start: Start, config: ConfigDict, saved: checkpoints.Saved) -> None:
                 )
             if length < len(array):
                 start.params[path], start.resized[path] = array[:length], f"the first {length} of {len(array)}"
-
-
-def _flat_tree(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

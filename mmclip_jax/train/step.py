@@ -17,7 +17,8 @@ import optax
 from ml_collections import ConfigDict
 
 from mmclip_jax import objectives, sharding
-from mmclip_jax.models.inputs import pixels, standardize
+from mmclip_jax.data.batch import AUGMENTATION
+from mmclip_jax.models.inputs import augmented, pixels, standardize
 from mmclip_jax.models.mmclip import MAX_LOGIT_SCALE, MMCLIP, PAD_ID, init_params
 from mmclip_jax.objectives.base import Context, Encoded, Metrics, Objective, Rows
 from mmclip_jax.objectives.rows import row_key_data
@@ -34,12 +35,19 @@ def init_state(model: MMCLIP, config: ConfigDict, optimizer: optax.GradientTrans
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
 
+def images_of(rows: Rows, size: int) -> jax.Array:
+    """The images uint8 [B,S,S,1] of rows, augmented here if they come with what was drawn for them."""
+    if not all(name in rows for name in AUGMENTATION):
+        return rows["image"]
+    return augmented(rows["image"], *(rows[name] for name in AUGMENTATION), size=size)
+
+
 def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict[str, Rows]:
     """The work of single rows: both encoders, then what each objective makes of them: {objective: its rows}."""
     first = next(iter(parts.values()))
     rows = {name: sharding.join_rows(*(part[name] for part in parts.values())) for name in first}
     model, variables = context.model, context.variables
-    images = pixels(rows["image"])
+    images = pixels(images_of(rows, context.config.model.image_size))
     patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
     features = model.apply(variables, rows["tokens"], method="encode_text")
     text_embed = model.apply(variables, features, rows["tokens"] != PAD_ID, method="embed_text")
@@ -59,7 +67,7 @@ def compute_loss(
     """
     context = Context(model, {"params": params}, config, step, mask_id)
     active = [each for each in objectives.active(config) if not each.part or each.part in batch]
-    needed = {"image", "tokens"}.union(*(objective.fields for objective in active))
+    needed = {"image", "tokens", *AUGMENTATION}.union(*(objective.fields for objective in active))
     parts = {
         part: {name: values for name, values in rows.items() if name in needed}
         | {"key": row_key_data(config.seed, step, part, len(rows["tokens"]))}
@@ -95,6 +103,8 @@ def loss_gradient_norms(
         metrics = compute_loss(model, config, mask_id, params, step, batch)[1]
         return jnp.stack([each.weight(config) * metrics.get(f"{each.name}/loss", jnp.float32(0)) for each in active])
 
+    if config.mesh.shard_optimizer:
+        params = sharding.gather_over_data(params)
     backward = jax.vjp(losses, params)[1]
     norms = jax.lax.map(lambda chosen: optax.tree.norm(backward(chosen)[0]), jnp.eye(len(active)))
     return {f"gradient_norm/{each.name}": norms[i] for i, each in enumerate(active)}
@@ -114,7 +124,13 @@ def make_train_step(
         return compute_loss(model, config, mask_id, params, step, batch)
 
     return make_update(
-        loss_of, optimizer, schedule, config.optimizer.ema, project_parameters, float(config.train.spike)
+        loss_of,
+        optimizer,
+        schedule,
+        config.optimizer.ema,
+        project_parameters,
+        float(config.train.spike),
+        config.mesh.shard_optimizer,
     )
 
 
@@ -125,6 +141,7 @@ def make_update(
     ema: float = 0.0,
     project: Callable[[Any], Any] = lambda params: params,
     spike: float = 0.0,
+    shard_optimizer: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics) of one optimizer step on a loss; the caller jits it.
 
@@ -139,31 +156,37 @@ def make_update(
       ema: decay of the average in `state.ema`; 0 leaves `state.ema` as it is.
       project: applied to the parameters after the update.
       spike: see above; 0 takes every finite loss.
+      shard_optimizer: the state is cut along the mesh axis "data". The parameters are gathered once, for forward and
+        backward pass; gradients are summed and scattered, and each device updates its part of the state.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, metrics), gradients = gradient(state.params, state.step, batch)
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        finite = finite & jnp.isfinite(optax.tree.norm(updates))
-        good = finite
-        guard = state.guard
-        if spike:
-            good = good & ((guard.updates < SPIKE_WINDOW) | (loss <= spike * guard.loss))
-        params = project(optax.apply_updates(state.params, updates))
-        average = state.ema
-        if ema:
-            # A short run would keep its random start for ever: the decay grows with the step, as in TensorFlow's EMA.
-            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
-        count = guard.updates + 1
-        mean = guard.loss + (loss - guard.loss) / jnp.minimum(count, SPIKE_WINDOW).astype(jnp.float32)
-        kept = (state.params, state.opt_state, state.ema, guard.loss, guard.updates)
-        params, opt_state, average, mean, count = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (params, opt_state, average, mean, count), kept
-        )
+        params = sharding.gather_over_data(state.params) if shard_optimizer else state.params
+        (loss, metrics), gradients = gradient(params, state.step, batch)
+        if shard_optimizer:
+            gradients = sharding.scatter_over_data(gradients)
+        with jax.named_scope("update_state"):  # mmclip plan counts it by this name
+            norm = optax.tree.norm(gradients)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            # A finite norm is enough: no square of a gradient overflows, so Adam's moments and updates are finite too.
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            good = finite
+            guard = state.guard
+            if spike:
+                good = good & ((guard.updates < SPIKE_WINDOW) | (loss <= spike * guard.loss))
+            params = project(optax.apply_updates(state.params, updates))
+            average = state.ema
+            if ema:
+                # A short run would keep its random start for ever: the decay grows with the step, as TensorFlow's.
+                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+                average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
+            count = guard.updates + 1
+            mean = guard.loss + (loss - guard.loss) / jnp.minimum(count, SPIKE_WINDOW).astype(jnp.float32)
+            kept = (state.params, state.opt_state, state.ema, guard.loss, guard.updates)
+            params, opt_state, average, mean, count = jax.tree.map(
+                lambda new, old: jnp.where(good, new, old), (params, opt_state, average, mean, count), kept
+            )
         skipped = jnp.where(good, 0, guard.skipped + 1)
         metrics |= {
             "gradient_norm": norm,

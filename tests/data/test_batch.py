@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny
 
 from mmclip_jax.data import batch, pipeline
@@ -21,10 +22,14 @@ def test_the_fields_of_a_row() -> None:
         "affirmed": ((11,), "bool"),
         "text_id": ((2,), "int32"),
         "stated": ((len(KINDS),), "int8"),
+        "known": ((len(KINDS),), "int8"),
         "source": ((), "int32"),
         "damaged": ((), "int32"),
     }
-    assert batch.row_bytes(tiny.config()) == 20 * 20 + 9 * 11 + 4 * 4 + len(KINDS)
+    assert batch.row_bytes(tiny.config()) == 20 * 20 + 9 * 11 + 4 * 4 + 2 * len(KINDS)
+    more = batch.fields(tiny.config(objective__hard_negatives__weight=0.5))
+    assert more.pop("negative") == ((11,), np.int32)
+    assert more == found
 
 
 def test_parts_without_rows_are_left_out() -> None:
@@ -37,8 +42,10 @@ def test_parts_without_rows_are_left_out() -> None:
     assert not any(values.any() for values in zeros["unpaired"].values())
 
 
-def test_the_pipeline_makes_what_is_defined(phantom_dir: Path) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_pipeline_makes_what_is_defined(phantom_dir: Path, weight: float) -> None:
     config = tiny.load_config("demo", "runlocal")
+    config.objective.hard_negatives.weight = weight
     config.data.update({"train": (str(phantom_dir),), "batch_paired": 3, "batch_unpaired": 2, "workers": 0})
     made = next(pipeline.make_train_iterator(config, load_tokenizer()))
     found = {part: {name: (x.shape, x.dtype) for name, x in rows.items()} for part, rows in made.items()}

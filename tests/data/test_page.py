@@ -7,6 +7,7 @@ import io
 import pathlib
 import re
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -154,3 +155,19 @@ def test_a_data_set_without_labels_or_reports_has_a_page(tmp_path):
     assert "Labels" not in read.text
     assert "Reports" not in read.text
     assert "unknown" in read.text
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone_and_prints_whole(built: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    file = page.write_page(built, tmp_path / "page.html", show_text=True)
+    with browser.opened() as chromium:
+        for width, scheme in ((320, "light"), (browser.PHONE, "light"), (browser.PHONE, "dark"), (1920, "light")):
+            shown = browser.show(chromium, file, width, scheme)
+            assert browser.sideways(shown) <= 0, width
+            assert shown.eval_on_selector("main", "main => main.querySelector('img, table').tagName") == "IMG"
+            shown.close()
+        shown = browser.show(chromium, file)
+        printed = browser.print_a4(shown, tmp_path / "page.pdf")
+        missing = browser.missing_cells(shown, printed)
+    assert missing == []
+    assert "secret-test-4" in printed  # of a part that is folded away on a screen

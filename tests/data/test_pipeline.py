@@ -27,6 +27,7 @@ FIELDS = {
     "affirmed": (np.bool_, (LENGTH,)),
     "text_id": (np.int32, (2,)),
     "stated": (np.int8, (len(prompts.KINDS),)),
+    "known": (np.int8, (len(prompts.KINDS),)),
     "source": (np.int32, ()),
     "record": (np.int32, ()),
 }
@@ -80,6 +81,7 @@ def config(**data):
         {
             "seed": 11,
             "model": {"image_size": SIZE, "text": {"length": LENGTH}},
+            "objective": {"hard_negatives": {"weight": 0.0}},
             "data": {
                 "train": (),
                 "paired_weights": None,
@@ -88,6 +90,8 @@ def config(**data):
                 "batch_unpaired": 4,
                 "bridge": 0.25,
                 "max_negated": 2,
+                "shuffled_labels": False,
+                "deny_alone": 0.0,
                 "share_no_finding": True,
                 "sentence_subset": 0.5,
                 "entity_labels": ("observation", "device", "anatomy"),
@@ -475,6 +479,25 @@ def test_records_on_disk_give_what_the_examples_gave(tmp_path):
     in_that_order = [by_id[i] for i in ids]
     in_memory = sources.TrainSet("made", in_that_order[:13], in_that_order[13:], ("clinic", "hospital"))
     assert_equal(take(batches, 4), take(iterator(sets=(in_memory,)), 4))
+
+
+def test_shuffled_labels_are_those_of_other_images(tmp_path):
+    """Every image keeps its pixels, gets another's labels, and no label gets more or less frequent."""
+    kinds = ("edema", "pneumonia", "fracture", "hernia", "mass", "nodule", "cardiomegaly")
+    made = [finished(dataclasses.replace(unpaired(i), labels={kinds[i]: LabelState.PRESENT})) for i in range(7)]
+    folder = built(tmp_path, made)
+    (true,), (shuffled,) = (sources.open_train_sets([folder], shuffled_labels=on) for on in (False, True))
+    assert len(shuffled.unpaired) == 7
+    pairs = [(true.unpaired[i], shuffled.unpaired[i]) for i in range(7)]
+    assert all((one.id, one.image) == (other.id, other.image) for one, other in pairs)
+    assert all(one.labels != other.labels for one, other in pairs)
+    assert sorted(next(iter(other.labels)) for _, other in pairs) == sorted(kinds)
+    stated = [
+        next(pipeline.make_train_iterator(config(train=(str(folder),), batch_paired=0, shuffled_labels=on), Words()))
+        for on in (False, True)
+    ]
+    assert (stated[0]["unpaired"]["record"] == stated[1]["unpaired"]["record"]).all()
+    assert (stated[0]["unpaired"]["stated"] != stated[1]["unpaired"]["stated"]).any(axis=1).all()
 
 
 def test_data_set_without_a_usable_label_is_refused(tmp_path):

@@ -13,10 +13,16 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.text import prompts
 from mmclip_jax.text.schema import Entity, section_border
 
-DATA = types.SimpleNamespace(bridge=0.25, max_negated=2, sentence_subset=0.5, share_no_finding=True)
-REPORTS_ONLY = types.SimpleNamespace(bridge=0.0, max_negated=2, sentence_subset=0.0, share_no_finding=True)
-BRIDGES_ONLY = types.SimpleNamespace(bridge=1.0, max_negated=2, sentence_subset=0.0, share_no_finding=True)
-SUBSETS_ONLY = types.SimpleNamespace(bridge=0.0, max_negated=2, sentence_subset=1.0, share_no_finding=True)
+DATA = types.SimpleNamespace(bridge=0.25, max_negated=2, deny_alone=0.0, sentence_subset=0.5, share_no_finding=True)
+REPORTS_ONLY = types.SimpleNamespace(
+    bridge=0.0, max_negated=2, deny_alone=0.0, sentence_subset=0.0, share_no_finding=True
+)
+BRIDGES_ONLY = types.SimpleNamespace(
+    bridge=1.0, max_negated=2, deny_alone=0.0, sentence_subset=0.0, share_no_finding=True
+)
+SUBSETS_ONLY = types.SimpleNamespace(
+    bridge=0.0, max_negated=2, deny_alone=0.0, sentence_subset=1.0, share_no_finding=True
+)
 
 MARK = re.compile(r"\[([+-])([^|\]]+)\|([a-z]+):?([a-z_]*)\]")
 SICK = (
@@ -256,6 +262,24 @@ def test_prompt_of_an_unpaired_image_states_labels_only():
         check_entities(d)
 
 
+def test_absences_alone_are_as_often_stated_as_asked_for():
+    data = types.SimpleNamespace(**vars(DATA) | {"deny_alone": 0.25})
+    for image in (
+        labelled(viral_pneumonia="present", bacterial_pneumonia="absent"),
+        labelled(no_finding="present", bacterial_pneumonia="absent"),
+    ):
+        alone = [drawn for drawn in draws(image, data) if not drawn.present]
+        assert 70 < len(alone) < 130
+        assert {drawn.absent for drawn in alone} == {("bacterial_pneumonia",)}
+        assert all(
+            "no" in drawn.text.lower() or "without" in drawn.text.lower() or "negative" in drawn.text.lower()
+            for drawn in alone
+        )
+    # Where nothing is labelled absent, and in reports, nothing changes.
+    for same in (labelled(mass="present"), example(*SICK)):
+        assert draws(same, data, 50) == draws(same, DATA, 50)
+
+
 def test_only_absences_are_stated_where_only_they_are_known():
     made = labelled(edema="absent", mass="absent", pneumonia="absent", no_finding="absent")
     drawn = draws(made, DATA, 200)
@@ -346,3 +370,38 @@ def test_hash_is_the_same_in_every_process():
     assert len(set(many)) == 1000
     assert min(many) < -(2**30)
     assert max(many) > 2**30
+
+
+def test_what_is_known_of_an_image_is_all_that_its_report_says():
+    there, gone = texts.known(example(*SICK))
+    assert there == ("pleural_effusion",)
+    assert {"no_finding", "cardiomegaly", "edema", "pneumothorax"} <= set(gone)
+    assert not {"pneumonia", "empyema", "pleural_effusion"} & set(gone)
+    for drawn in draws(example(*SICK), DATA, 100):
+        assert set(drawn.present) <= set(there)
+        # The effusion is denied on one side, which a single sentence may say.
+        assert set(drawn.absent) <= {*gone, "pleural_effusion"}
+
+
+def test_a_normal_report_denies_every_disease_and_no_device():
+    there, gone = texts.known(example(*CLEAN))
+    assert there == ("no_finding",)
+    assert {"pneumonia", "mass", "tuberculosis"} <= set(gone)
+    assert not any(prompts.is_device(kind) for kind in gone)
+
+
+def test_what_is_known_follows_broader_and_narrower_kinds():
+    mass = labelled(mass="present", pneumonia="absent", covid_19="uncertain", edema="unknown")
+    there, gone = texts.known(mass)
+    assert set(there) == {"mass", "lung_lesion", "lung_opacity"}
+    # COVID-19 says nothing of what the image shows, so the absence of pneumonia does not deny it.
+    assert set(gone) == {
+        "no_finding", "pneumonia", "viral_pneumonia", "bacterial_pneumonia", "fungal_pneumonia",
+    }  # fmt: skip
+
+
+def test_what_is_known_never_contradicts_itself():
+    there, gone = texts.known(labelled(mass="present", lung_lesion="absent"))
+    assert "lung_lesion" in there
+    assert "mass" in there
+    assert not set(there) & set(gone)

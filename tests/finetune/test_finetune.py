@@ -19,7 +19,7 @@ from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
 from mmclip_jax import locks, sharding
-from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, run_record, with_digests
+from mmclip_jax.checkpoints import Checkpoints, find_checkpoint, with_digests
 from mmclip_jax.data import records
 from mmclip_jax.data.builders import fractions
 from mmclip_jax.data.records import open_records
@@ -34,9 +34,7 @@ from mmclip_jax.finetune import transfer
 from mmclip_jax.inference import model as model_lib
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.state import TrainState
-from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import step
-from mmclip_jax.train.manifest import make_manifest
 
 pytestmark = pytest.mark.compiles
 
@@ -302,23 +300,7 @@ def test_accuracies_equal_scikit_learn() -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, phantom_dir: pathlib.Path) -> pathlib.Path:
     """A model that has learnt nothing, as a run would save it."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    tokenizer = load_tokenizer(None)
-    config = tiny.load_config("demo", "runlocal")
-    config.data.train = (str(phantom_dir),)
-    config.model.text.vocab_size = tokenizer.vocab_size
-    config.model.image.depth = config.model.text.depth = 1
-    params = tiny.random_params(build_model(config.model), config)
-    checkpoints = Checkpoints(workdir, 1)
-    state = TrainState(jnp.int32(5), params, (), params)
-
-    class Nothing:
-        def get_state(self) -> dict[str, int]:
-            return {}
-
-    checkpoints.save(state, Nothing(), run_record(config, tokenizer.model_bytes, make_manifest(config)))
-    checkpoints.close()
-    return workdir
+    return tiny.saved_run(tmp_path_factory.mktemp("pretrained") / "run", phantom_dir)
 
 
 QUICK = task_lib.Settings(fractions=(0.25, 1.0), seeds=(0, 1), steps=20, batch=16, evaluations=4)

@@ -14,7 +14,15 @@ from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.inference.inputs import as_pixels, check_equal, check_numbers, check_several
+from mmclip_jax.inference.inputs import (
+    BATCH,
+    as_pixels,
+    batch_size,
+    check_equal,
+    check_numbers,
+    check_several,
+    pad,
+)
 
 Y, X = np.mgrid[:31, :44]
 GREY = ((Y * 5 + X * 2) % 256).astype(np.uint8)
@@ -385,7 +393,7 @@ def test_texts_are_strings_and_lists_are_of_one_length() -> None:
             check_several("texts", ["a", bad])
     with pytest.raises(UserError, match="3 images, 2 texts"):
         check_equal(images=[1, 2, 3], texts=["a", "b"])
-    check_equal(images=np.zeros((2, 3, 3)), texts=("a", "b"))
+    check_equal(images=np.zeros((2, 3, 5)), texts=("a", "b"))
     for wrong in ([5], [-1], [0.5], [None], None, "0"):
         with pytest.raises(UserError, match="masked"):
             check_numbers("masked", wrong, 5)
@@ -402,3 +410,69 @@ def test_a_name_of_several_lines_is_one_line_of_a_message() -> None:
     with pytest.raises(UserError, match=r"^no such: No such file") as caught:
         as_pixels("no\nsuch")
     assert "\n" not in str(caught.value)
+
+
+# Arrays that must not be taken for something else
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_arrays_of_zeros_and_ones_are_refused_unless_they_are_bitmaps(data: Any) -> None:
+    """As 8 or 16 bit pixels they would be black; as floats, or bool, they are what they say."""
+    shape = data.draw(st.sampled_from([(5, 7), (5, 7, 1), (5, 7, 3)]))
+    values = data.draw(st_numpy.arrays(bool, shape))
+    values[0, 0], values[0, 1] = True, False
+    kind = data.draw(st.sampled_from(["u1", "u2", "i4", "i8"]))
+    deep_colour = shape[-1] == 3 and kind != "u1"
+    message = "16-bit colour|empty" if deep_colour else "from 0 to 1 is all but black, where white is"
+    with pytest.raises(UserError, match=message) as raised:
+        as_pixels(values.astype(kind))
+    assert "\n" not in str(raised.value)
+    if len(shape) == 2:
+        for meant in (values, values.astype(np.float32)):
+            np.testing.assert_array_equal(as_pixels(meant), np.where(values, 255, 0))
+    with pytest.raises(UserError, match="all but black, where white is 1:"):
+        as_pixels(values.astype(np.float64) / 255)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from([(9, 8), (9, 8, 1), (9, 8, 3), (9, 8, 4), (3, 3, 3)]),
+    kind=st.sampled_from(["u1", "u2", "f4"]),
+)
+def test_one_array_is_no_list_of_its_rows(shape: tuple[int, ...], kind: str) -> None:
+    with pytest.raises(UserError, match=r"images must be a list: an array \[.*\] is one image, give \[image\]"):
+        check_several("images", np.ones(shape, kind))
+    check_several("images", np.ones((2, *shape[:2], 5), kind))
+    check_several("images", np.ones((2, 9, 8), kind))
+    check_several("images", [np.ones(shape, kind)])
+
+
+def test_a_pydicom_data_set_is_what_its_file_is(tmp_path: pathlib.Path) -> None:
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 31, 44, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelData = GREY.tobytes()
+    dataset.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    expected = as_pixels(tmp_path / "x.dcm")
+    np.testing.assert_array_equal(as_pixels(dataset), expected)
+    np.testing.assert_array_equal(as_pixels(pydicom.dcmread(tmp_path / "x.dcm")), expected)
+    del dataset.file_meta
+    with pytest.raises(UserError, match="cannot be written as a file"):
+        as_pixels(dataset)
+
+
+def test_batches_are_padded_to_few_sizes() -> None:
+    assert [batch_size(rows) for rows in (0, 1, 2, 3, 5, 33, 64, 65, 1000)] == [1, 1, 2, 4, 8, 64, 64, 64, 64]
+    assert {batch_size(rows) for rows in range(300)} == {1, 2, 4, 8, 16, 32, 64}
+    assert [batch_size(rows, 8) for rows in (1, 8, 9, 64, 65)] == [8, 8, 16, 64, 64]
+    assert all(batch_size(rows) >= min(rows, BATCH) for rows in range(300))
+    padded = pad(np.arange(6).reshape(3, 2), 4)
+    np.testing.assert_array_equal(padded, [[0, 1], [2, 3], [4, 5], [4, 5]])

@@ -329,3 +329,94 @@ def test_arguments_that_do_not_go_together_are_refused_in_one_line(model: Any, i
     assert model.attmim([], [])["masked"].shape == (0, 8, 8)
     assert model.restore([], [], []) == []
     assert model.response_maps([], []).shape == (0, 8, 8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a user's hands
+
+
+def test_similarity_is_the_cosine_of_the_embeddings(model: Any, images: list[Array]) -> None:
+    texts = [REPORT, "no acute disease"]
+    v, u = np.float64(model.encode_image(images)), np.float64(model.encode_text(texts))
+    expected = (v[:, None] * u[None]).sum(axis=-1) / np.linalg.norm(v, axis=1)[:, None] / np.linalg.norm(u, axis=1)
+    found = model.similarity(images, texts)
+    assert found.shape == (3, 2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert model.similarity([], texts).shape == (0, 2)
+
+
+def test_findings_in_any_words_are_scored_like_those_of_the_vocabulary(model: Any, images: list[Array]) -> None:
+    own = (["A swallowed coin.", "A round metallic foreign body."], "No foreign body.")
+    scores = model.zero_shot(images, {"coin": own, "edema": None, "as edema": prompts.zero_shot_prompts("edema")})
+    assert list(scores) == ["coin", "edema", "as edema"]
+    v = np.float64(model.encode_image(images))
+    mean = np.float64(model.encode_text(own[0])).mean(axis=0)
+    logits = v @ (mean / np.linalg.norm(mean)) - v @ np.float64(model.encode_text([own[1]]))[0]
+    np.testing.assert_allclose(scores["coin"], 1 / (1 + np.exp(-logits / 0.07)), atol=1e-4)
+    np.testing.assert_allclose(scores["edema"], model.zero_shot(images, ["edema"])["edema"], atol=1e-6)
+    np.testing.assert_allclose(scores["edema"], scores["as edema"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("findings", "message"),
+    [
+        ({"coin": "A coin."}, r"findings\['coin'\] must be \(texts that affirm"),
+        ({"coin": (["A coin."],)}, r"findings\['coin'\] must be \(texts that affirm"),
+        ({"coin": (["A coin."], [])}, "a text that denies it is needed"),
+        ({"coin": (["A coin.", " "], ["No coin."])}, "a text that affirms it is needed, and none may be blank"),
+        ({"coin": ([3], ["No coin."])}, "what affirms it must be a list of strings"),
+        ({"": (["A coin."], ["No coin."])}, "the name of a finding is a string"),
+        ({3: (["A coin."], ["No coin."])}, "the name of a finding is a string, not 3"),
+        ({"gout": None}, "unknown finding 'gout'"),
+    ],
+)
+def test_words_that_are_no_pair_of_texts_are_refused(
+    model: Any, images: list[Array], findings: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        model.zero_shot(images, findings)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_size_of_batch_gives_the_same(model: Any, images: list[Array]) -> None:
+    """What is computed, by its own count of rows: 1, 2, 4, 8 … 64."""
+    seen, compute = [], model._encode_image
+
+    def spy(rows: Array) -> Any:
+        seen.append(len(rows))
+        return compute(rows)
+
+    one_by_one = np.concatenate([model.encode_image([image]) for image in images])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(model.__dict__, "_encode_image", spy)
+        for count, sizes in ((1, [1]), (2, [2]), (3, [4]), (9, [16]), (33, [64]), (66, [64, 64])):
+            seen.clear()
+            found = model.encode_image([images[n % 3] for n in range(count)])
+            np.testing.assert_allclose(found, one_by_one[np.arange(count) % 3], atol=1e-6)
+            assert seen == sizes
+
+
+def test_the_figure_holds_image_map_and_words(model: Any, images: list[Array]) -> None:
+    figure = model.explain(images[0], "left pleural effusion")
+    assert (figure.mode, figure.width) == ("RGB", 1048)
+    shown = np.asarray(figure)
+    plain, mapped = shown[8:520, 8:520], shown[8:520, 528:1040]
+    np.testing.assert_array_equal(plain[..., 0], transforms.fit_image(images[0], 512)[..., 0])
+    assert (plain[..., 0] == plain[..., 2]).all()
+    # Orange lies where the response is, and most of it at its highest patch.
+    answer = model.response_map(images[0], "left pleural effusion")
+    orange = (mapped[..., 0].astype(int) - mapped[..., 2]).reshape(8, 64, 8, 64).mean(axis=(1, 3))
+    assert np.corrcoef(orange.ravel(), answer.ravel())[0, 1] > 0.8
+    words = shown[520:]
+    assert (words < 100).any()
+    assert (words[-4:] > 200).all(), "the last line is whole"
+    longer = model.explain(images[0], "left pleural effusion " * 40)
+    assert longer.height > figure.height
+    assert model.explain(images[0], "x" * 500).height > figure.height
+
+
+def test_repr_and_stamp_say_what_it_is(model: Any) -> None:
+    assert "\n" not in repr(model)
+    for words in ("step 7", "64 px in patches of 8", "parameters", "learnt from not recorded"):
+        assert words in repr(model)

@@ -161,6 +161,42 @@ def test_kinds_targets_follow_the_agreement_with_polarity(seed: int, kinds: int)
     assert loss == pytest.approx(soft_target_loss(v, u, 9.0, strength), rel=2e-5, abs=2e-5)
 
 
+def support(known: Array, stated: Array) -> Array:
+    """The share of a text's kinds that is known of an image, 0 where it says the opposite of one."""
+    out = np.zeros((len(known), len(stated)))
+    for i, image in enumerate(known):
+        for j, text in enumerate(stated):
+            says = np.flatnonzero(text)
+            if len(says) and not np.any(image * text < 0):
+                out[i, j] = np.sum(image[says] == text[says]) / len(says)
+    return out
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31 - 1), kinds=st.sampled_from([1, 2, 5]))
+def test_known_targets_are_what_texts_say_that_is_known_of_images(seed: int, kinds: int) -> None:
+    v, u = pairs(seed)
+    rng = np.random.default_rng(seed)
+    stated, known = rng.integers(-1, 2, (2, 11, kinds)).astype(np.int8)
+    ids = rng.integers(0, 20, (11, 2)).astype(np.int32)
+    # Rows are images and columns texts in both directions: not symmetric.
+    strength = np.maximum(matches(ids), support(known.astype(int), stated.astype(int)))
+    loss, _ = call(v, u, 9.0, ids, targets="known", stated=jnp.asarray(stated), known=jnp.asarray(known))
+    assert loss == pytest.approx(soft_target_loss(v, u, 9.0, strength), rel=2e-5, abs=2e-5)
+
+
+def test_kinds_of_one_disease_are_negatives_where_it_is_known_which() -> None:
+    """Two pneumonias of known kinds whose texts both name pneumonia, too, and do not deny each other."""
+    v, u = pairs(8, rows=2)
+    ids = np.array([[0, 1], [2, 3]], np.int32)
+    stated = np.array([[1, 1, 0], [1, 0, 1]], np.int8)  # pneumonia, viral, bacterial
+    known = np.array([[1, 1, -1], [1, -1, 1]], np.int8)
+    options = {"stated": jnp.asarray(stated), "known": jnp.asarray(known)}
+    own_only = call(v, u, 9.0, ids)[0]
+    assert call(v, u, 9.0, ids, targets="known", **options)[0] == pytest.approx(own_only, abs=1e-6)
+    assert call(v, u, 9.0, ids, targets="kinds", **options)[0] != pytest.approx(own_only, abs=1e-2)
+
+
 def test_with_kinds_a_normal_report_and_a_no_finding_prompt_are_not_negatives() -> None:
     v, u = pairs(8, rows=3)
     ids = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
@@ -212,6 +248,7 @@ def test_bfloat16_embeddings_give_a_float32_loss() -> None:
         ({"loss": "hinge"}, "hinge"),
         ({"targets": "labels"}, "labels"),
         ({"targets": "kinds"}, "stated"),
+        ({"targets": "known", "stated": jnp.zeros((11, 2), jnp.int8)}, "known"),
         ({"across_sources": False}, "source"),
     ],
 )
@@ -228,23 +265,31 @@ def test_options_that_cannot_be_honoured_are_refused(options: dict[str, Any], wo
 @pytest.mark.parametrize("fsdp", [0, 1, 4])
 @pytest.mark.parametrize(
     ("loss", "targets", "across"),
-    [("softmax", "text", True), ("softmax", "kinds", False), ("sigmoid", "kinds", True), ("sigmoid", "text", False)],
+    [
+        ("softmax", "text", True),
+        ("softmax", "kinds", False),
+        ("sigmoid", "kinds", True),
+        ("sigmoid", "text", False),
+        ("softmax", "known", True),
+        ("sigmoid", "known", False),
+    ],
 )
 def test_chunks_round_a_ring_give_the_same_loss_and_gradients(fsdp: int, loss: str, targets: str, across: bool) -> None:
     """Of 40 rows, 5 on each of 8 devices in chunks of 2 (a tail of 1), or all on one (fsdp 0) in chunks of 7."""
     rng = np.random.default_rng(3)
     v, u = (np.asarray(x, np.float32) for x in pairs(3, 40))
-    ids, source, stated = (
+    ids, source, stated, known = (
         jnp.asarray(rng.integers(0, 19, (40, 2)), jnp.int32),
         jnp.asarray(rng.integers(0, 2, 40), jnp.int32),
+        jnp.asarray(rng.integers(-1, 2, (40, 5)), jnp.int8),
         jnp.asarray(rng.integers(-1, 2, (40, 5)), jnp.int8),
     )
 
     def both(chunk: int) -> Any:
         def compute(v: jax.Array, u: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
             return objectives.contrastive_loss(
-                v, u, scale, ids, loss=loss, targets=targets, stated=stated, source=source, across_sources=across,
-                logit_bias=bias, chunk=chunk,
+                v, u, scale, ids, loss=loss, targets=targets, stated=stated, known=known, source=source,
+                across_sources=across, logit_bias=bias, chunk=chunk,
             )  # fmt: skip
 
         return tiny.jit(jax.value_and_grad(compute, argnums=(0, 1, 2, 3), has_aux=True))

@@ -156,7 +156,7 @@ def test_a_compiler_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         def lower(self, *_: Any) -> "Step":
             return self
 
-        def compile(self) -> None:
+        def compile(self, *_: Any) -> None:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 20.5G of 15.75G\nmore")
 
     built = training.Built(None, None, None, Step())  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def test_mistakes_are_one_line(
 def test_a_missing_compiler_is_one_line(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--config", config_file, "--topology", "v5e:2x2"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "mmclip: libtpu, the compiler for TPUs, is not installed: pip install -r requirements-tpu.txt"
+        "mmclip: libtpu, the compiler for TPUs, is not installed: pip install -r requirements-tpu.txt, or add --formula"
     ]
 
 

@@ -222,6 +222,11 @@ def test_anatomy_and_modifiers_are_never_denied() -> None:
         ("prominent interstitial markings", ["interstitial_pattern"]),
         ("the bronchovascular markings are prominent", ["bronchovascular_markings"]),
         ("sequelae of tuberculosis", ["tuberculosis_sequelae"]),
+        ("Secondary PTB in the right upper field, left pleurisy", ["tuberculosis", "pleural_other"]),
+        ("STB with cavity formation and fibrous lesions", ["tuberculosis", "cavitation", "fibrosis"]),
+        ("post-primary TB; old PTB", ["tuberculosis", "tuberculosis_sequelae"]),
+        ("Left compensatory emphysema, right pleural adhesions", ["hyperinflation", "pleural_other"]),
+        ("left encapsulated intrathoracic fluid", ["pleural_effusion"]),
         ("ICD generator", ["defibrillator"]),
         ("pectus carinatum", ["pectus_carinatum"]),
         ("healed clavicle fracture", ["clavicle_fracture"]),
@@ -235,6 +240,28 @@ def test_kinds_by_hand(text: str, expected: list[str]) -> None:
 def test_empty_text_has_no_entity() -> None:
     assert find_entities("") == []
     assert find_entities(" \n ") == []
+
+
+@pytest.mark.parametrize("text", ["normal", " Normal.\n", "HEALTHY", "No findings."])
+def test_a_report_of_one_word_is_no_finding(text: str) -> None:
+    (entity,) = find_entities(text)
+    assert (entity.label, entity.kind, entity.negated) == ("observation", "no_finding", False)
+    assert entity.text == text[entity.start : entity.end] == text.strip().rstrip(".")
+
+
+def test_normal_within_a_text_is_no_entity() -> None:
+    assert find_entities("") == []
+    assert find_entities("It is normal") == find_entities("normal variant") == find_entities("not normal") == []
+    assert kinds("Normal heart") == []
+
+
+def test_places_of_the_lungs_are_one_entity() -> None:
+    text = "PTB in the right upper field, left middle zone and upper lung fields"
+    assert [e.text for e in find_entities(text) if e.label == "anatomy"] == [
+        "right upper field",
+        "left middle zone",
+        "upper lung fields",
+    ]
 
 
 def test_edited_resources_change_what_is_found(tmp_path: pathlib.Path) -> None:

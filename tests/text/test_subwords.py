@@ -236,5 +236,5 @@ def test_without_the_library_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     sources: list[Any] = [tmp_path, content]
     for source in sources:
-        with pytest.raises(UserError, match=r"needs the package tokenizers; install the extra: pip install"):
+        with pytest.raises(UserError, match=r"needs the package tokenizers: install the extra \[interop\]"):
             load_tokenizer(source)

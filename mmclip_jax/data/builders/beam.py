@@ -17,7 +17,7 @@ from mmclip_jax.data.builders.collection import Collection
 from mmclip_jax.data.builders.items import Item, Reject
 from mmclip_jax.data.builders.making import chunked
 from mmclip_jax.data.schema import Example
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, extra
 
 _REJECTS = "rejects"
 
@@ -75,7 +75,7 @@ def _pipeline_options(options: Sequence[str]) -> Any:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError(
-            "--beam needs Apache Beam: pip install 'mmclip-jax[beam]', in an environment of its own (docs/data.md)"
+            f"--beam needs Apache Beam: {extra('beam')}, in an environment of its own (docs/data.md)"
         ) from error
     found = PipelineOptions(list(options))
     unknown = [option for option in options if option.partition("=")[0].lstrip("-") not in found.get_all_options()]

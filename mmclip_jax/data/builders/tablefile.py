@@ -25,7 +25,7 @@ from typing import Any
 
 from mmclip_jax.data.builders.files import parquet_place
 from mmclip_jax.data.images.dicom import is_dicom
-from mmclip_jax.errors import UserError, brief, shown
+from mmclip_jax.errors import UserError, brief, extra, shown
 
 SEPARATORS = ",;\t|"
 PARQUET = (".parquet", ".pq")
@@ -300,9 +300,7 @@ def _read_excel(file: pathlib.Path, sheet: str) -> Table:
     try:
         import python_calamine
     except ImportError as error:
-        raise UserError(
-            f'table {file}: Excel files need the extra [excel]: pip install "mmclip-jax[excel]"; or save it as CSV'
-        ) from error
+        raise UserError(f"table {file}: Excel files need {extra('excel')}; or save it as CSV") from error
     _check_extent(file)
     notes = []
     try:

@@ -10,12 +10,12 @@ first pixel's centre is at (0.5, 0.5). The padded square has the side max(height
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from mmclip_jax.data.images.stored import open_stored
+from mmclip_jax.data.images.stored import decode_grey_jpeg, open_stored
 from mmclip_jax.data.schema import Box
 from mmclip_jax.errors import UserError
 
@@ -36,6 +36,14 @@ class Affine:
     zoom: float = 1.0
 
 
+class Augmentation(NamedTuple):
+    """What was drawn for an image: its map, and the factors of brightness and contrast."""
+
+    affine: Affine
+    brightness: float
+    contrast: float
+
+
 def decode_image(data: bytes) -> np.ndarray:
     """The pixels [H, W] uint8 of a stored PNG or JPEG; those of an 8-bit grey file are exactly its own.
 
@@ -44,6 +52,8 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
       UserError: not an image, damaged, or more than 8 bits deep (the true range is the builder's to know).
     """
+    if (pixels := decode_grey_jpeg(data)) is not None:
+        return pixels
     with open_stored(data) as image:
         if image.mode not in _EIGHT_BIT_MODES:
             raise UserError(f"the image's mode is {image.mode}: only 8-bit images are decoded here")
@@ -75,25 +85,65 @@ def fit_image(pixels: np.ndarray, size: int) -> np.ndarray:
     return pixels[:, :, np.newaxis]
 
 
-def augment_image(pixels: np.ndarray, size: int, rng: np.random.Generator, augment: Any) -> np.ndarray:
-    """The image for training: a random affine map of the padded square, brightness and contrast, never a flip.
+def draw_augmentation(rng: np.random.Generator, augment: Any) -> Augmentation:
+    """Draws a random affine map, brightness and contrast, never a flip.
 
     Args:
-      pixels: uint8 [H, W] or [H, W, 1].
-      size: pixels of the result's side.
       rng: where the six draws come from.
       augment: has the attributes rotate (degrees, at most), shift (fraction of the side, at most), scale (zoom is drawn
         from 1 ± scale), brightness and contrast (factors are drawn from 1 ± these); `config.data.augment`.
-
-    Returns:
-      uint8 [size, size, 1].
     """
     # One call, always of the same length, so that a setting does not shift the draws of the others.
     angle, shift_x, shift_y, zoom, brightness, contrast = rng.uniform(-1.0, 1.0, 6).tolist()
     affine = Affine(
         augment.rotate * angle, augment.shift * shift_x, augment.shift * shift_y, 1.0 + augment.scale * zoom
     )
-    return apply_affine(pixels, size, affine, 1.0 + augment.brightness * brightness, 1.0 + augment.contrast * contrast)
+    return Augmentation(affine, 1.0 + augment.brightness * brightness, 1.0 + augment.contrast * contrast)
+
+
+def augment_image(pixels: np.ndarray, size: int, rng: np.random.Generator, augment: Any) -> np.ndarray:
+    """The image for training: what `draw_augmentation` draws, done to `pixels` uint8 [H, W] or [H, W, 1].
+
+    Returns:
+      uint8 [size, size, 1].
+    """
+    return apply_affine(pixels, size, *draw_augmentation(rng, augment))
+
+
+def on_canvas(pixels: np.ndarray, size: int, side: int, drawn: Augmentation) -> dict[str, np.ndarray]:
+    """What a device needs to do `apply_affine` by itself (`models.inputs.augmented`).
+
+    An image that shrinks by more than 1.5 is averaged over blocks here, and gets its brightness and contrast before.
+
+    Args:
+      pixels: uint8 [H, W] or [H, W, 1].
+      size: pixels of the result's side.
+      side: of the canvas, see `data.batch.image_side`.
+      drawn: what is to be done.
+
+    Returns:
+      "image" uint8 [side, side, 1], the pixels in its left upper corner; "extent" int32 [2], their height and width;
+      "affine" float32 [6], from the result's x, y to the canvas's as in `Image.transform`; "tone" float32 [2],
+      brightness and contrast.
+    """
+    pixels, (affine, brightness, contrast) = _two_dimensional(pixels), drawn
+    coefficients: tuple[float, ...] = (1, 0, 0, 0, 1, 0)
+    if affine == Affine() and brightness == contrast == 1.0:
+        pixels = fit_image(pixels, size)[:, :, 0]
+    else:
+        block, coefficients = _inverse(*pixels.shape, size, affine)
+        if block > 1:
+            pixels = np.asarray(_toned(pixels, brightness, contrast).reduce(block))
+            brightness = contrast = 1.0
+    height, width = pixels.shape
+    canvas = np.zeros((side, side, 1), np.uint8)
+    canvas[:height, :width, 0] = pixels
+    return {
+        "image": canvas,
+        "extent": np.array((height, width), np.int32),
+        "affine": np.array(coefficients, np.float32),
+        "tone": np.array((brightness, contrast), np.float32),
+    }
 
 
 def apply_affine(
@@ -110,21 +160,25 @@ def apply_affine(
     pixels = _two_dimensional(pixels)
     if affine == Affine() and brightness == contrast == 1.0:
         return fit_image(pixels, size)
-    height, width = pixels.shape
-    side, left, top = _square(height, width)
-    image = Image.fromarray(pixels)
-    if brightness != 1.0 or contrast != 1.0:
-        image = image.point(_tone_table(pixels.mean(), brightness, contrast).tolist())
-    block = max(1, round(side / (size * affine.zoom)))
+    block, coefficients = _inverse(*pixels.shape, size, affine)
+    image = _toned(pixels, brightness, contrast)
     if block > 1:
         image = image.reduce(block)
+    mapped = image.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+    return np.asarray(mapped)[:, :, np.newaxis]
+
+
+def _inverse(height: int, width: int, size: int, affine: Affine) -> tuple[int, tuple[float, ...]]:
+    """(block to average over first, coefficients from the result's pixels to those of the averaged image)."""
+    side, left, top = _square(height, width)
+    block = max(1, round(side / (size * affine.zoom)))
     # Output pixel -> fraction of the square, from its centre -> undo the map -> pixel of the (reduced) image.
     # cos and sin already hold 1/zoom; `per_pixel` source pixels are one output pixel.
     cos = math.cos(math.radians(affine.angle)) / affine.zoom
     sin = math.sin(math.radians(affine.angle)) / affine.zoom
     per_pixel = side / size / block
     x0, y0 = -0.5 - affine.shift_x, -0.5 - affine.shift_y
-    coefficients = (
+    return block, (
         cos * per_pixel,
         sin * per_pixel,
         ((cos * x0 + sin * y0 + 0.5) * side - left) / block,
@@ -132,8 +186,13 @@ def apply_affine(
         cos * per_pixel,
         ((-sin * x0 + cos * y0 + 0.5) * side - top) / block,
     )
-    mapped = image.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-    return np.asarray(mapped)[:, :, np.newaxis]
+
+
+def _toned(pixels: np.ndarray, brightness: float, contrast: float) -> Image.Image:
+    image = Image.fromarray(pixels)
+    if brightness == contrast == 1.0:
+        return image
+    return image.point(_tone_table(pixels.mean(), brightness, contrast).tolist())
 
 
 def fit_boxes(boxes: Iterable[Box], height: int, width: int) -> tuple[Box, ...]:

@@ -12,18 +12,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmclip_jax.data.texts import full_text, text_ids
-from mmclip_jax.evaluate.base import Card, Context, Evaluation, Part, Result, Results, Section, Summary, template
+from mmclip_jax.evaluate.base import TEXTS, Card, Context, Evaluation, Part, Result, Results, Section, Summary, template
 from mmclip_jax.evaluate.evaluations import source_probe
 from mmclip_jax.evaluate.model import Encoder, Foreign
 from mmclip_jax.evaluate.report.formats import interval, number
 from mmclip_jax.evaluate.rows import Progress, Split
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.evaluate.stats.ranks import match_counts, retrieval_ranks
 
 BLOCK = 64
 RECALL_AT = (1, 5, 10)
 RECALL = Section("retrieval", "Retrieval", "Retrieval")
-# Queries that are compared with the whole gallery at a time.
-QUERIES = 256
 
 
 def contrastive_numbers(
@@ -61,32 +60,6 @@ def contrastive_numbers(
     ) | {"rows": blocks * block}
 
 
-def ranks(queries: np.ndarray, gallery: np.ndarray, ids: np.ndarray, chunk: int = QUERIES) -> np.ndarray:
-    """Rank (from 1) of each query's best positive in the gallery: int [n].
-
-    Element j is a positive of query i if their ids agree in any column. An element that is none and ties with the best
-    positive counts as ranked before it, so that a model that gives everything one embedding finds nothing. Memory is
-    O(chunk * n).
-
-    Args:
-      queries: [n, E].
-      gallery: [n, E].
-      ids: int [n, G], of query i and of element i.
-      chunk: queries at a time.
-    """
-    found = np.zeros(len(queries), np.int64)
-    columns = gallery.astype(np.float64).T
-    for start in range(0, len(queries), chunk):
-        rows = slice(start, start + chunk)
-        likeness = queries[rows].astype(np.float64) @ columns
-        positive = np.zeros(likeness.shape, bool)
-        for column in ids.T:
-            positive |= column[rows, np.newaxis] == column[np.newaxis]
-        best = np.where(positive, likeness, -np.inf).max(axis=1, keepdims=True)
-        found[rows] = 1 + ((likeness >= best) & ~positive).sum(axis=1)
-    return found
-
-
 def recall_numbers(
     image_embed: np.ndarray, text_embed: np.ndarray, ids: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Any]:
@@ -95,7 +68,7 @@ def recall_numbers(
     Args:
       image_embed: [n, E], L2-normalised.
       text_embed: the same.
-      ids: int [n, G], see `ranks`.
+      ids: int [n, G], see `retrieval_ranks`.
       bootstrap: of the n rows; intervals resample the patients of the queries, the gallery stays whole.
 
     Returns (for JSON):
@@ -104,13 +77,10 @@ def recall_numbers(
       random order of the gallery gives, exactly.
     """
     n = len(ids)
-    positives = np.zeros(n, np.int64)
-    for start in range(0, n, QUERIES):
-        rows = slice(start, start + QUERIES)
-        positives[rows] = (ids[rows, np.newaxis] == ids[np.newaxis]).any(axis=2).sum(axis=1)
+    positives = match_counts(ids)
     result: dict[str, Any] = {"rows": n, "with_several": int((positives > 1).sum())}
-    for name, pair in (("image_to_text", (image_embed, text_embed)), ("text_to_image", (text_embed, image_embed))):
-        rank = ranks(*pair, ids)
+    both = retrieval_ranks(image_embed, text_embed, ids)
+    for name, rank in zip(("image_to_text", "text_to_image"), both, strict=True):
         hits = np.stack([rank <= k for k in RECALL_AT], axis=1).astype(np.float64)
         replicates = bootstrap.ratio(hits)
         entry: dict[str, Any] = {}
@@ -198,11 +168,12 @@ class RetrievalEvaluation(Evaluation[None]):
     """Images and texts of one source, which find each other."""
 
     name = "contrastive"
+    needs = (TEXTS,)
     nothing: ClassVar[Summary] = {"block": BLOCK, "parts": [], "recall": []}
 
     def run(self, context: Context) -> Result[None]:
         """See `evaluate`."""
-        given = context.model, context.rows, context.embedded
+        given = context.encoder, context.rows, context.embedded
         return Result(evaluate(*given, recall=context.bootstrap, progress=context.progress))
 
     def cards(self, results: Results) -> Sequence[Card]:
@@ -227,7 +198,7 @@ class RetrievalEvaluation(Evaluation[None]):
     def quick(self, context: Context) -> Mapping[str, float]:
         """Of each source and part "contrastive_loss/SOURCE/PART", "image_to_text/..." and "text_to_image/..."."""
         values: dict[str, float] = {}
-        for part in evaluate(context.model, context.rows, context.embedded)["parts"]:
+        for part in evaluate(context.encoder, context.rows, context.embedded)["parts"]:
             name = f"{part['source']}/{part['part']}"
             values |= {
                 f"contrastive_loss/{name}": part["loss"],

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
-from mmclip_jax.evaluate.model import Encoder
+from mmclip_jax.evaluate.model import Encoder, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.evaluate.stats import metrics
@@ -54,11 +54,17 @@ class SourceRows:
 
 
 def score_by_protocol(
-    model: scoring.TextEncoder, image_embed: np.ndarray, findings: Sequence[str], protocol: Protocol
+    model: scoring.TextEncoder | Supervised, image_embed: np.ndarray, findings: Sequence[str], protocol: Protocol
 ) -> dict[str, np.ndarray]:
-    """The scores [n, K] of images [n, E] by a protocol's prompts and ensemble ("embeddings" or "scores")."""
+    """The scores [n, K] of images [n, E] by a protocol's prompts and ensemble ("embeddings" or "scores").
+
+    A classifier's logits are both scores: it is asked without prompts.
+    """
     if not findings:
         return {name: np.zeros((len(image_embed), 0)) for name in scoring.SCORES}
+    if isinstance(model, Supervised):
+        columns = [list(model.findings).index(finding) for finding in findings]
+        return dict.fromkeys(scoring.SCORES, model.logits_of(image_embed)[:, columns])
     if protocol.ensemble == "embeddings":
         embedded = scoring.prompt_embeddings(model, findings, protocol.prompts_of)
         return scoring.score_images(image_embed, *embedded, model)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results, Summary, template
-from mmclip_jax.evaluate.evaluations.zeroshot import FINDINGS, ZERO_SHOT
+from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, findings_section
 from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.evaluate.stats import metrics
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap, macro_replicates
@@ -104,7 +104,7 @@ class StudiesEvaluation(Evaluation[None]):
 
     def parts(self, results: Results, found: None) -> Sequence[Part]:
         """A table below those of the findings."""
-        return [Part(FINDINGS, template("studies"), guest=True)] if results["studies"] else ()
+        return [Part(findings_section(results), template("studies"), guest=True)] if results["studies"] else ()
 
 
 STUDIES = StudiesEvaluation()

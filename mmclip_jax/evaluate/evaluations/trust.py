@@ -15,7 +15,7 @@ from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results,
 from mmclip_jax.evaluate.evaluations import subgroups
 from mmclip_jax.evaluate.evaluations.scored import SourceRows, score_by_protocol
 from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, ZeroShot
-from mmclip_jax.evaluate.model import Encoder
+from mmclip_jax.evaluate.model import Encoder, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import figures
 from mmclip_jax.evaluate.rows import Split, chunked
@@ -37,7 +37,7 @@ class Asked:
     None where there are none. bootstrap: of the rows.
     """
 
-    model: Encoder
+    model: Encoder | Supervised
     scored: ZeroShot
     here: SourceRows
     findings: Sequence[str]
@@ -48,7 +48,7 @@ class Asked:
     bootstrap: Bootstrap
 
     @classmethod
-    def of(cls, model: Encoder, scored: ZeroShot, bootstrap: Bootstrap) -> "Asked":
+    def of(cls, model: Encoder | Supervised, scored: ZeroShot, bootstrap: Bootstrap) -> "Asked":
         """Takes them from the scores by prompts, which have a headline."""
         source = str(scored.summary["primary"])
         here = scored.rows.of_source(source)
@@ -70,12 +70,12 @@ class Asked:
         )
 
 
-def evaluate(model: Encoder, scored: ZeroShot, bootstrap: Bootstrap = DEFAULT) -> dict[str, Any] | None:
+def evaluate(model: Encoder | Supervised, scored: ZeroShot, bootstrap: Bootstrap = DEFAULT) -> dict[str, Any] | None:
     """All parts, for the source of the headline; None if nothing could be scored there.
 
     Returns (for JSON): "source", "calibration" (`calibration.evaluate`), "negation" (`negation`), "prompts"
     (`prompt_sensitivity`), "subgroups" (`subgroups.evaluate`), "sanity" (`sanity`), "no_finding" (`no_finding`; None
-    where nobody says which images are normal).
+    where nobody says which images are normal). A classifier reads no text: "negation" and "prompts" are None.
     """
     if scored.summary["primary"] is None:
         return None
@@ -84,15 +84,15 @@ def evaluate(model: Encoder, scored: ZeroShot, bootstrap: Bootstrap = DEFAULT) -
     return {
         "source": scored.summary["primary"],
         "calibration": calibration.evaluate(asked.margins, asked.labels, names, asked.validation, asked.bootstrap),
-        "negation": negation(asked),
-        "prompts": prompt_sensitivity(asked),
+        "negation": None if isinstance(model, Supervised) else negation(asked, model),
+        "prompts": None if isinstance(model, Supervised) else prompt_sensitivity(asked, model),
         "subgroups": subgroups.evaluate(asked.here.examples, asked.labels, asked.scores, names, asked.bootstrap),
         "sanity": sanity(asked),
         "no_finding": no_finding(asked),
     }
 
 
-def negation(asked: Asked) -> dict[str, Any]:
+def negation(asked: Asked, model: Encoder) -> dict[str, Any]:
     """Does "no X" say the opposite of "X"?
 
     Of an image that shows X the affirming prompts must be nearer than the denying ones, of one without X farther; ties
@@ -104,7 +104,7 @@ def negation(asked: Asked) -> dict[str, Any]:
     "absent", "balanced" (their mean), "auroc", each with "..._interval".
     """
     here, labels, bootstrap = asked.here, asked.labels, asked.bootstrap
-    positive, negative = scoring.prompt_embeddings(asked.model, asked.findings, asked.scored.protocol.prompts_of)
+    positive, negative = scoring.prompt_embeddings(model, asked.findings, asked.scored.protocol.prompts_of)
     images = here.embedded.astype(np.float64)
     affirmed, denied = images @ positive.T, images @ negative.T
     nearer = (affirmed > denied) + 0.5 * (affirmed == denied)
@@ -143,7 +143,7 @@ def negation(asked: Asked) -> dict[str, Any]:
     }
 
 
-def prompt_sensitivity(asked: Asked) -> dict[str, Any]:
+def prompt_sensitivity(asked: Asked, model: Encoder) -> dict[str, Any]:
     """How much hangs on the wording: the AUROC by each single template, against that of the ensemble.
 
     Returns (for JSON): "templates": [{"present", "absent" (the texts of the first finding), "macro"}], "macro" and
@@ -154,12 +154,10 @@ def prompt_sensitivity(asked: Asked) -> dict[str, Any]:
     count = max(len(each) for each in pairs)
     by_template = np.zeros((count, len(findings)))
     texts = [[each[t % len(each)] for each in pairs] for t in range(count)]
-    embedded = np.asarray(asked.model.encode_text([text for row in texts for pair in row for text in pair]), np.float64)
+    embedded = np.asarray(model.encode_text([text for row in texts for pair in row for text in pair]), np.float64)
     embedded = embedded.reshape(count, len(findings), 2, -1)
     for t in range(count):
-        single = scoring.score_images(asked.here.embedded, embedded[t, :, 0], embedded[t, :, 1], asked.model)[
-            scored.score
-        ]
+        single = scoring.score_images(asked.here.embedded, embedded[t, :, 0], embedded[t, :, 1], model)[scored.score]
         by_template[t] = [metrics.auroc(labels[:, k], single[:, k]) for k in range(len(findings))]
     ensemble = np.array([metrics.auroc(labels[:, k], asked.scores[:, k]) for k in range(len(findings))])
 
@@ -220,7 +218,8 @@ def sanity(asked: Asked) -> list[dict[str, Any]]:
     ]
     diseases = [k for k in every if findings[k] != NO_FINDING]
     if len(diseases) > 1:
-        checks.append(entry("another finding's prompts", diseases, scores[:, np.roll(diseases, 1)], False))
+        other = "another finding's output" if isinstance(asked.model, Supervised) else "another finding's prompts"
+        checks.append(entry(other, diseases, scores[:, np.roll(diseases, 1)], False))
     return checks
 
 
@@ -231,6 +230,8 @@ def no_finding(asked: Asked) -> dict[str, Any] | None:
     "auroc_interval" (normal above abnormal)}]; None if the labels do not say which images are normal.
     """
     here, protocol, findings = asked.here, asked.scored.protocol, asked.findings
+    if isinstance(asked.model, Supervised) and NO_FINDING not in asked.model.findings:
+        return None
     normal = _labels_of(here.examples, protocol) == 1
     diseases = [k for k, finding in enumerate(findings) if finding != NO_FINDING and not prompts.is_device(finding)]
     if not normal.any() or not diseases:
@@ -256,7 +257,7 @@ def _labels_of(examples: Sequence[Example], protocol: Protocol) -> np.ndarray:
     return protocol.labels_of(examples, [NO_FINDING])[:, 0]
 
 
-def _blank_embeddings(model: Encoder, split: Split, rows: np.ndarray) -> np.ndarray:
+def _blank_embeddings(model: Encoder | Supervised, split: Split, rows: np.ndarray) -> np.ndarray:
     """Embeddings [n, E] of grey images of these rows' sizes; each size is encoded once."""
     shapes = [split.shapes[row] for row in rows]
     distinct = list(dict.fromkeys(shapes))

@@ -24,7 +24,7 @@ from mmclip_jax.evaluate.evaluations.scored import (
     member_aurocs,
     score_by_protocol,
 )
-from mmclip_jax.evaluate.model import Encoder, Foreign
+from mmclip_jax.evaluate.model import Encoder, Foreign, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import figures, scores_file
 from mmclip_jax.evaluate.report.formats import interval, number
@@ -34,8 +34,15 @@ from mmclip_jax.evaluate.stats import metrics
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.inference import scoring
 from mmclip_jax.inference.exposure import REPORT_ONLY, exposure, legend, seen_in_training
+from mmclip_jax.text import prompts
 
 FINDINGS = Section("findings", "Findings", "Findings by prompts")
+BY_CLASSIFIER = Section("findings", "Findings", "Findings by the classifier")
+
+
+def findings_section(results: Results) -> Section:
+    """The section of the findings' tables: by prompts, or by a classifier."""
+    return BY_CLASSIFIER if results["checkpoint"].get("classifier") else FINDINGS
 
 
 @dataclasses.dataclass
@@ -69,7 +76,7 @@ class ZeroShot:
 
 
 def evaluate(
-    model: Encoder,
+    model: Encoder | Supervised,
     split: Split,
     image_embed: np.ndarray,
     *,
@@ -81,7 +88,7 @@ def evaluate(
     """Scores every row for every finding of a protocol, and summarises source by source.
 
     Args:
-      model: gives the prompts' embeddings.
+      model: gives the prompts' embeddings; a classifier gives the scores themselves.
       split: the rows.
       image_embed: [n, E] of these rows.
       protocol: None for the data set's own labels.
@@ -92,13 +99,18 @@ def evaluate(
     The summary holds, for JSON: "protocol", "score" (the key of the protocol's score), "primary" (the source of the
     headline: the paired source with most evaluable rows, else the largest), "level", "resamples", "few_positives", and
     "sources": {source: {"rows", "patients", "paired", "unpaired" and what `SourceTables.summarise` returns}}; of an
-    ensemble also "members": the macro AUROC of each of them alone in the primary source.
+    ensemble also "members": the macro AUROC of each of them alone in the primary source; of a classifier "not_learnt":
+    the protocol's findings that it has no output for.
 
     A finding that lacks a class in a source is there with NaN and a note. All findings of a source share the resamples
     of its patients, so the interval of a macro is a joint one.
     """
     protocol = protocol or protocols.load(protocols.DEFAULT)
     findings = findings_by_protocol(split, protocol)
+    not_learnt: list[str] = []
+    if isinstance(model, Supervised):
+        not_learnt = [finding for finding in findings if finding not in model.findings]
+        findings = [finding for finding in findings if finding in model.findings]
 
     def scored(of: Split, embedded: np.ndarray) -> Scored:
         labels = protocol.labels_of(of.examples, findings)
@@ -125,6 +137,8 @@ def evaluate(
         "few_positives": FEW_POSITIVES,
         "sources": sources,
     }
+    if isinstance(model, Supervised):
+        summary["not_learnt"] = not_learnt
     if isinstance(model, Foreign) and len(model.members) > 1 and summary["primary"] is not None:
         summary["members"] = member_aurocs(model, rows, findings, protocol, str(summary["primary"]))
     return ZeroShot(findings, rows, chosen_on, protocol, summary)
@@ -189,7 +203,8 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
                 f"Zero-shot proper ({strict['findings']} of them): {number(strict['auroc'])} "
                 f"{interval(strict['auroc_interval'])}"
             )
-        return [Card("Macro AUROC by prompts", number(every["auroc"]), interval(every["auroc_interval"]), lines)]
+        title = "Macro AUROC of the classifier" if results["checkpoint"].get("classifier") else "Macro AUROC by prompts"
+        return [Card(title, number(every["auroc"]), interval(every["auroc_interval"]), lines)]
 
     def lines(self, results: Results) -> Sequence[str]:
         """What a table of findings must be read with: protocol, uncertain labels, what is undefined."""
@@ -205,6 +220,9 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
             lines.append(f"Note: {protocol['note']}")
         if weak := weak_labels_text(results):
             lines.append(weak)
+        if unknown := results["zero_shot"].get("not_learnt"):
+            named = ", ".join(prompts.display_name(finding) for finding in unknown)
+            lines.append(f"The classifier has no output for these findings of the protocol: {named}")
         for source, entry in results["zero_shot"]["sources"].items():
             if undefined := [f"{f['name']} ({f['note']})" for f in entry["findings"] if f["note"]]:
                 lines.append(f"Undefined in {source}, and not in its means: {', '.join(undefined)}")
@@ -235,7 +253,7 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
 
     def parts(self, results: Results, found: ZeroShot | None) -> Sequence[Part]:
         """The tables of findings with the ROC curves, and the stamps that a reader has to know."""
-        foreign = bool(results["checkpoint"]["external"])
+        foreign = bool(results["checkpoint"]["external"] or results["checkpoint"].get("classifier"))
         sources = results["zero_shot"]["sources"].values()
         stamps = legend({f["exposure"] for entry in sources for f in entry["findings"]}, results["exposure"], foreign)
         span = _span(results)
@@ -248,7 +266,7 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
         }
         return [
             Part(EVALUATED, template("exposures"), {"exposures": stamps}, guest=True),
-            Part(FINDINGS, template("zero_shot"), values),
+            Part(findings_section(results), template("zero_shot"), values),
         ]
 
     def write(self, folder: pathlib.Path, found: ZeroShot | None) -> None:
@@ -262,7 +280,7 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
         findings = findings_of(rows)
         if not findings:
             return values
-        embedded = scoring.prompt_embeddings(context.model, findings)
+        embedded = scoring.prompt_embeddings(context.encoder, findings)
         scores = scoring.score_images(context.embedded, *embedded)["difference"]
         labels, counts = labels_of(rows.examples, findings), rows.source_counts
         # As in the full evaluation: a source with reports, then the larger one, gives the headline.

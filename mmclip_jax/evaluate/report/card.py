@@ -1,9 +1,14 @@
 """The model card of an evaluated checkpoint, in Markdown: intended use, data, audit, metrics, limits."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import mmclip_jax
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import Results
-from mmclip_jax.evaluate.report.notes import about, external_facts, honesty, start_facts
+from mmclip_jax.evaluate.report.notes import about, classifier_facts, external_facts, honesty, start_facts
+from mmclip_jax.inference.stamp import describe
 
 CARD_FILE = "model_card.md"
 
@@ -13,6 +18,21 @@ def render(results: Results) -> str:
     lines = [*_head(results), "", "## Training data", "", *_training(results), "", *_numbers(results)]
     limits = honesty(results, registry.limits(results))
     return "\n".join([*lines, "", "## Limits", "", *(f"- {line}" for line in limits), ""])
+
+
+def unscored(run: str, step: int, model: Any, manifest: Mapping[str, Any]) -> str:
+    """The card of a checkpoint that nobody has evaluated: no numbers; model: its settings."""
+    results: Results = {
+        "checkpoint": {"run": run, "step": step, "model": describe(model), "external": None},
+        "software": {"mmclip_jax": mmclip_jax.__version__},
+        "exposure": manifest.get("exposure"),
+        "init": manifest.get("init"),
+    }
+    lines = [*_head(results), "", "## Training data", "", *_training(results), "", "## Evaluation", ""]
+    lines += ["Not evaluated by `mmclip evaluate` when this card was written: nothing is known of its scores."]
+    if any(source.startswith("phantom") for source in (manifest.get("exposure") or {}).get("sources", {})):
+        lines += ["", "## Limits", "", "- It learnt from drawn images (the phantom), which are no model of disease."]
+    return "\n".join([*lines, ""])
 
 
 def _head(results: Results) -> list[str]:
@@ -25,12 +45,13 @@ def _head(results: Results) -> list[str]:
         f"{checkpoint['model']}.",
         "",
         *(f"- {what}: {value}" for what, value in external_facts(results) if what != "Trained on"),
-        *(f"- {what}: {value}" for what, value in start_facts(results)),
-        *([""] if checkpoint["external"] or results.get("init") else []),
+        *(f"- {what}: {value}" for what, value in classifier_facts(results) + start_facts(results)),
+        *([""] if checkpoint["external"] or checkpoint.get("classifier") or results.get("init") else []),
         "## Intended use",
         "",
-        "Research on language-image pre-training for chest radiographs. Not for diagnosis, triage or any decision on "
-        "a patient. Scores rank images of one source; they were not validated in a clinic.",
+        f"Research on {'classification' if checkpoint.get('classifier') else 'language-image pre-training'} for chest "
+        "radiographs. Not for diagnosis, triage or any decision on a patient. Scores rank images of one source; they "
+        "were not validated in a clinic.",
     ]
 
 

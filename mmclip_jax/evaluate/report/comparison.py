@@ -1,10 +1,12 @@
 """Two or more evaluations side by side: paired bootstrap of the differences, p-values, Holm's correction.
 
-An evaluation is the directory that `mmclip evaluate` wrote. Only evaluations of the same images under the same protocol
-are compared: the same data fingerprints, split and protocol digest, and the same rows and labels in scores.csv. All
-resample the same patients, so a difference has an interval of its own, narrower than those of its ends.
+An evaluation is the directory that `mmclip evaluate` wrote, of a model that is asked by prompts or of a classifier.
+Only evaluations of the same images under the same protocol are compared: the same data fingerprints, split and protocol
+digest, and the same rows and labels in scores.csv. All resample the same patients, so a difference has an interval of
+its own, narrower than those of its ends.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -66,46 +68,61 @@ class SavedEvaluation:
             TypeError,
             AttributeError,
             OSError,
+            csv.Error,
         ) as error:  # something is not what it should be
             said = " ".join(str(error).split())[:100]
             raise UserError(f"{path}: {RESULTS_FILE} or {SCORES_FILE} is damaged ({said}): evaluate again") from error
 
     @classmethod
     def _read(cls, path: pathlib.Path) -> "SavedEvaluation":
-        import pandas as pd
-
         for name in (RESULTS_FILE, SCORES_FILE):
             if not (path / name).is_file():
                 raise UserError(f"{path} has no {name}: it is not what `mmclip evaluate` wrote")
         results = files.read_json(path / RESULTS_FILE, "evaluate again", ("zero_shot", "data"))
         if "protocol" not in results["zero_shot"]:
             raise UserError(f"{path / RESULTS_FILE} has no protocol: evaluate the checkpoint again with this version")
-        # NumPy reads back every digit.
-        table = pd.read_csv(path / SCORES_FILE, dtype=str, keep_default_na=False, encoding="utf-8")
-        if len(table) != results["data"]["rows"]:
+        table = _read_columns(path / SCORES_FILE)
+        rows = len(table["id"])
+        if rows != results["data"]["rows"]:
             raise UserError(
-                f"{path / SCORES_FILE} is damaged ({len(table)} rows, and {RESULTS_FILE} says "
+                f"{path / SCORES_FILE} is damaged ({rows} rows, and {RESULTS_FILE} says "
                 f"{results['data']['rows']}): evaluate again"
             )
 
         def numbers(columns: Sequence[str]) -> np.ndarray:
-            return table[list(columns)].replace("", "nan").to_numpy(np.float64).reshape(len(table), len(columns))
+            cells = [[float(cell or "nan") for cell in table[column]] for column in columns]
+            return np.array(cells, np.float64).reshape(len(columns), rows).T
 
         if "patient" not in table:
             raise UserError(f"{path / SCORES_FILE} has no patients: evaluate the checkpoint again with this version")
-        findings = [name.removesuffix("/label") for name in table.columns if name.endswith("/label")]
+        findings = [name.removesuffix("/label") for name in table if name.endswith("/label")]
         score = results["zero_shot"]["score"]
         return cls(
             name=_name(results, path),
             path=path,
             results=results,
-            ids=table["id"].tolist(),
-            sources=table["source"].to_numpy(object),
-            patients=table["patient"].to_numpy(),
+            ids=table["id"],
+            sources=np.array(table["source"], object),
+            patients=np.array(table["patient"], object),
             findings=findings,
             labels=numbers([f"{finding}/label" for finding in findings]),
             scores=numbers([f"{finding}/{score}" for finding in findings]),
         )
+
+    def only(self, findings: Sequence[str]) -> "SavedEvaluation":
+        """The same evaluation with these of its findings, in this order."""
+        columns = [self.findings.index(finding) for finding in findings]
+        return dataclasses.replace(
+            self, findings=list(findings), labels=self.labels[:, columns], scores=self.scores[:, columns]
+        )
+
+
+def _read_columns(file: pathlib.Path) -> dict[str, list[str]]:
+    """The cells of a CSV file by the name of their column; ValueError where a line has too few or too many."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        header, *lines = csv.reader(stream, strict=True)
+    columns = list(zip(*lines, strict=True)) or [()] * len(header)
+    return {name: list(cells) for name, cells in zip(header, columns, strict=True)}
 
 
 def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
@@ -118,11 +135,12 @@ def newest_evaluation(path: pathlib.Path) -> pathlib.Path:
     return max(found, key=lambda each: (int(each.name) if each.name.isdigit() else -1, each.name), default=path)
 
 
-def check_comparable(evaluations: Sequence[SavedEvaluation]) -> None:
-    """Refuses evaluations that are not of the same images by the same protocol.
+def in_common(evaluations: Sequence[SavedEvaluation]) -> list[SavedEvaluation]:
+    """The evaluations with the findings that all of them have; a classifier may lack some of the protocol's.
 
     Raises:
-      UserError: naming the two directories and what differs.
+      UserError: they are not of the same images by the same protocol, or have no finding in common; the message names
+        the two directories and what differs.
     """
     if len(evaluations) < 2:
         raise UserError("a comparison needs two evaluations or more")
@@ -135,11 +153,18 @@ def check_comparable(evaluations: Sequence[SavedEvaluation]) -> None:
             one, two = key(first.results), key(other.results)
             if one != two:
                 raise UserError(f"{pair} their {what} differ ({one} and {two}); evaluate both alike")
-        same = first.ids == other.ids and np.array_equal(first.sources, other.sources)
-        if not same or first.findings != other.findings:
-            raise UserError(f"{pair} their scores.csv do not hold the same images and findings in the same order")
-        if not np.array_equal(first.labels, other.labels, equal_nan=True):
+        if first.ids != other.ids or not np.array_equal(first.sources, other.sources):
+            raise UserError(f"{pair} their scores.csv do not hold the same images in the same order")
+        shared = [finding for finding in first.findings if finding in other.findings]
+        tuned = [each for each in (first, other) if each.results["checkpoint"].get("classifier")]
+        if first.findings != other.findings and (not tuned or not shared):
+            raise UserError(f"{pair} their scores.csv do not hold the same findings in the same order")
+        if not np.array_equal(first.only(shared).labels, other.only(shared).labels, equal_nan=True):
             raise UserError(f"{pair} the labels in their scores.csv differ; evaluate both alike")
+    common = [finding for finding in first.findings if all(finding in each.findings for each in evaluations)]
+    if not common and first.findings:
+        raise UserError("the evaluations have no finding in common; compare fewer at a time")
+    return [each.only(common) for each in evaluations]
 
 
 def compare(
@@ -147,20 +172,21 @@ def compare(
 ) -> dict[str, Any]:
     """Compares every evaluation with the first.
 
-    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "external", "prompts",
-    "headline"}], "protocol",
-    "primary" (source), "data", "level",
-    "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
+    Returns (for JSON): "runs": [{"name", "path", "run", "step", "model", "exposure", "audit", "external", "classifier",
+    "prompts", "headline"}], "protocol", "primary" (source), "data", "left_out" (findings that not all runs have),
+    "level", "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
     "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
     it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
     two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding; Holm's correction is over
     the findings of a source that have a p, for each metric and run apart, without the macro.
 
     Raises:
-      UserError: they cannot be compared (`check_comparable`).
+      UserError: they cannot be compared (`in_common`).
     """
-    check_comparable(evaluations)
+    given = evaluations
+    evaluations = in_common(given)
     first = evaluations[0]
+    left_out = sorted({finding for each in given for finding in each.findings} - set(first.findings))
     sources = {}
     for source in dict.fromkeys(first.sources.tolist()):
         rows = np.flatnonzero(first.sources == source)
@@ -177,6 +203,7 @@ def compare(
                 "exposure": each.results["exposure"],
                 "audit": each.results["audit"],
                 "external": _external(each.results["checkpoint"]),
+                "classifier": each.results["checkpoint"].get("classifier"),
                 "prompts": about(each.results).protocol.get("prompts", ""),
                 "headline": each.results["headline"],
             }
@@ -185,6 +212,7 @@ def compare(
         "protocol": about(first.results).protocol,
         "primary": about(first.results).source,
         "data": first.results["data"],
+        "left_out": [prompts.display_name(finding) for finding in left_out],
         "level": level,
         "resamples": resamples,
         "sources": sources,

@@ -61,7 +61,11 @@ def as_text(result: Mapping[str, Any]) -> str:
     protocol = result["protocol"]
     lines.append(f"Protocol: {protocol['title']} ({protocol['name']}, {protocol['digest']})")
     lines.append(f"Uncertain labels: {protocol['uncertain_text']}")
+    if result["left_out"]:
+        lines.append(f"Not compared, since not all runs have them: {', '.join(result['left_out'])}")
     for letter, each in zip(string.ascii_uppercase, runs, strict=False):
+        if each["classifier"]:
+            lines.append(f"{letter} is a classifier that was trained on labels; it was not asked by prompts")
         if each["prompts"]:
             lines.append(f"Prompts of {letter}: {each['prompts']}, in place of the protocol's")
         lines.append(f"Audit of {letter}: {audit.text(each['audit'])}")

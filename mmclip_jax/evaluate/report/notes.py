@@ -65,8 +65,35 @@ def start_facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def classifier_facts(results: Results) -> list[tuple[str, str]]:
+    """(what, value) of the fine-tuning that made a classifier; [] of any other model."""
+    told = results["checkpoint"].get("classifier")
+    if not told:
+        return []
+    sets = "; ".join(f"{s['name']} {s['version']} (contents {s['fingerprint'][:12]})" for s in told["data"].values())
+    way = "the whole image encoder learnt" if told["mode"] == "full" else "a linear layer on a frozen encoder"
+    chosen, began = told["validation"], told["checkpoint"]
+    return [
+        (
+            "Fine-tuned on",
+            f"{told['images']:,} images of {told['patients']:,} patients of {sets} "
+            f"({100 * told['fraction']:g} % of training): {way}, {told['task']}, seed {told['seed']}",
+        ),
+        ("Began with", f"{began['run']}, step {began['step']:,}"),
+        (
+            "Step and thresholds chosen on",
+            f"{chosen['images']:,} validation images of {chosen['patients']:,} patients "
+            f"(macro AUROC there {number(chosen['macro_auroc'])}, too good for having been chosen by)",
+        ),
+        ("Uncertain labels in fine-tuning", told["uncertain"]),
+    ]
+
+
 def why_no_scores(results: Results) -> str:
     """Why no finding could be scored, and what would change that."""
+    not_learnt = results["zero_shot"].get("not_learnt")
+    if not_learnt and not any(entry["findings"] for entry in results["zero_shot"]["sources"].values()):
+        return f"The classifier has no output for any finding that is labelled here: {', '.join(not_learnt)}."
     if results["data"].get("labelled_rows", 1):
         return "No finding has both classes in this split."
     return (
@@ -122,6 +149,11 @@ def honesty(results: Results, limits: Sequence[str]) -> list[str]:
                 f"An ensemble ({facts['ensemble']}) is to be compared with ensembles. Retrieval, negation and "
                 "counterfactual reports use the mean of its members' similarities."
             )
+    if results["checkpoint"].get("classifier"):
+        lines[0] = (
+            "The classifier was trained on labels of these findings: none of its scores is zero-shot, and a comparison "
+            "with scores by prompts is one of two kinds of supervision."
+        )
     if weak := weak_labels_text(results):
         lines.append(f"{weak}. Such scores say how well images and reports agree, not how well a finding is seen.")
     lines += limits

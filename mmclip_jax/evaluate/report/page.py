@@ -17,11 +17,20 @@ from mmclip_jax.evaluate.report.cases import Case
 from mmclip_jax.evaluate.report.formats import finite, interval, number
 from mmclip_jax.evaluate.rows import uncertain_text
 from mmclip_jax.inference import pictures
-from mmclip_jax.inference.exposure import AS_STATED, NOT_OURS, OTHER_SOURCE, REPORT_ONLY, SAME_SOURCE
+from mmclip_jax.inference.exposure import (
+    AS_STATED,
+    NOT_OURS,
+    OTHER_SOURCE,
+    REPORT_ONLY,
+    SAME_SOURCE,
+    TUNED_OTHER,
+    TUNED_SAME,
+)
 
 if TYPE_CHECKING:
     import jinja2
 
+_FIRST_CASES = 3  # at the head of the page; the others are folded away
 REPORT_FILE, RESULTS_FILE = "report.html", "results.json"
 
 # What to plot of metrics.jsonl, in this order: (name, title, note).
@@ -39,11 +48,19 @@ _CURVES = (
     ("learning_rate", "Learning rate", ""),
     ("images_per_second", "Throughput", "images a second"),
 )
-_STAMP_CLASSES = {REPORT_ONLY: "report", OTHER_SOURCE: "other", SAME_SOURCE: "same"}
+_STAMP_CLASSES = {
+    REPORT_ONLY: "report",
+    OTHER_SOURCE: "other",
+    SAME_SOURCE: "same",
+    TUNED_OTHER: "other",
+    TUNED_SAME: "same",
+}
 # For table cells; the legend and the cell's title hold the whole stamp.
 _STAMP_SHORT = {
     OTHER_SOURCE: "other source's labels",
     NOT_OURS: "unknown",
+    TUNED_SAME: "this source's labels",
+    TUNED_OTHER: "other source's labels",
     REPORT_ONLY + AS_STATED: "no labels, as stated",
     OTHER_SOURCE + AS_STATED: "other source's labels, as stated",
     SAME_SOURCE + AS_STATED: "same source's labels, as stated",
@@ -94,10 +111,10 @@ def render(
     evaluated = sections.pop(EVALUATED, "")
     charts, more = _charts(curves)
     menu = [
+        *([("cases", "Cases")] if cases else []),
         (EVALUATED.id, EVALUATED.title),
         *((section.id, section.title) for section in sections),
         *([("training", "Training")] if charts else []),
-        *([("cases", "Cases")] if cases else []),
         ("honesty", "Reading the numbers"),
     ]
     run = results["checkpoint"]["run"]
@@ -112,7 +129,7 @@ def render(
             cards=registry.cards(results),
             about=notes.about(results),
             external_facts=notes.external_facts(results),
-            start_facts=notes.start_facts(results),
+            start_facts=notes.classifier_facts(results) + notes.start_facts(results),
             weak_labels=notes.weak_labels_text(results),
             audited=audit.text(results["audit"]),
             trained_on=_trained_on(results),
@@ -120,6 +137,7 @@ def render(
             sections=sections,
             charts=charts,
             more_charts=more,
+            first_cases=_FIRST_CASES,
             cases=[_pictures(case) for case in cases],
             show_text=show_text,
             honesty=notes.honesty(results, registry.limits(results)),

@@ -6,7 +6,7 @@ from mmclip_jax import files
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import Results
-from mmclip_jax.evaluate.report.notes import external_facts, start_facts
+from mmclip_jax.evaluate.report.notes import classifier_facts, external_facts, start_facts
 from mmclip_jax.evaluate.report.page import REPORT_FILE
 
 
@@ -19,7 +19,10 @@ def summary(results: Results, what: str, out_dir: str | os.PathLike[str]) -> str
             f"{what}, {data['split']} split, {extent}",
             headline_text(results),
             *registry.lines(results),
-            *(f"{what}: {value}" for what, value in external_facts(results) + start_facts(results)),
+            *(
+                f"{what}: {value}"
+                for what, value in external_facts(results) + classifier_facts(results) + start_facts(results)
+            ),
             f"Audit: {audit.text(results['audit'])}",
             f"Report: {files.locate(out_dir) / REPORT_FILE}",
         ]

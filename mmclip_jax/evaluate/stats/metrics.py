@@ -125,7 +125,7 @@ def _cumulated(counts: np.ndarray) -> np.ndarray:
     # 32 bits are a third faster; ten million rows would need to be drawn 200 times over to exceed them.
     dtype = np.int32 if counts.shape[1] < 10_000_000 else np.int64
     total = np.zeros((len(counts), counts.shape[1] + 1), dtype)
-    np.cumsum(counts, axis=1, out=total[:, 1:])
+    np.cumsum(counts, axis=1, dtype=dtype, out=total[:, 1:])
     return total
 
 

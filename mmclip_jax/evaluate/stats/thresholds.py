@@ -93,6 +93,26 @@ def choose_threshold(labels: Any, scores: Any, criterion: str = "f1") -> float:
     return float(candidates[int(np.argmax(quality))])
 
 
+def threshold_of_sensitivity(labels: Any, scores: Any, least: float = 0.9) -> float:
+    """The largest score that, as a threshold, gives a sensitivity of at least `least`. Meant for validation rows.
+
+    Returns:
+      One of the scores; NaN without a positive.
+
+    Raises:
+      UserError: as for `metrics.auroc`.
+      ValueError: least outside (0, 1].
+    """
+    if not 0 < least <= 1:
+        raise ValueError(f"a sensitivity of {least} is not in (0, 1]")
+    candidates, true, _, positives, _ = _ladder(labels, scores)
+    if not positives:
+        return float("nan")
+    # In whole positives: 0.9 * 10 is 9 whatever the rounding of the product.
+    needed = int(np.ceil(least * positives - 1e-9))
+    return float(candidates[int(np.argmax(true >= needed))])
+
+
 def max_f1(labels: Any, scores: Any) -> float:
     """The highest F1 that any threshold reaches on these very rows: optimistic, for comparison with others' tables."""
     _, true, false, positives, _ = _ladder(labels, scores)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mmclip_jax.errors import UserError
+from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.encoders.base import ImageEncoder, TextEncoder
 from mmclip_jax.models.encoders.convnext import ConvNeXt
 from mmclip_jax.models.encoders.text import TextTransformer
@@ -49,7 +50,8 @@ def _transformer(part: str, config: ConfigDict, **fixed: Any) -> dict[str, Any]:
     if own.width % own.heads:
         raise UserError(f"model.{part}.width={own.width} is no multiple of heads={own.heads}")
     sizes = {name: own[name] for name in ("width", "depth", "heads", "mlp_dim")}
-    return sizes | _computed(config) | {"variant": _variant(part, config, **fixed)}
+    how = {"variant": _variant(part, config, **fixed), "attention": config.get("attention", PLAIN)}
+    return sizes | _computed(config) | how
 
 
 def _computed(config: ConfigDict) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class ConvNeXt(nn.Module):
             )(self.variant, self.dtype, name=f"layers_{stage}")
             x, _ = layers(sharding.shard_rows(x))
         x = layer_norm(x, "norm", self.variant.epsilon)
-        return x.reshape(len(x), -1, self.width), None, None
+        return x.reshape(x.shape[0], -1, self.width), None, None
 
     @property
     def layers(self) -> int:

@@ -7,7 +7,9 @@ import numpy as np
 
 from mmclip_jax import sharding
 from mmclip_jax.models import work
+from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.encoders.base import transformer_layer_numbers
+from mmclip_jax.models.similarity import PRECISION
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, sincos_codes
 
 
@@ -31,6 +33,7 @@ class TextTransformer(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
+    attention: str = PLAIN
 
     def setup(self) -> None:
         noise = nn.initializers.normal(0.02)
@@ -52,6 +55,7 @@ class TextTransformer(nn.Module):
             self.remat,
             self.unroll,
             self.return_attention,
+            self.attention,
         )
 
     def __call__(self, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -71,9 +75,9 @@ class TextTransformer(nn.Module):
     def attend_vocabulary(self, x: jax.Array) -> jax.Array:
         """Logits float32 [...,V] of features x [...,D] against the token embedding.
 
-        In float32 whatever the compute dtype: bfloat16 logits would tie and blur the loss.
+        In float32 whatever the compute dtype: bfloat16 logits would tie and blur the loss. See `similarity.PRECISION`.
         """
-        return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding, precision="highest")
+        return jnp.einsum("...d,vd->...v", x.astype(jnp.float32), self.embed.embedding, precision=PRECISION)
 
     @property
     def layers(self) -> int:

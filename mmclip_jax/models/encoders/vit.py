@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmclip_jax.models import work
+from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.encoders.base import Stage, transformer_layer_numbers
 from mmclip_jax.models.inputs import patch_count, patchify
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
@@ -34,7 +35,7 @@ class ConvStem(nn.Module):
             channels = self.width >> (stages - 1 - stage)
             x = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, name=f"conv_{stage}")(x)
             x = nn.gelu(layer_norm(x, f"norm_{stage}"))
-        x = x.reshape(len(x), -1, self.width)
+        x = x.reshape(x.shape[0], -1, self.width)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(x)
 
 
@@ -66,6 +67,7 @@ class ViT(nn.Module):
     remat: bool = False
     unroll: bool = False
     return_attention: bool = False
+    attention: str = PLAIN
     gives_attention: ClassVar[bool] = True
 
     @property
@@ -96,7 +98,7 @@ class ViT(nn.Module):
         first = [("class_token", 1)] * self.class_token + [("registers", self.registers)] * bool(self.registers)
         tokens = [self.param(name, nn.initializers.normal(0.02), (1, n, self.width)) for name, n in first]
         if tokens:
-            ahead = [jnp.broadcast_to(token.astype(x.dtype), (len(x), *token.shape[1:])) for token in tokens]
+            ahead = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape[1:])) for token in tokens]
             x = jnp.concatenate([*ahead, x], axis=1)
         if self.variant.first_norm:
             x = layer_norm(x, "norm_pre", self.variant.epsilon)
@@ -109,6 +111,7 @@ class ViT(nn.Module):
             self.remat,
             self.unroll,
             self.return_attention,
+            self.attention,
             name="transformer",
         )(x)
         token = x[:, 0] if self.class_token else None

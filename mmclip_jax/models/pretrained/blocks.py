@@ -11,6 +11,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.models.pretrained.weights import Weights
 
 Params = dict[str, Any]
+Arrays = dict[str, np.ndarray]
 HEAD_WIDTH = 64
 # Widths whose published models have heads of another width than 64 (ViT-H, ViT-g, ViT-bigG).
 _HEADS = {1280: 16, 1408: 16, 1664: 16}
@@ -117,8 +118,9 @@ def dense(weights: Weights, name: str, outputs: int | None, inputs: int | None) 
 
 
 def biased(layer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The layer with a bias, of zeros if it had none."""
-    return {"bias": np.zeros(layer["kernel"].shape[1], np.float32)} | layer
+    """The layer, or layers stacked along their first axis, with a bias, of zeros if it had none."""
+    kernel = layer["kernel"]
+    return {"bias": np.zeros(kernel.shape[:-2] + kernel.shape[-1:], np.float32)} | layer
 
 
 def norm(weights: Weights, name: str, width: int) -> dict[str, np.ndarray]:
@@ -134,6 +136,49 @@ def patch(weights: Weights, name: str) -> tuple[dict[str, np.ndarray], int]:
     if f"{name}.bias" in weights:
         layer["bias"] = weights.take(f"{name}.bias", width)
     return biased(layer), width
+
+
+def put_layers(stacked: Params, prefix: str, names: Names) -> Arrays:
+    """The inverse of `layers`: each weight by its name; keys without a bias get one of zeros."""
+    out: Arrays = {}
+    attention = {part: biased(layer) for part, layer in stacked["self_attention"].items()}
+    for number in range(len(stacked["mlp_in"]["kernel"])):
+        at = f"{prefix}{number}."
+        parts = [{kind: array[number] for kind, array in attention[p].items()} for p in ("query", "key", "value")]
+        if names.joint:
+            out[f"{at}{names.joint}weight"] = np.concatenate([part["kernel"].T for part in parts])
+            out[f"{at}{names.joint}bias"] = np.concatenate([part["bias"] for part in parts])
+        else:
+            for part, name in zip(parts, names.separate, strict=True):
+                out |= put_dense(part, at + name)
+        dense_parts = {names.out: attention["out"], names.mlp_in: stacked["mlp_in"], names.mlp_out: stacked["mlp_out"]}
+        for name, layer in dense_parts.items():
+            out |= put_dense({kind: array[number] for kind, array in layer.items()}, at + name)
+        for name, layer in ((names.norm_self, stacked["norm_self"]), (names.norm_mlp, stacked["norm_mlp"])):
+            out |= put_norm({kind: array[number] for kind, array in layer.items()}, at + name)
+        for ours, theirs in (("scale_self", names.scale_self), ("scale_mlp", names.scale_mlp)):
+            if ours in stacked:
+                out[at + theirs] = stacked[ours][number]
+    return out
+
+
+def put_dense(layer: Params, name: str) -> Arrays:
+    """The inverse of `dense`."""
+    return {f"{name}.weight": layer["kernel"].T} | ({f"{name}.bias": layer["bias"]} if "bias" in layer else {})
+
+
+def put_norm(layer: Params, name: str) -> Arrays:
+    """The inverse of `norm`."""
+    return {f"{name}.weight": layer["scale"], f"{name}.bias": layer["bias"]}
+
+
+def put_patch(layer: Params, name: str, shares: Sequence[float], with_bias: bool) -> Arrays:
+    """The inverse of `patch`, of a grey kernel [P*P,D]; each channel gets its share of it."""
+    pixels, width = layer["kernel"].shape
+    side = round(pixels**0.5)
+    grey = layer["kernel"].reshape(side, side, width).transpose(2, 0, 1)
+    out = {f"{name}.weight": np.stack([grey * np.float32(share) for share in shares], axis=1)}
+    return out | ({f"{name}.bias": layer["bias"]} if with_bias else {})
 
 
 def grid(encoder: Params, where: str) -> tuple[int, int, int]:

@@ -223,7 +223,7 @@ def _openai_image(
         image["head"] = [dense(weights, "visual.head.proj", None, image["position"].shape[1])]
         image_told = Told("vit", 0, epsilon=1e-6)
     elif "visual.conv1.weight" in weights:
-        image, image_told = families.openai_image(weights, "visual."), Told("vit", 0, activation)
+        image, image_told = families.openai_image(weights, "visual."), _open_clip_told("vit", file, vision, activation)
         image["head"] = [{"kernel": weights.take("visual.proj", image["position"].shape[1], None)}]
     else:
         raise UserError(f"{file}: its image encoder is neither CLIP's vision transformer nor timm's: not supported")
@@ -251,8 +251,24 @@ def _openai_text(
         prefix = "text." if "text.token_embedding.weight" in weights else ""
         text = families.openai_text(weights, prefix)
         text["head"] = [{"kernel": weights.take(f"{prefix}text_projection", text["position"].shape[1], None)}]
-        text_told = Told("clip", 0, activation)
+        text_told = _open_clip_told("clip", file, config, activation)
     return text, text_told
+
+
+def _open_clip_told(encoder: str, file: pathlib.Path, config: Mapping[str, Any], activation: str) -> Told:
+    """What a vision_cfg or text_cfg of open_clip says of norms and activation.
+
+    Raises:
+      UserError: arguments of them that are not known, or a pooling other than that of the end of the text.
+    """
+    beside = str(file.with_name(OPEN_CLIP_CONFIG))
+    norms, activations = (field(beside, config, name, dict, {}) for name in ("norm_kwargs", "act_kwargs"))
+    if set(norms) - {"eps"} or activations not in ({}, {"approximate": "tanh"}):
+        raise UserError(f"{beside}: norm_kwargs {dict(norms)} or act_kwargs {dict(activations)} are not supported")
+    if config.get("pool_type") not in (None, "argmax", "eos"):
+        raise UserError(f"{beside}: the pooling {config['pool_type']!r} of texts is not supported")
+    name = "gelu_tanh" if activations and activation == "gelu" else activation
+    return Told(encoder, 0, name, epsilon=float(field(beside, norms, "eps", float, 1e-5, low=0)))
 
 
 _SAY_HEADS = "say it in the spec (heads)"
@@ -260,11 +276,12 @@ _BERT_TOKENS = "text.transformer.embeddings.word_embeddings.weight"
 # Settings of an open_clip_config.json that are heeded, or follow from the shapes.
 _MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text")
 _VISION = (
-    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"),
+    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "act_kwargs", "norm_kwargs"),
     *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj"),
 )
 _TEXT = (
-    *("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "tokenizer_kwargs"),
+    *("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "tokenizer_kwargs", "act_kwargs"),
+    *("norm_kwargs", "pool_type", "pad_id", "eos_id"),
     *("hf_model_name", "hf_model_pretrained", "hf_tokenizer_name", "hf_proj_type", "hf_pooler_type"),
 )
 
@@ -312,8 +329,7 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
         (image, vision, "vision_model", "visual_projection"),
         (words, text, "text_model", "text_projection"),
     ):
-        pooler = [] if model["model_type"].startswith("clip") else [dense(weights, f"{place}.pooler.dense", None, None)]
-        params["head"] = [*pooler, dense(weights, name, None, None)]
+        params["head"] = [*_pooler(weights, place, model, beside), dense(weights, name, None, None)]
     told = [_told(part, beside) for part in (vision, text)]
     for each, params, name in zip(told, (image, words), ("vision", "text"), strict=True):
         heads_of(str(beside), name, params["position"].shape[1], each.heads)
@@ -327,6 +343,23 @@ def _huggingface(weights: Weights, config: Mapping[str, Any], file: pathlib.Path
     return _encoder(weights, file, {"image": image, "text": words}, told[0], told[1], origins)
 
 
+def _pooler(weights: Weights, place: str, model: Mapping[str, Any], file: pathlib.Path) -> list[Params]:
+    """The layer between the class token and the projection; [] where there is none, or one that changes nothing.
+
+    Raises:
+      UserError: one without an activation that changes something.
+    """
+    if model["model_type"].startswith("clip"):
+        return []
+    layer = dense(weights, f"{place}.pooler.dense", None, None)
+    if model.get("pooler_act") != _LINEAR:
+        return [layer]
+    if not np.array_equal(layer["kernel"], np.eye(*layer["kernel"].shape)) or np.any(layer.get("bias", 0)):
+        raise UserError(f"{file}: a pooler without an activation (pooler_act {_LINEAR!r}) is not supported")
+    return []
+
+
+_LINEAR = "linear"
 _READERS = {
     "vit": families.vit,
     "clip_vision_model": families.clip_image,
@@ -344,7 +377,9 @@ def _told(config: Mapping[str, Any], file: pathlib.Path) -> Told:
     heads = field(str(file), config, "num_attention_heads", int, usual["num_attention_heads"], low=1)
     eps = field(str(file), config, "layer_norm_eps", float, usual["layer_norm_eps"], low=0)
     activation = _activation(_HUGGINGFACE_ACTIVATIONS.get(name, name), file)
-    return Told(_ENCODERS[config["model_type"]], heads, activation, "tanh", float(eps))
+    pooled = field(str(file), config, "pooler_act", str, "tanh")
+    head = "tanh" if pooled == _LINEAR else _activation(_HUGGINGFACE_ACTIVATIONS.get(pooled, pooled), file)
+    return Told(_ENCODERS[config["model_type"]], heads, activation, head, float(eps))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.errors import UserError
-from mmclip_jax.fields import INSTALL
+from mmclip_jax.errors import UserError, extra
 
 # Names that a checkpoint's folder holds its weights under, the safer format first.
 FILES = (
@@ -160,7 +159,7 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         from safetensors import SafetensorError, numpy
     except ImportError as error:
-        raise UserError(f"{file} needs the package safetensors; {INSTALL}") from error
+        raise UserError(f"{file} needs the package safetensors: install {extra('interop')}") from error
     try:
         arrays = numpy.load_file(file)
     except (SafetensorError, OSError, TypeError, KeyError) as error:
@@ -175,7 +174,10 @@ def _unpickle(file: pathlib.Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{file} is a file of PyTorch's, which is not installed; {INSTALL}") from error
+        raise UserError(
+            f"{file} is a file of PyTorch's, which is not installed: install {extra('torch')}, or save the weights as "
+            "safetensors"
+        ) from error
     if _is_torchscript(file):
         raise UserError(
             f"{file} is a TorchScript archive, which holds code: load it with torch.jit.load, and save its state_dict()"

@@ -8,6 +8,7 @@ from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate.evaluations import counterfactual
 from mmclip_jax.evaluate.rows import Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.text import flips
 from mmclip_jax.text.entities import find_entities
 
 ROWS = toy.collection(patients=80, paired_only=True)
@@ -31,7 +32,7 @@ ROWS = toy.collection(patients=80, paired_only=True)
 )
 def test_polarity_is_flipped_as_one_would_write_it(text: str, expected: str | None) -> None:
     (entity,) = [e for e in find_entities(text) if e.kind and e.label == "observation" and e.kind != "cardiomegaly"]
-    changed = counterfactual.flip_polarity(text, entity)
+    changed = flips.flip_polarity(text, entity)
     assert changed == expected
     if changed is not None:
         (after,) = [e for e in find_entities(changed) if e.kind == entity.kind]
@@ -41,12 +42,12 @@ def test_polarity_is_flipped_as_one_would_write_it(text: str, expected: str | No
 def test_the_nearest_word_of_the_sentence_is_exchanged() -> None:
     text = "The right lung is clear. Left basilar atelectasis and small right pleural effusion."
     atelectasis, effusion = (e for e in find_entities(text) if e.kind in ("atelectasis", "pleural_effusion"))
-    assert counterfactual.flip_word(text, atelectasis, counterfactual.SIDES) == text.replace("Left bas", "Right bas")
-    assert counterfactual.flip_word(text, effusion, counterfactual.SIDES) == text.replace("small right", "small left")
-    large = counterfactual.flip_word(text, effusion, counterfactual.SEVERITIES)
+    assert flips.flip_word(text, atelectasis, flips.SIDES) == text.replace("Left bas", "Right bas")
+    assert flips.flip_word(text, effusion, flips.SIDES) == text.replace("small right", "small left")
+    large = flips.flip_word(text, effusion, flips.SEVERITIES)
     assert large == text.replace("small", "large")
     (nodule,) = [e for e in find_entities("Left lung. A nodule.") if e.kind]
-    assert counterfactual.flip_word("Left lung. A nodule.", nodule, counterfactual.SIDES) is None
+    assert flips.flip_word("Left lung. A nodule.", nodule, flips.SIDES) is None
 
 
 def test_flips_change_one_thing_for_the_reader_of_reports() -> None:

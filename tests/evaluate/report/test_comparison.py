@@ -3,6 +3,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
 import toy
@@ -194,7 +195,7 @@ def test_edited_files_are_refused(evaluated: dict[str, pathlib.Path], tmp_path: 
     lines = (evaluated["good"] / "scores.csv").read_text().splitlines()
     for number, (edited, message) in enumerate(
         [
-            ([lines[0], *lines[:0:-1]], "the same images and findings in the same order"),
+            ([lines[0], *lines[:0:-1]], "the same images in the same order"),
             ([line.replace(",1,", ",0,") for line in lines], "labels in their scores.csv differ"),
         ]
     ):
@@ -227,7 +228,27 @@ def test_the_files_and_the_page(evaluated: dict[str, pathlib.Path], tmp_path: pa
     read: dict[str, Any] = json.loads((tmp_path / "compare.json").read_text())
     assert [each["run"] for each in read["runs"]] == ["good", "noisy", "again"]
     page = (tmp_path / "compare.html").read_text()
-    assert page.count('<th scope="row">nodule') == 4  # two sources, two metrics
-    for name in ("good @ 7", "noisy @ 7", "B − A", "C − A", "p (Holm)", "no known label"):
+    assert page.count('<th scope="rowgroup" colspan="6">nodule') == 4  # two sources, two metrics
+    for name in ("good @ 7", "noisy @ 7", "Difference to A", "p (Holm)", "no known label"):
         assert name in page
     assert "http" not in page
+
+
+@pytest.mark.browser
+def test_the_corrected_p_is_seen_at_every_width_and_on_paper(
+    evaluated: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    names = ("good", "noisy", "again", "noisy", "good", "noisy")
+    comparison.run([evaluated[name] for name in names], tmp_path, resamples=20)
+    corrected = "table.compared tbody tr:not(.total) > :last-child, table.compared thead th:last-child"
+    with browser.opened() as chromium:
+        for width in (320, browser.PHONE, 768, browser.LAPTOP, 1920):
+            page = browser.show(chromium, tmp_path / "compare.html", width)
+            assert browser.sideways(page) <= 0, width
+            seen = browser.is_seen(page, corrected)
+            assert len(seen) > 100
+            assert all(seen), width
+            page.close()
+        page = browser.show(chromium, tmp_path / "compare.html")
+        missing = browser.missing_cells(page, browser.print_a4(page, tmp_path / "compare.pdf"))
+    assert missing == []

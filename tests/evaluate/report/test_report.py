@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
 import toy
@@ -22,7 +23,6 @@ from mmclip_jax.evaluate.rows import Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.inference import pictures
 
-CHROMIUM = pathlib.Path("/usr/bin/chromium")
 CURVES: list[dict[str, Any]] = [
     {"step": step, "loss": 9.0 / (1 + step / 50), "contrastive/loss": 4.0 / (1 + step / 40), "odd/number": step % 7}
     for step in range(0, 400, 5)
@@ -362,18 +362,10 @@ def test_ticks_are_round_and_cover_the_range(low: float, high: float) -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("width", [browser.LAPTOP, browser.PHONE])
 def test_the_page_opens_without_errors_and_shows_its_pictures(evaluated: Evaluated, scheme: Any, width: int) -> None:
-    playwright_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
-        pytest.skip("Debian's chromium is not installed")
-    flags = [
-        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync",
-    ]  # fmt: skip
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    with browser.opened() as chromium:
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         troubles: list[str] = []
         asked: list[str] = []
         page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
@@ -381,12 +373,11 @@ def test_the_page_opens_without_errors_and_shows_its_pictures(evaluated: Evaluat
         page.on("request", lambda request: asked.append(request.url[:60]))
         page.goto((evaluated.out / "report.html").as_uri(), wait_until="load")
         widths = page.eval_on_selector_all("img", "all => all.map(one => one.naturalWidth)")
-        overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        overflow = browser.sideways(page)
         unnamed = page.eval_on_selector_all("img", "all => all.filter(one => !one.alt).length")
         colours = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         )
-        browser.close()
     assert troubles == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert len(widths) == 4 * 12
@@ -395,3 +386,24 @@ def test_the_page_opens_without_errors_and_shows_its_pictures(evaluated: Evaluat
     assert overflow <= 0, "the page scrolls sideways"
     luminance = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours]
     assert (luminance[0] < luminance[1]) == (scheme == "dark")
+
+
+@pytest.mark.browser
+def test_the_report_prints_whole_with_its_pictures_first(evaluated: Evaluated, tmp_path: pathlib.Path) -> None:
+    with browser.opened() as chromium:
+        # A dark screen prints dark ink on white all the same.
+        page = browser.show(chromium, evaluated.out / "report.html", scheme="dark")
+        first = page.eval_on_selector("main", "main => main.querySelector('img, table').tagName")
+        folded = page.eval_on_selector_all("details[open]", "all => all.length")
+        printed = browser.print_a4(page, tmp_path / "report.pdf")
+        missing = browser.missing_cells(page, printed)
+        page.emulate_media(media="print")
+        ink = page.evaluate("getComputedStyle(document.body).color")
+    assert first == "IMG"
+    assert folded == 0
+    assert missing == []
+    # Folded cases too.
+    for number in range(1, 13):
+        assert f"{number}." in printed
+    assert "Morecases(9)" in printed
+    assert sum(map(int, re.findall(r"\d+", ink)[:3])) < 200

@@ -1,0 +1,30 @@
+"""`mmclip export`."""
+
+import argparse
+
+from mmclip_jax.cli.arguments import Commands, add_command, existing_place, folder_of, whole
+
+FORMATS = ("huggingface", "open_clip", "stablehlo", "onnx", "numpy")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from mmclip_jax.export import run as export
+
+    print(export.run(args.checkpoint, args.to, args.out, step=args.step, evaluation=args.evaluation))
+
+
+def add(top: Commands) -> None:
+    """Adds the command."""
+    export = add_command(top, "export", "write a checkpoint as files that other programs read", _export)
+    export.add_argument(
+        "checkpoint", type=existing_place, metavar="RUN", help="a training run, a checkpoint, or an exported directory"
+    )
+    export.add_argument("out", type=folder_of, metavar="OUT", help="a new folder")
+    export.add_argument("--to", required=True, choices=FORMATS, help="the format (docs/export.md)")
+    export.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+    export.add_argument(
+        "--evaluation",
+        type=existing_place,
+        metavar="DIR",
+        help="an evaluation whose model card goes along; default: RUN/evaluation/STEP, if it is there",
+    )

@@ -1,0 +1,85 @@
+"""Both encoders as StableHLO programs, which run where this package is not: `jax.export`, or a compiler of MLIR.
+
+The parameters are the first argument of each, a dictionary by path, and lie in params.npz once.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export as jax_export
+
+from mmclip_jax.checkpoints.arrays import nested
+from mmclip_jax.checkpoints.exported import PARAMS_FILE
+from mmclip_jax.errors import UserError
+from mmclip_jax.export.content import INSTALL, Content, write_json
+from mmclip_jax.models.inputs import pixels, standardize
+from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, build_model
+
+ABOUT_FILE = "stablehlo.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+FIXED = 1
+
+Function = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+
+
+def functions(model: MMCLIP) -> dict[str, Function]:
+    """The two functions of (parameters by path, input) -> embeddings float32 [B,E], L2-normalised.
+
+    encode_image takes images uint8 [B,S,S,1], encode_text token ids int32 [B,L].
+    """
+
+    def apply(params: Mapping[str, jax.Array], method: str, *arrays: Any) -> Any:
+        return model.apply({"params": nested(params)}, *arrays, method=method)
+
+    def encode_image(params: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        return apply(params, "encode_image", standardize(pixels(images)))[1]
+
+    def encode_text(params: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
+        valid = tokens != PAD_ID
+        return apply(params, "embed_text", apply(params, "encode_text", tokens, valid), valid)
+
+    return {"encode_image": encode_image, "encode_text": encode_text}
+
+
+def _serialized(program: jax_export.Exported) -> bytes:
+    try:
+        return bytes(program.serialize())
+    except ImportError as error:
+        raise UserError(f"StableHLO is written by the package flatbuffers; {INSTALL}") from error
+
+
+def write(content: Content, folder: pathlib.Path, batch: int = FIXED) -> str:
+    """Writes the programs, for any number of rows and for `batch` of them, parameters and tokenizer."""
+    settings = content.model
+    used = {path: x for path, x in content.params.items() if not path.startswith(("decode_", "response_"))}
+    np.savez(folder / PARAMS_FILE, **used)  # type: ignore[arg-type]
+    content.write_tokenizer(folder)
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in used.items()}
+    rows = {
+        "encode_image": ((settings.image_size, settings.image_size, 1), np.uint8),
+        "encode_text": ((settings.text.length,), np.int32),
+    }
+    (symbol,) = jax_export.symbolic_shape("batch")
+    programs = {}
+    for name, function in functions(build_model(settings)).items():
+        row, dtype = rows[name]
+        for ending, count in (("any", symbol), (str(batch), batch)):
+            taken = jax.ShapeDtypeStruct((count, *row), dtype)
+            made = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, taken)
+            file = f"{name}.{ending}.jax_export"
+            (folder / file).write_bytes(_serialized(made))
+            programs[file] = {"function": name, "batch": ending, "input": [*row], "dtype": np.dtype(dtype).name}
+            if count is batch:
+                (folder / f"{name}.{ending}.mlir").write_text(made.mlir_module(), encoding="utf-8")
+    about = {
+        "programs": programs,
+        "platforms": PLATFORMS,
+        "parameters": PARAMS_FILE,
+        "logit_scale": float(np.exp(content.params["log_logit_scale"])),
+        "padding": PAD_ID,
+    }
+    write_json(folder / ABOUT_FILE, about)
+    return f"{len(programs)} programs for {', '.join(PLATFORMS)}; {len(used)} arrays"

@@ -1,0 +1,361 @@
+"""What a compiled step costs on a chip, kernel by kernel: bytes, FLOPs, how often it runs, and the least time of each.
+
+A kernel is one operation of the program's text that the chip runs as a whole: a fusion, a product, a call of a library,
+a copy. It reads its operands and writes its results once; of an operand that it only slices it reads the slices. What a
+TPU keeps in its own fast memory costs no traffic. The least time is that of the bytes or of the products, whichever is
+longer: no real kernel is faster, most are slower.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from mmclip_jax.plan import hlo
+from mmclip_jax.plan.topologies import Chip
+
+KINDS = ("attention", "products", "norms", "optimizer", "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel: bytes and FLOPs of one run, how often a step runs it; where: JAX's name of the operation.
+
+    precision: of its products, see `Chip.peak_of`; computation, place: where it stands in the program.
+    """
+
+    name: str
+    kind: str
+    where: str
+    bytes: float
+    flops: float
+    times: int
+    precision: str = ""
+    computation: str = ""
+    place: int = 0
+
+    def once(self, chip: Chip) -> float:
+        """Seconds of one run at least."""
+        return max(self.bytes / chip.bandwidth, self.flops / chip.peak_of(self.precision))
+
+    def seconds(self, chip: Chip) -> float:
+        """Seconds of a step at least."""
+        return self.times * self.once(chip)
+
+
+_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_NAME = re.compile(r'op_name="([^"]*)"')
+_TYPE = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\](\{[^}]*\})?")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
+_GOES_ON = re.compile(
+    r"\b(?:body|condition|to_apply|branch_computations|(?:true|false)_computation)=\{?([^,}]*(?:, *%[^,}]*)*)\}?"
+)
+_NO_WORK = frozenset(
+    (
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"),
+        *("after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"),
+        *("async-start", "async-update", "async-done", "copy-start", "copy-done"),
+    )
+)
+_COLLECTIVE = re.compile(
+    r"^(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|send|"
+    r"recv)(-start|-done)?$"
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+_VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Op:
+    """One line of a program."""
+
+    name: str
+    types: str
+    code: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        return _OPERAND.findall(_within(self.rest))
+
+
+def _within(rest: str) -> str:
+    """What stands before the bracket that ends the operands."""
+    depth = 1
+    for place, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return rest[:place]
+    return rest
+
+
+def _arrays(types: str) -> list[tuple[str, tuple[int, ...], bool]]:
+    """(dtype, shape, whether it lies in the chip's fast memory) of each array of a type."""
+    return [
+        (dtype, tuple(int(n) for n in sizes.split(",") if n), "S(1)" in layout)
+        for dtype, sizes, layout in _TYPE.findall(types)
+    ]
+
+
+def _size(types: str) -> float:
+    """Bytes in the chip's main memory."""
+    return float(sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape, fast in _arrays(types) if not fast))
+
+
+class _Program:
+    """The text of a compiled program, line by line."""
+
+    def __init__(self, text: str):
+        lines, self.entry = hlo.computations(text)
+        self.times = hlo.repetitions(lines, self.entry)
+        self.ops: dict[str, list[_Op]] = {}
+        for name, own in lines.items():
+            found = (_LINE.match(line) for line in own)
+            self.ops[name] = [_Op(*match.groups()) for match in found if match]
+        self._by_name = {name: {op.name: op for op in ops} for name, ops in self.ops.items()}
+        self.roots = {
+            name: next((m[1] for line in own if line.lstrip().startswith("ROOT ") and (m := _LINE.match(line))), "")
+            for name, own in lines.items()
+        }
+
+    def op(self, computation: str, name: str) -> _Op | None:
+        """An operation by its name."""
+        return self._by_name[computation].get(name)
+
+    def run_by_themselves(self) -> list[str]:
+        """The computations whose operations are kernels: the entry, loops, branches, calls; not the inside of one."""
+        found, new = [self.entry], [self.entry]
+        while new:
+            for op in self.ops.get(new.pop(), ()):
+                if op.code in ("while", "conditional", "call"):
+                    named = [name for names in _GOES_ON.findall(op.rest) for name in re.split(r",\s*", names)]
+                elif op.code == "async-start":
+                    named = _CALLS.findall(op.rest)
+                else:
+                    continue
+                for name in (name.lstrip("%") for name in named):
+                    if name in self.ops and name not in found:
+                        found.append(name)
+                        new.append(name)
+        return found
+
+    def called(self, op: _Op) -> str | None:
+        """The computation that a fusion consists of."""
+        found = _CALLS.search(op.rest)
+        return found[1] if found and found[1] in self.ops else None
+
+    def inside(self, computation: str) -> Iterator[tuple[str, _Op]]:
+        """All operations of a fusion, those of fusions inside it too, each with its computation."""
+        for op in self.ops[computation]:
+            yield computation, op
+            if op.code == "fusion" and (more := self.called(op)):
+                yield from self.inside(more)
+
+
+def _read(program: _Program, computation: str, op: _Op) -> float:
+    """Bytes that a kernel reads."""
+    types = [(program.op(computation, name) or _Op("", "", "", "")).types for name in op.operands]
+    if op.code in _SLICES:
+        return _size(op.types) + sum(map(_size, types[1:]))
+    if op.code == "dynamic-update-slice":
+        return sum(map(_size, types[1:]))
+    inner = program.called(op) if op.code == "fusion" else None
+    if inner is None:
+        return sum(map(_size, types))
+    parameters = [each for each in program.ops[inner] if each.code == "parameter"]
+    number = {each.name: int(_within(each.rest)) for each in parameters}
+    total = 0.0
+    for each in parameters:
+        if number[each.name] < len(types):
+            whole = _size(types[number[each.name]])
+            total += min(whole, _touched(program, inner, each.name, whole)) if whole else 0.0
+    return total
+
+
+def _touched(program: _Program, computation: str, name: str, whole: float) -> float:
+    """Bytes of a fusion's operand that it reads: the slices, where it only takes slices or writes over some."""
+    total = 0.0
+    for op in program.ops[computation]:
+        if name not in op.operands:
+            continue
+        if op.code in _SLICES and op.operands[0] == name:
+            total += _size(op.types)
+        elif op.code == "dynamic-update-slice" and op.operands[0] == name:
+            continue
+        elif op.code in _VIEWS:
+            total += _touched(program, computation, op.name, whole)
+        else:
+            return whole
+    return total
+
+
+def _written(program: _Program, computation: str, op: _Op) -> float:
+    """Bytes that a kernel writes: of a result that is written over in part, the part."""
+    if op.code == "dynamic-update-slice":
+        update = program.op(computation, op.operands[1])
+        return _size(update.types if update else op.types)
+    inner = program.called(op) if op.code == "fusion" else None
+    if inner is None:
+        return _size(op.types)
+    root = program.op(inner, program.roots[inner])
+    if root is None:
+        return _size(op.types)
+    # The results of the fusion say where they lie, those inside it do not.
+    outside = [_size(f"{d}[{','.join(map(str, s))}]") * (not fast) for d, s, fast in _arrays(op.types)]
+    results = [program.op(inner, name) for name in root.operands] if root.code == "tuple" else [root]
+    if len(results) != len(outside):
+        return sum(outside)
+    return sum(
+        min(size, _part(program, inner, result)) if result is not None else size
+        for size, result in zip(outside, results, strict=True)
+    )
+
+
+def _part(program: _Program, computation: str, op: _Op) -> float:
+    while op.code in _VIEWS and op.operands and (behind := program.op(computation, op.operands[0])):
+        if behind.code == "parameter":
+            break
+        op = behind
+    if op.code == "dynamic-update-slice" and (update := program.op(computation, op.operands[1])):
+        return _size(update.types)
+    return math.inf
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """The numbers of NAME={0,1}, or of "name":["0","1"]."""
+    found = re.search(rf'\b{name}=\{{([\d,]*)\}}|"{name}":\[([^\]]*)\]', text)
+    return [int(n) for n in re.findall(r"\d+", found[1] or found[2] or "")] if found else []
+
+
+def _product(program: _Program, computation: str, op: _Op) -> tuple[float, str]:
+    """(FLOPs, precision) of one product; (0, "") for all other operations."""
+    target = re.search(r'custom_call_target="([^"]*)"', op.rest)
+    call = target[1] if op.code == "custom-call" and target else ""
+    library = "gemm" in call or "matmul" in call
+    attention = "fmha" in call
+    if op.code not in ("dot", "convolution") and not library and not attention:
+        return 0.0, ""
+    operands = [found for name in op.operands if (found := program.op(computation, name))]
+    shapes = [array for operand in operands for array in _arrays(operand.types)[:1]]
+    out = _arrays(op.types)[0]
+    if len(shapes) < 2:
+        return 0.0, ""
+    (left, one, _), (_, two, _) = shapes[:2]
+    asked = re.search(r"operand_precision\"?[=:][\[{]\"?(\w+)", op.rest)
+    precision = (asked[1].lower() if asked else "default") if left == "f32" else ""
+    if attention:
+        # q k^T and its product with v; backward five products, of which one is the logits again.
+        rows, queries, heads, width = one
+        products = 5 if "ackward" in call else 2
+        return 2.0 * products * rows * heads * queries * two[1] * width, ""
+    if op.code == "convolution":
+        return 2.0 * math.prod(out[1]) * math.prod(two) / max(_features(op.rest, two), 1), precision
+    contracted = _numbers("lhs_contracting_dims", op.rest) or _numbers("lhs_contracting_dimensions", op.rest)
+    return 2.0 * math.prod(out[1]) * math.prod(one[n] for n in contracted), precision
+
+
+def _features(rest: str, kernel: Sequence[int]) -> int:
+    """Output features of a convolution's kernel, by dim_labels=bf_io->bf."""
+    labels = re.search(r"dim_labels=\w+_(\w+)->", rest)
+    place = labels[1].find("o") if labels else -1
+    return kernel[place] if 0 <= place < len(kernel) else 1
+
+
+def _kind(where: str, call: str, flops: float) -> str:
+    if "fmha" in call or re.search(r"/attend/|bhqc|/attend\b", where):
+        return "attention"
+    if flops:
+        return "products"
+    if "update_state" in where:
+        return "optimizer"
+    if re.search(r"/norm|norm_(self|cross|mlp|pre)|/(\w+/)*norm/", where):
+        return "norms"
+    return "other"
+
+
+def _kernel(program: _Program, computation: str, op: _Op, place: int) -> Kernel:
+    named = _NAME.search(op.rest)
+    where, call = named[1] if named else "", ""
+    products = [_product(program, computation, op)]
+    if op.code == "fusion" and (inner := program.called(op)):
+        inside = list(program.inside(inner))
+        products = [_product(program, name, each) for name, each in inside]
+        names = [found[1] for _, each in inside if (found := _NAME.search(each.rest))]
+        where = next((name for name, (_, each) in zip(names, inside, strict=False) if each.code == "dot"), where)
+        where = where or next(iter(names), "")
+    if op.code == "custom-call":
+        call = (re.search(r'custom_call_target="([^"]*)"', op.rest) or ["", ""])[1]
+    flops = sum(work for work, _ in products)
+    precision = max(products)[1]
+    moved = _read(program, computation, op) + _written(program, computation, op)
+    return Kernel(
+        op.name,
+        _kind(where, call, flops),
+        where,
+        moved,
+        flops,
+        program.times[computation],
+        precision,
+        computation,
+        place,
+    )
+
+
+def kernels(text: str) -> list[Kernel]:
+    """The kernels of a compiled program, without what they send each other."""
+    program = _Program(text)
+    return [
+        _kernel(program, name, op, place)
+        for name in program.run_by_themselves()
+        for place, op in enumerate(program.ops[name])
+        if op.code not in _NO_WORK and not _COLLECTIVE.match(op.code)
+    ]
+
+
+def shares(found: Sequence[Kernel], chip: Chip) -> dict[str, float]:
+    """Seconds of a step by kind of kernel, in the order of `KINDS`."""
+    sums: Mapping[str, float] = collections.defaultdict(float)
+    for kernel in found:
+        sums[kernel.kind] += kernel.seconds(chip)  # type: ignore[index]
+    return {kind: sums[kind] for kind in KINDS}
+
+
+def hidden_seconds(text: str, found: Sequence[Kernel], chip: Chip, seconds: Mapping[str, float]) -> float:
+    """Seconds of communication that the program's order puts beside kernels.
+
+    A collective that is started, and ended later, is hidden by the kernels between. On a TPU a collective may be spread
+    over fusions: these hide it. A kernel hides one collective at a time.
+
+    Args:
+      text: of the program.
+      found: its kernels.
+      chip: on which it runs.
+      seconds: of one run of each collective, by `hlo.channel`.
+    """
+    program, hidden = _Program(text), 0.0
+    for computation in program.run_by_themselves():
+        free = {kernel.place: kernel.once(chip) for kernel in found if kernel.computation == computation}
+        left = dict(seconds)
+        started: dict[str, tuple[str, int]] = {}
+
+        def hide(name: str, place: int, left: dict[str, float] = left, free: dict[int, float] = free) -> float:
+            taken = min(left.get(name, 0.0), free.get(place, 0.0))
+            if taken:
+                left[name] -= taken
+                free[place] -= taken
+            return taken
+
+        here = 0.0
+        for place, op in enumerate(program.ops[computation]):
+            if op.code == "fusion" and (inner := program.called(op)):
+                within = [each for _, each in program.inside(inner) if _COLLECTIVE.match(each.code)]
+                here += sum(hide(hlo.channel(each.name, each.rest), place) for each in within)
+            elif op.code.endswith("-start") and '"is_sync":true' not in op.rest:
+                started[op.name] = (hlo.channel(op.name, op.rest), place)
+            elif op.code.endswith("-done") and op.operands and op.operands[0] in started:
+                name, begun = started.pop(op.operands[0])
+                here += sum(hide(name, between) for between in range(begun + 1, place))
+        hidden += here * program.times[computation]
+    return hidden

@@ -1,0 +1,160 @@
+"""Bytes, FLOPs and seconds of kernels, against programs whose figures are counted by hand."""
+
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmclip_jax.plan import hlo, kernels, roofline, topologies
+
+CHIP = topologies.CHIPS["h100"]
+
+# A loop of three turns over stacked weights [3,64,64]; a kernel that slices them and multiplies, one that writes a
+# row of a stack, a reduction beside the product, and the pass of the optimizer behind the loop.
+PROGRAM = textwrap.dedent("""\
+    HloModule step, is_scheduled=true
+
+    %sum (a: f32[], b: f32[]) -> f32[] {
+      %a = f32[] parameter(0)
+      %b = f32[] parameter(1)
+      ROOT %add = f32[] add(%a, %b)
+    }
+
+    %multiply (p0: bf16[3,64,64], p1: s32[], p2: bf16[128,64]) -> bf16[128,64] {
+      %p0 = bf16[3,64,64]{2,1,0} parameter(0)
+      %p1 = s32[] parameter(1)
+      %p2 = bf16[128,64]{1,0} parameter(2)
+      %zero = s32[] constant(0)
+      %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,64,64}
+      %kernel = bf16[64,64]{1,0} bitcast(%slice)
+      ROOT %dot = bf16[128,64]{1,0} dot(%p2, %kernel), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(update)/mlp_in/dot_general"}
+    }
+
+    %stack (p0: bf16[3,128,64], p1: s32[], p2: bf16[128,64]) -> bf16[3,128,64] {
+      %p0 = bf16[3,128,64]{2,1,0} parameter(0)
+      %p1 = s32[] parameter(1)
+      %p2 = bf16[128,64]{1,0} parameter(2)
+      %zero = s32[] constant(0)
+      %row = bf16[1,128,64]{2,1,0} bitcast(%p2)
+      ROOT %write = bf16[3,128,64]{2,1,0} dynamic-update-slice(%p0, %row, %p1, %zero, %zero)
+    }
+
+    %adam (p0: f32[64,64], p1: f32[64,64]) -> (f32[64,64], f32[64,64]) {
+      %p0 = f32[64,64]{1,0} parameter(0)
+      %p1 = f32[64,64]{1,0} parameter(1)
+      %new = f32[64,64]{1,0} add(%p0, %p1)
+      ROOT %both = (f32[64,64]{1,0}, f32[64,64]{1,0}) tuple(%new, %p1)
+    }
+
+    %body (state: (s32[], bf16[128,64], bf16[3,64,64], bf16[3,128,64], f32[64,64])) -> (s32[], bf16[128,64], bf16[3,64,64], bf16[3,128,64], f32[64,64]) {
+      %state = (s32[], bf16[128,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[3,128,64]{2,1,0}, f32[64,64]{1,0}) parameter(0)
+      %turn = s32[] get-tuple-element(%state), index=0
+      %x = bf16[128,64]{1,0} get-tuple-element(%state), index=1
+      %weights = bf16[3,64,64]{2,1,0} get-tuple-element(%state), index=2
+      %kept = bf16[3,128,64]{2,1,0} get-tuple-element(%state), index=3
+      %gradient = f32[64,64]{1,0} get-tuple-element(%state), index=4
+      %reduce = f32[64,64]{1,0} all-reduce-start(%gradient), channel_id=1, replica_groups={{0,1}}, to_apply=%sum
+      %y = bf16[128,64]{1,0} fusion(%weights, %turn, %x), kind=kOutput, calls=%multiply, metadata={op_name="jit(update)/mlp_in/dot_general"}
+      %reduced = f32[64,64]{1,0} all-reduce-done(%reduce)
+      %more = bf16[3,128,64]{2,1,0} fusion(%kept, %turn, %y), kind=kLoop, calls=%stack, metadata={op_name="jit(update)/while/body/norm_self/add"}
+      ROOT %out = (s32[], bf16[128,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[3,128,64]{2,1,0}, f32[64,64]{1,0}) tuple(%turn, %y, %weights, %more, %reduced)
+    }
+
+    %condition (state: (s32[], bf16[128,64], bf16[3,64,64], bf16[3,128,64], f32[64,64])) -> pred[] {
+      %state = (s32[], bf16[128,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[3,128,64]{2,1,0}, f32[64,64]{1,0}) parameter(0)
+      %turn = s32[] get-tuple-element(%state), index=0
+      %three = s32[] constant(3)
+      ROOT %less = pred[] compare(%turn, %three), direction=LT
+    }
+
+    ENTRY %main (first: (s32[], bf16[128,64], bf16[3,64,64], bf16[3,128,64], f32[64,64]), q: bf16[2,10,4,8], k: bf16[2,6,4,8], f: f32[4,32], g: f32[32,16]) -> f32[64,64] {
+      %first = (s32[], bf16[128,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[3,128,64]{2,1,0}, f32[64,64]{1,0}) parameter(0)
+      %q = bf16[2,10,4,8]{3,2,1,0} parameter(1)
+      %k = bf16[2,6,4,8]{3,2,1,0} parameter(2)
+      %f = f32[4,32]{1,0:S(1)} parameter(3)
+      %g = f32[32,16]{1,0} parameter(4)
+      %fmha = (bf16[2,4,10,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmax", metadata={op_name="jit(update)/cross_attention/attend/dot_product_attention_fwd"}
+      %full = f32[4,16]{1,0:S(1)} dot(%f, %g), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={highest,highest}, metadata={op_name="jit(update)/dot"}
+      %gemm = (f32[4,16]{1,0}, s8[64]{0}) custom-call(%f, %g), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+      %last = (s32[], bf16[128,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[3,128,64]{2,1,0}, f32[64,64]{1,0}) while(%first), condition=%condition, body=%body
+      %grad = f32[64,64]{1,0} get-tuple-element(%last), index=4
+      %adam_pass = (f32[64,64]{1,0}, f32[64,64]{1,0}) fusion(%grad, %grad), kind=kLoop, calls=%adam, metadata={op_name="jit(update)/update_state/add"}
+      ROOT %result = f32[64,64]{1,0} get-tuple-element(%adam_pass), index=0
+    }
+    """)  # noqa: E501
+LAYER, ROWS, FLOAT_LAYER = 2 * 64 * 64, 2 * 128 * 64, 4 * 64 * 64
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, kernels.Kernel]:
+    return {kernel.name: kernel for kernel in kernels.kernels(PROGRAM)}
+
+
+def test_a_kernel_is_counted_once_a_turn_with_what_it_touches(found: dict[str, kernels.Kernel]) -> None:
+    assert set(found) == {"y", "more", "fmha", "full", "gemm", "adam_pass", "less"}
+    assert {name: kernel.times for name, kernel in found.items() if name not in ("less",)} == {
+        "y": 3, "more": 3, "fmha": 1, "full": 1, "gemm": 1, "adam_pass": 1,
+    }  # fmt: skip
+    product = found["y"]
+    assert product.flops == 2 * 128 * 64 * 64
+    assert product.bytes == LAYER + 4 + 2 * ROWS  # a slice of the weights, the turn, rows in and out
+    assert found["more"].bytes == ROWS + 4 + ROWS  # one row of the stack, not the stack
+    assert found["adam_pass"].bytes == 4 * FLOAT_LAYER
+
+
+def test_products_of_libraries_and_of_full_float32(found: dict[str, kernels.Kernel]) -> None:
+    assert found["fmha"].flops == 2 * 2 * (2 * 4 * 10 * 6 * 8)
+    assert found["gemm"].flops == found["full"].flops == 2 * 4 * 32 * 16
+    assert found["full"].precision == "highest"
+    assert found["gemm"].precision == "default"
+    assert found["y"].precision == ""
+    assert found["full"].bytes == 4 * 32 * 16  # the rest lies in the chip's own memory
+    assert found["full"].once(CHIP) == max(4 * 32 * 16 / CHIP.bandwidth, 2 * 4 * 32 * 16 / 67e12)
+
+    tpu = topologies.CHIPS["v5e"]
+    peaks = [[chip.peak_of(name) for name in ("", "default", "high", "highest")] for chip in (CHIP, tpu)]
+    assert peaks == [[989e12, 494.5e12, 494.5e12, 67e12], [197e12, 197e12, 197e12 / 3, 197e12 / 6]]
+
+
+def test_each_has_its_kind(found: dict[str, kernels.Kernel]) -> None:
+    kinds = {name: kernel.kind for name, kernel in found.items()}
+    assert kinds == {
+        "y": "products", "more": "norms", "fmha": "attention", "full": "products", "gemm": "products",
+        "adam_pass": "optimizer", "less": "other",
+    }  # fmt: skip
+    shares = kernels.shares(list(found.values()), CHIP)
+    assert tuple(shares) == kernels.KINDS
+    assert shares["optimizer"] == pytest.approx(4 * FLOAT_LAYER / CHIP.bandwidth)
+    assert shares["norms"] == pytest.approx(3 * (2 * ROWS + 4) / CHIP.bandwidth)
+
+
+def test_what_runs_between_start_and_end_hides_a_reduction(found: dict[str, kernels.Kernel]) -> None:
+    [(name, operation)] = hlo.named_collectives(PROGRAM, 2)
+    assert (name, operation.times) == ("channel 1", 3)
+    beside = found["y"].once(CHIP)
+
+    def hidden(seconds: float, text: str = PROGRAM) -> float:
+        return kernels.hidden_seconds(text, list(found.values()), CHIP, {name: seconds})
+
+    assert hidden(beside / 2) == pytest.approx(3 * beside / 2)
+    assert hidden(beside * 2) == pytest.approx(3 * beside)
+    waits = PROGRAM.replace("to_apply=%sum\n", 'to_apply=%sum, backend_config={"is_sync":true}\n')
+    assert waits != PROGRAM
+    assert hidden(beside, waits) == 0
+
+
+def test_a_larger_batch_takes_longer_but_for_the_optimizer() -> None:
+    counted = roofline.Counted({"products": 2.0, "optimizer": 1.0}, 0.5).scaled(3.0)
+    assert counted == roofline.Counted({"products": 6.0, "optimizer": 1.0}, 0.5)
+
+
+@pytest.mark.compiles
+def test_products_in_a_loop_of_a_real_program() -> None:
+    def layers(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    shapes = jax.ShapeDtypeStruct((32, 48), jnp.float32), jax.ShapeDtypeStruct((5, 48, 48), jnp.float32)
+    text = jax.jit(layers).lower(*shapes).compile().as_text()
+    total = sum(kernel.flops * kernel.times for kernel in kernels.kernels(text or ""))
+    assert total == 5 * 2 * 32 * 48 * 48

@@ -1,0 +1,63 @@
+"""The commands of docs/recipes.md: the command line takes each, and the settings that they change exist."""
+
+import math
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from mmclip_jax import settings
+from mmclip_jax.cli import arguments, entry
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+def test_every_recipe_has_commands() -> None:
+    assert PAGE.count("\n## ") == 3
+    assert len(COMMANDS) == 20
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_line_takes_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "_that_exists", lambda path: path)  # the user's files
+    program, *words = shlex.split(command)
+    assert program == "mmclip"
+    parsed = entry._parse(words)
+    assert callable(parsed.run)
+    if getattr(parsed, "config", None):
+        settings.read_config(parsed.config, parsed.overrides)
+
+
+@pytest.mark.parametrize("mistake", ["mmclip tarin --workdir w", "mmclip predict a.png --workdri w"])
+def test_a_mistake_in_one_would_be_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(arguments.UsageError):
+        test_the_command_line_takes_it(mistake, monkeypatch)
+
+
+def test_the_costs_are_what_their_sources_give() -> None:
+    """Products of figures that other pages and the config hold."""
+    steps = settings.read_config("mmclip_vitb16").train.steps
+    assert f"{steps:,} steps of 1,024 rows" in PAGE
+    told = {"h100_8x4": (14.27, 32, "117 s and 1.0"), "v5e_16x16": (17.01, 256, "140 s and 9.9")}
+    for name, (milliseconds, chips, words) in told.items():
+        plan = (ROOT / "docs" / "plans" / f"{name}.txt").read_text(encoding="utf-8")
+        assert re.search(rf"communication not hidden +[\d.]+ ms +{milliseconds} ms", plan)
+        seconds = steps * milliseconds / 1000
+        assert words == f"{seconds:.0f} s and {seconds * chips / 3600:.1f}"
+        assert f"{words} chip-hours" in PAGE
+    measured = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert all(
+        figure in measured for figure in ("| 258, 377 |", "| 2.9, 3.1 |", "| 20.5, 26.3 |", "11.3 kB", "| 1,092 ")
+    )
+    assert [round(5000 / 2.9 / 60), math.ceil(5000 * 11.3 / 1000), round(1.024e6 / 14.27 / 1092)] == [29, 57, 66]
+    assert round(377110 / 258 / 3600, 1) == 0.4
+    assert round(110633 / 20.5 / 3600, 1) == 1.5
+    assert round((377110 + 110633) * 11.3e3 / 1e9, 1) == 5.5
+    assert round(223414 * 11.3e3 / 1e9, 1) == 2.5
