@@ -25,8 +25,11 @@ ORDER = (
     ("models",),
     ("data",),
     ("text",),
-    ("config", "sharding", "writers"),
-    ("ends", "errors", "fields", "files", "locks", "memory", "processes", "ranges", "setting_names", "spreadsheet"),
+    ("config", "sharding", "trackers", "writers"),
+    (
+        *("ends", "errors", "fields", "files", "locks", "memory", "processes", "python_files", "ranges"),
+        *("setting_names", "spreadsheet"),
+    ),
 )
 # Where modules of older checkouts would stand today.
 _FORMERLY = {

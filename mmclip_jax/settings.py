@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmclip_jax import setting_names
+from mmclip_jax import python_files, setting_names
 from mmclip_jax.errors import UserError, nearest
 
 if typing.TYPE_CHECKING:
@@ -152,12 +152,7 @@ def _find(spec: str) -> tuple[str, str]:
 
 
 def _get_config_of(file: str) -> Callable[..., Any]:
-    import runpy
-
-    try:
-        module = runpy.run_path(file)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    module = python_files.run(Path(file))
     if "get_config" not in module:
         raise UserError(f"{file}: a config file defines get_config(argument) -> ConfigDict, this one does not")
     return module["get_config"]

@@ -43,12 +43,12 @@ def scalar(value: npt.ArrayLike) -> float:
     return float(array.reshape(()))
 
 
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, bool | int | float | str]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Nested settings as one level with dotted names; whatever TensorBoard cannot show becomes its text."""
     flat: dict[str, bool | int | float | str] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat
@@ -136,7 +136,7 @@ class EventFileWriter(MetricWriter):
         """The run's settings, nested ones with dotted names."""
         from tensorboardX import summary
 
-        for content in summary.hparams(_flatten(hparams), dict.fromkeys(_COMPARED)):
+        for content in summary.hparams(flatten(hparams), dict.fromkeys(_COMPARED)):
             self._write(0, content)
 
     def flush(self) -> None:
@@ -307,13 +307,16 @@ class SeveralWriters(MetricWriter):
             self._twin.copy()
 
 
-def create_writer(workdir: str | os.PathLike[str], *, step: int = 0, primary: bool = True) -> MetricWriter:
-    """The writer of a training run: console lines, event files and metrics.jsonl.
+def create_writer(
+    workdir: str | os.PathLike[str], *, step: int = 0, primary: bool = True, more: Sequence[MetricWriter] = ()
+) -> MetricWriter:
+    """The writer of a training run: console lines, event files, metrics.jsonl, and what else it is given.
 
     Args:
       workdir: the run's directory, on disk or in a bucket; the files go there.
       step: the step that the run continues from, 0 for a new run. Earlier numbers of later steps are dropped.
       primary: False in all but one of a run's processes: these write console lines only.
+      more: further writers, such as a tracker.
 
     Raises:
       UserError: an existing metrics.jsonl is damaged.
@@ -323,7 +326,7 @@ def create_writer(workdir: str | os.PathLike[str], *, step: int = 0, primary: bo
     twin = files.LocalTwin(workdir)
     twin.fetch(METRICS_FILE)
     numbers = JsonLinesWriter(twin.folder / METRICS_FILE, step)
-    return SeveralWriters([ConsoleWriter(), EventFileWriter(twin.folder, step), numbers], twin)
+    return SeveralWriters([ConsoleWriter(), EventFileWriter(twin.folder, step), numbers, *more], twin)
 
 
 class _OurLines(std_logging.Filter):

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmclip_jax import python_files
 from mmclip_jax.cli.arguments import (
     Commands,
     add_command,
@@ -57,7 +58,7 @@ def _external(args: argparse.Namespace) -> None:
     }
     if given := [option for option, value in ours.items() if value not in (None, "", [])]:
         raise UserError(f"{given[0]} is of runs of this software; leave it out with --external")
-    own = args.external.partition(":")[0].endswith(".py")
+    own = python_files.is_spec(args.external)
     if own and (args.checkpoint or args.vocabulary):
         raise UserError("--checkpoint and --vocabulary are of specs; an object of a Python file brings its own")
     needed = {"--checkpoint": own or args.checkpoint, "--data": args.data, "--out": args.out}

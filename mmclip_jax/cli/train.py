@@ -24,7 +24,7 @@ def _train(args: argparse.Namespace) -> None:
 
     keep_freed_memory()
     writers.configure_logging(full=args.log == "full")
-    training.train(config, str(args.workdir), args.stretch, names_given(args.overrides))
+    training.train(config, str(args.workdir), args.stretch, names_given(args.overrides), args.tracker)
 
 
 def add(top: Commands) -> None:
@@ -45,4 +45,10 @@ def add(top: Commands) -> None:
     )
     add_id_statements(train)
     add_log(train)
+    train.add_argument(
+        "--tracker",
+        default="",
+        metavar="mlflow|FILE.py:FUNCTION",
+        help="where metrics, pictures and settings go beside the workdir's files (docs/ops.md)",
+    )
     add_processes(train)

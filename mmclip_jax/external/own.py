@@ -2,12 +2,12 @@
 
 import hashlib
 import pathlib
-import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from mmclip_jax import python_files
 from mmclip_jax.errors import UserError
 
 
@@ -69,30 +69,15 @@ class OwnModel:
         return np.asarray(rows / lengths, np.float32)
 
 
-def is_own(spec: str) -> bool:
-    """Whether a spec is "FILE.py:FUNCTION"."""
-    return spec.partition(":")[0].endswith(".py")
-
-
 def open_own(spec: str) -> tuple[OwnModel, dict[str, Any]]:
     """(the model that FUNCTION of FILE.py gives, what is to be said of it) of "FILE.py:FUNCTION".
 
     Raises:
       UserError: no such file or function, or it does not give such an object.
     """
+    model = OwnModel(python_files.load_function(spec, "the model")(), spec)
     file, _, function = spec.partition(":")
     place = pathlib.Path(file).expanduser()
-    if not place.is_file():
-        raise UserError(f"{file}: there is no such file")
-    if not function:
-        raise UserError(f"{file} needs the function that gives the model: {file}:FUNCTION")
-    try:
-        found = runpy.run_path(str(place)).get(function)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    if not callable(found):
-        raise UserError(f"{file} has no function {function}")
-    model = OwnModel(found(), spec)
     facts: dict[str, Any] = {
         "spec": spec,
         "title": f"{place.name}:{function}",

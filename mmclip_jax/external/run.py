@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from mmclip_jax import python_files
 from mmclip_jax.data.leakage import audit, numbering
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
@@ -186,7 +187,7 @@ def run(
     Raises:
       UserError: as for `load_spec` and `open_model`; no data set, no rows in the split, or `out` is a file.
     """
-    wanted = None if own.is_own(spec) else load_spec(spec)
+    wanted = None if python_files.is_spec(spec) else load_spec(spec)
     evaluation.check_out(out)
     directories = [data] if isinstance(data, str | os.PathLike) else list(data)
     chosen = evaluation.choose_protocol(protocol, directories)

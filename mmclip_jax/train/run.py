@@ -19,7 +19,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mmclip_jax import check, files, flops, locks, sharding, writers
+from mmclip_jax import check, files, flops, locks, sharding, trackers, writers
 from mmclip_jax.check import check_ranges
 from mmclip_jax.checkpoints import (
     Checkpoints,
@@ -44,7 +44,9 @@ from mmclip_jax.train.loop import BeforeStep, Evaluation, fit
 from mmclip_jax.train.manifest import audit_validation, make_manifest
 
 
-def train(config: ConfigDict, workdir: str, stretch: bool = False, given: Collection[str] = ()) -> dict[str, float]:
+def train(
+    config: ConfigDict, workdir: str, stretch: bool = False, given: Collection[str] = (), tracker: str = ""
+) -> dict[str, float]:
     """Trains until `config.train.steps` steps are done, going on from the newest checkpoint in `workdir`.
 
     Args:
@@ -52,6 +54,7 @@ def train(config: ConfigDict, workdir: str, stretch: bool = False, given: Collec
       workdir: directory of checkpoints, metrics and manifest; made if missing.
       stretch: goes on with another number of steps than the run began with (`check_same_settings`).
       given: names of settings that the user gave one by one; weights that the run starts from do not change them.
+      tracker: where the numbers go beside the workdir's files (`trackers.open_tracker`); "": nowhere.
 
     Returns:
       The metrics of the last logging step.
@@ -69,7 +72,7 @@ def train(config: ConfigDict, workdir: str, stretch: bool = False, given: Collec
     with contextlib.ExitStack() as stack:
         with storage_errors_are_named(workdir, lambda: "nothing was changed"):
             check_folder = stack.enter_context(locks.held_by_run(workdir, "mmclip train"))
-        return _go_on(run, workdir, stretch, check_folder)
+        return _go_on(run, workdir, stretch, tracker, check_folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +119,13 @@ def _prepare(config: ConfigDict, workdir: str, given: Collection[str]) -> _Run:
     return _Run(config, mesh, start, tokenizer, iterator, manifest, built)
 
 
-def _go_on(run: _Run, workdir: str, stretch: bool, check_folder: Callable[[], None]) -> dict[str, float]:
+def _go_on(run: _Run, workdir: str, stretch: bool, tracker: str, check_folder: Callable[[], None]) -> dict[str, float]:
     """The part of `train` that holds the workdir: resume, then the loop."""
     config, built, primary = run.config, run.built, jax.process_index() == 0
     # Resume. The iterator is set to the batch after the checkpoint's; everything else follows from seed and step.
     check_same_settings(workdir, config, stretch)
     check_same_contents(workdir, run.manifest)
+    more = [trackers.open_tracker(tracker, workdir)] if tracker and primary else []
     with storage_errors_are_named(workdir, lambda: "nothing was changed"):
         checkpoints = Checkpoints(workdir, config.train.keep, check_folder)
         if primary:
@@ -139,7 +143,7 @@ def _go_on(run: _Run, workdir: str, stretch: bool, check_folder: Callable[[], No
         if primary:
             files.write_json(files.locate(workdir) / "config.json", record["config"])
             files.write_json(files.locate(workdir) / "manifest.json", run.manifest)
-        writer = writers.create_writer(workdir, step=first, primary=primary)
+        writer = writers.create_writer(workdir, step=first, primary=primary, more=more)
         table = parameter_overview.get_parameter_overview(built.abstract_state.params, include_stats=False)
         writer.write_texts(first, {"parameters": f"```\n{table}\n```"})
         writer.write_hparams(record["config"])
