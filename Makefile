@@ -115,11 +115,12 @@ attacks: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py
 
 # What the paper-scale recipe needs of slices and GPUs; 8 to 30 minutes a slice.
-plan: .tpu/.installed $(VENV)/.installed
+plan: .tpu/.installed .gpu/.installed $(VENV)/.installed
 	set -e; for topology in v5p:4x4x8 v5e:16x16 v6e:16x16 h100:8x4; do \
 	  plan="mmclip plan --config mmclip_vitb16 --topology $$topology --batch 8192"; \
 	  out=docs/plans/$$(echo $$topology | tr : _).txt; \
-	  { echo "\$$ $$plan"; echo; PYTHONPATH=.tpu $(BIN)/$$plan; } > $$out.part; \
+	  case $$topology in h*) compiler=.gpu;; *) compiler=.tpu;; esac; \
+	  { echo "\$$ $$plan"; echo; PYTHONPATH=$$compiler $(BIN)/$$plan; } > $$out.part; \
 	  mv $$out.part $$out; \
 	done
 

@@ -278,7 +278,7 @@ def summary(found: dict[str, Facts]) -> list[tuple[str, str, str]]:
         lines.append((f"attention by {found['equality']['form']} against the plain form", said, f"within {TOLERANCE}"))
     top = found.get("ceiling", {}).get("TFLOP/s")
     if top:
-        lines.append(("bfloat16 products", f"{top:,.1f} TFLOP/s", ""))
+        lines.append(("bfloat16 products", f"{top:,.3g} TFLOP/s", ""))
     rows = {row["name"]: row for row in found.get("step", {}).get("rows", [])}
     for name, row in rows.items():
         if not row["seconds"]:

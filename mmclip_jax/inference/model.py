@@ -125,7 +125,7 @@ class Model:
         self._mesh = sharding.make_mesh(1, jax.local_devices()[:count])
         self._processes = jax.process_count() if all_devices else 1
         self.config, self.tokenizer, self.manifest = config, tokenizer, manifest
-        here = config.model.copy_and_resolve_references()
+        here = config.model.copy_and_resolve_references().unlock()
         here.attention = "auto"  # this machine's, whatever the run was trained on
         self._module: MMCLIP = build_model(here, jax.local_devices()[0])
         self.take(params, step)

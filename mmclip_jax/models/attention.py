@@ -87,7 +87,12 @@ def attend(
             return _plain(q, k, v, valid, causal)
         lengths = None if valid is None else jnp.maximum(valid.sum(axis=1, dtype=jnp.int32), 1)
         attended = jax.nn.dot_product_attention(
-            q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation=form
+            q,
+            k,
+            v,
+            is_causal=causal,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn" if form == "cudnn" else "xla",
         )
     return attended, None
 

@@ -230,7 +230,7 @@ def build_model(config: ConfigDict, device: Any | None = None) -> MMCLIP:
             raise UserError(f"model.{name}.width={config[name].width} is no multiple of heads={config[name].heads}")
     if config.image_decoder.width % 4:
         raise UserError(f"model.image_decoder.width={config.image_decoder.width} is no multiple of 4")
-    config = config.copy_and_resolve_references()
+    config = config.copy_and_resolve_references().unlock()
     towers = [part for part in _TOWERS if "depths" not in config[part] or not config[part].depths]
     widths = [config[part].width // config[part].heads for part in towers]
     config.attention = attention.choose(config.get("attention", "auto"), config.dtype, widths, device)

@@ -82,8 +82,8 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(
     found = {}
     for form in ("plain", "xla"):
 
-        def out(*x: jax.Array, form: str = form) -> tuple[jax.Array, jax.Array]:
-            attended = attend(form, *x, valid, causal)[0]
+        def out(q: jax.Array, k: jax.Array, v: jax.Array, form: str = form) -> tuple[jax.Array, jax.Array]:
+            attended = attend(form, q, k, v, valid, causal)[0]
             return (
                 attended.astype(jnp.float32) * jnp.cos(jnp.arange(attended.size).reshape(attended.shape))
             ).sum(), attended
@@ -122,7 +122,7 @@ def test_the_whole_step_has_the_same_losses_and_gradients() -> None:
     for form in ("plain", "xla"):
         config.model.attention = form
         model = build_model(config.model, jax.devices()[0])
-        assert model.image_encoder.attention == form
+        assert model.image_encoder.attention == form  # type: ignore[attr-defined]
         assert model.decode_tokens.attention == form
         found[form] = tiny.jit(tiny.loss_and_gradients(model, config))(params, jnp.int32(3), batch)
     assert tiny.largest_difference(found["plain"][0][0], found["xla"][0][0]) <= 2e-6
