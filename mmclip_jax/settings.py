@@ -127,7 +127,10 @@ def as_yaml(config: "ConfigDict") -> str:
             kind, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
         )
     tree = config.copy_and_resolve_references().to_dict()
-    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    text = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    if "\x85" not in text:
+        return text
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, width=110)  # PyYAML would write a line break, unescaped
 
 
 def names_given(overrides: Sequence[str]) -> frozenset[str]:

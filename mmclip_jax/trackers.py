@@ -12,7 +12,7 @@ import numpy.typing as npt
 from absl import logging
 
 from mmclip_jax import files, python_files
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, extra
 from mmclip_jax.writers import MetricWriter, flatten, scalar
 
 _METHODS = ("write_scalars", "write_texts", "write_images", "write_hparams", "flush", "close")
@@ -108,7 +108,7 @@ class MlflowWriter(MetricWriter):
             import mlflow
             from mlflow.entities import Metric, Param
         except ImportError as error:
-            raise UserError('--tracker mlflow needs the package mlflow: pip install "mmclip-jax[mlflow]"') from error
+            raise UserError(f"--tracker mlflow needs {extra('mlflow')}") from error
         self._metric, self._param = Metric, Param
         self._client = mlflow.MlflowClient()
         file = files.locate(workdir) / _MLFLOW_FILE

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -115,6 +115,7 @@ def _value(default: Any) -> st.SearchStrategy[Any]:
 
 
 @profile(max_examples=50, deadline=None)
+@example(changes={"data.tokenizer": "a\x85b"})  # a line break of YAML that its library leaves as it is
 @given(changes=st.fixed_dictionaries({}, optional={name: _value(default) for name, default in KNOWN.items()}))
 def test_yaml_is_read_back_as_the_same_settings(
     changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

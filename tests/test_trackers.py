@@ -232,7 +232,7 @@ def test_without_the_package_and_with_a_server_that_refuses(
         trackers.open_tracker("mlflow", str(tmp_path))
     assert not (tmp_path / "mlflow.json").exists()
     monkeypatch.setitem(sys.modules, "mlflow", None)  # an import of it raises
-    with pytest.raises(UserError, match=r'pip install "mmclip-jax\[mlflow\]"'):
+    with pytest.raises(UserError, match=r"the extra \[mlflow\] \(pip install mlflow-skinny\)"):
         trackers.open_tracker("mlflow", str(tmp_path))
 
 
