@@ -316,7 +316,7 @@ _MAY_IMPORT = {
         "trackers",
         "writers",
     },
-    "ablate": {*_TOOLS, "check", "config", "data", "evaluate", "models", "train"},
+    "ablate": {*_TOOLS, "check", "config", "data", "evaluate", "models", "text", "train"},
     "plan": {*_TOOLS, "check", "data", "flops", "models", "objectives", "sharding", "state", "text", "train"},
     "cli": {
         *_TOOLS,
