@@ -43,7 +43,7 @@ def timed(command: list[str], until: str = "", **environment: str) -> tuple[floa
 
 def train(folder: pathlib.Path, number: int, data: str) -> tuple[float, float]:
     """One start of the demo's training."""
-    settings = {"train.steps": 1, "train.log_every": 1, "train.evaluate_every": -1, "data.workers": 0}
+    settings = {"train.steps": 1, "train.log_every": 1, "train.evaluate_every": 1_000_000, "data.workers": 0}
     given = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [*CLI, "train", "--config", str(ROOT / "configs" / "demo.py"), "--workdir", str(folder / f"run{number}")]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

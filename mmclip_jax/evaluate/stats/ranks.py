@@ -36,6 +36,7 @@ def retrieval_ranks(first: np.ndarray, second: np.ndarray, ids: np.ndarray) -> t
       int [n] twice.
     """
     n = len(ids)
+    ids = np.unique(ids, return_inverse=True)[1].reshape(ids.shape)  # the same, in 32 bits whatever they were
     first, second = np.ascontiguousarray(first, np.float32), np.ascontiguousarray(second, np.float32)
     best = _best_matches(first, second, ids)
     before = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -56,8 +57,8 @@ def retrieval_ranks(first: np.ndarray, second: np.ndarray, ids: np.ndarray) -> t
         found = jax.device_get(
             _block(*given, _filled(best[0][rows].astype(np.float32), _ROWS, np.inf), real, columns, margin)
         )
-        close = [np.unpackbits(bits, axis=1)[:count, :n] for bits in found[2:]]
-        if max(int(part.sum(dtype=np.int64)) for part in close) > _DENSE * count * n:
+        i, j = _set_bits(found[2])
+        if len(i) > _DENSE * count * n:
             likeness = first[rows].astype(np.float64) @ second.T.astype(np.float64)
             other = ~_matches(ids[rows], ids)
             before[0][rows] += (other & (likeness >= best[0][rows, np.newaxis] - _TIE)).sum(axis=1)
@@ -65,19 +66,19 @@ def retrieval_ranks(first: np.ndarray, second: np.ndarray, ids: np.ndarray) -> t
             continue
         before[0][rows] += found[0][:count]
         before[1][:] += found[1].reshape(-1)[:n]
-        for direction in (0, 1):
-            i, j = np.nonzero(close[direction])
-            i += start
-            ahead = _products(first, second, i, j) >= best[direction][(i, j)[direction]] - _TIE
-            np.add.at(before[direction], (i, j)[direction][ahead], 1)
+        i += start
+        products = _products(first, second, i, j)
+        np.add.at(before[0], i[products >= best[0][i] - _TIE], 1)
+        np.add.at(before[1], j[products >= best[1][j] - _TIE], 1)
     return before[0] + 1, before[1] + 1
 
 
 @jax.jit
 def _block(rows, ids, best, real, columns, margin):  # type: ignore[no-untyped-def]
-    """How many are surely ranked before the best match of each row and column of a block, and which are close to it.
+    """How many are surely ranked before the best match of each row and column of a block, and which pairs are close.
 
-    Returns int32 [rows], int32 [tiles, columns], and bits in uint8 [rows, tiles * columns / 8], of rows and of columns.
+    Pairs that are close in one direction count in neither: int32 [rows], int32 [tiles, columns], and bits in uint8
+    [rows, tiles * columns / 8].
     """
 
     def tile(before, column):  # type: ignore[no-untyped-def]
@@ -87,13 +88,21 @@ def _block(rows, ids, best, real, columns, margin):  # type: ignore[no-untyped-d
         for g in range(ids.shape[1]):
             other &= ids[:, g, None] != column_ids[None, :, g]
         by_row, by_column = likeness - best[:, None], likeness - column_best[None]
-        close = [jnp.packbits(other & (jnp.abs(by) <= margin), axis=1) for by in (by_row, by_column)]
-        before += (other & (by_row > margin)).sum(axis=1, dtype=jnp.int32)
-        return before, ((other & (by_column > margin)).sum(axis=0, dtype=jnp.int32), *close)
+        close = other & ((jnp.abs(by_row) <= margin) | (jnp.abs(by_column) <= margin))
+        sure = other & ~close
+        before += (sure & (by_row > margin)).sum(axis=1, dtype=jnp.int32)
+        by_column_before = (sure & (by_column > margin)).sum(axis=0, dtype=jnp.int32)
+        return before, (by_column_before, jnp.packbits(close, axis=1))
 
-    before, (by_column, row_close, column_close) = jax.lax.scan(tile, jnp.zeros(len(rows), jnp.int32), columns)
-    side_by_side = [jnp.moveaxis(bits, 0, 1).reshape(len(rows), -1) for bits in (row_close, column_close)]
-    return before, by_column, *side_by_side
+    before, (by_column, close) = jax.lax.scan(tile, jnp.zeros(len(rows), jnp.int32), columns)
+    return before, by_column, jnp.moveaxis(close, 0, 1).reshape(len(rows), -1)
+
+
+def _set_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every bit that is set in uint8 [rows, columns / 8]."""
+    row, byte = np.nonzero(packed)
+    which, bit = np.nonzero(np.unpackbits(packed[row, byte][:, np.newaxis], axis=1))
+    return row[which], byte[which] * 8 + bit
 
 
 def match_counts(ids: np.ndarray) -> np.ndarray:
