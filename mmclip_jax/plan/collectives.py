@@ -109,7 +109,8 @@ def _classifier(
         if not own and operation == "all-reduce":
             return SCALARS
         to_chips = operation in ("reduce-scatter", "collective-permute")  # whose results are a chip's share
-        if is_float and own in (embeddings | own_embeddings if to_chips else embeddings):
+        flat = len(own) == 1 and own in parameters  # as long as a flat array of embeddings may be, too
+        if is_float and not flat and own in (embeddings | own_embeddings if to_chips else embeddings):
             return EMBEDDINGS
         if not is_float and own in (ids | own_ids if to_chips else ids):
             return IDS

@@ -274,7 +274,7 @@ def test_computed_once_changes_neither_values_nor_gradients() -> None:
     x = normal(ROWS, WIDTH)
 
     def total(x: jax.Array, once: bool) -> jax.Array:
-        return (nn.gelu(computed_once(x) if once else x) * jnp.arange(1.0, WIDTH + 1)).sum()
+        return (nn.gelu(computed_once(x) if once else x) * jnp.arange(1.0, WIDTH + 1)[None]).sum()
 
     for once, plain in zip(*(jax.value_and_grad(total)(x, flag) for flag in (True, False)), strict=True):
         np.testing.assert_array_equal(once, plain)

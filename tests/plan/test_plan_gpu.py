@@ -106,6 +106,31 @@ ENTRY %main (g: f32[240]) -> f32[240] {
     assert [each.what for each in other] == [collectives.FORBIDDEN]
 
 
+def test_gradients_that_were_joined_end_to_end_are_told_apart() -> None:
+    """As XLA for GPUs does: a fusion joins the flat gradients of a layer, and one reduction takes them all."""
+    text = """HloModule step
+
+%joined (p0: bf16[240], p1: bf16[20]) -> bf16[260] {
+  %p0 = bf16[240]{0} parameter(0)
+  %p1 = bf16[20]{0} parameter(1)
+  ROOT %concatenate.1 = bf16[260]{0} concatenate(%p0, %p1), dimensions={0}
+}
+
+ENTRY %main (g: bf16[240], b: bf16[20]) -> bf16[260] {
+  %g = bf16[240]{0} parameter(0)
+  %b = bf16[20]{0} parameter(1)
+  %all = bf16[260]{0} fusion(%g, %b), kind=kLoop, calls=%joined
+  ROOT %all-reduce.1 = bf16[260]{0} all-reduce(%all), channel_id=1, replica_groups={{0,1}}, to_apply=%sum
+}
+"""
+    [found] = collectives.collectives_of(text, settings(), {(12, 20), (20,)}, 2)
+    assert (found.what, found.arrays, found.size) == (GRADIENTS, ("bf16[240]", "bf16[20]"), 520)
+    foreign = text.replace("240", "241")
+    assert {each.what for each in collectives.collectives_of(foreign, settings(), {(12, 20), (20,)}, 2)} == {
+        GRADIENTS, collectives.FORBIDDEN if collectives.SCALAR_BYTES < 2 * 241 else collectives.SCALARS,
+    }  # fmt: skip
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["h100", "h200"])
