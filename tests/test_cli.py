@@ -381,7 +381,7 @@ def test_a_reader_that_goes_away_gives_no_traceback():
 @pytest.mark.parametrize(
     "command",
     ["", "data", "data build", "data build phantom", "data build table", "data info", "tokenizer", "tokenizer train",
-     "train", "evaluate", "compare", "predict", "ablate", "demo"],
+     "train", "evaluate", "compare", "predict", "export", "ablate", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0
