@@ -44,9 +44,11 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
 EXTRAS = {
     "beam": ("apache-beam",),
     "excel": ("python-calamine",),
+    "export": ("flatbuffers", "safetensors"),
     "gcs": ("gcsfs", "google-cloud-storage"),
     "interop": ("safetensors", "tokenizers"),
     "mlflow": ("mlflow-skinny",),
+    "onnx": ("onnx", "onnxscript", "torch", "transformers"),
     "spacy": ("spacy",),
     "torch": ("torch",),
 }

@@ -428,7 +428,7 @@ def test_a_reader_that_goes_away_gives_no_traceback():
 @pytest.mark.parametrize(
     "command",
     ["", "data", "data build", "data build phantom", "data build table", "data info", "tokenizer", "tokenizer train",
-     "train", "evaluate", "compare", "predict", "embed", "ablate", "demo"],
+     "train", "config", "completion", "evaluate", "compare", "predict", "embed", "export", "ablate", "demo"],
 )  # fmt: skip
 def test_every_command_has_help(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0

@@ -15,7 +15,6 @@ from mmclip_jax.checkpoints.arrays import nested, read_params
 from mmclip_jax.export import vocabulary
 from mmclip_jax.text.tokenizer import Tokenizer, load_tokenizer
 
-INSTALL = 'install the extra: pip install "mmclip-jax[export]"'
 """What to do where a library is missing that writes files of other programs."""
 SENTENCEPIECE_FILE = "tokenizer.model"
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.checkpoints.exported import READERS, REST_FILE
-from mmclip_jax.errors import UserError
-from mmclip_jax.export.content import INSTALL, Content, write_json
+from mmclip_jax.errors import UserError, extra
+from mmclip_jax.export.content import Content, write_json
 from mmclip_jax.models.inputs import PIXEL_MEAN, PIXEL_STD
 from mmclip_jax.models.pretrained import blocks, families
 from mmclip_jax.models.pretrained.blocks import Arrays, Params
@@ -56,11 +56,11 @@ def save_weights(file: pathlib.Path, weights: Mapping[str, np.ndarray]) -> None:
       UserError: the package safetensors is missing.
     """
     try:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     except ImportError as error:
-        raise UserError(f"{file.name} is written by the package safetensors; {INSTALL}") from error
+        raise UserError(f"{file.name} is written by the package safetensors; install {extra('export')}") from error
     whole = {name: np.asarray(array, np.float32, order="C") for name, array in weights.items()}
-    save_file(whole, file, metadata={"format": "pt"})
+    file.write_bytes(save(whole, metadata={"format": "pt"}))
 
 
 def write_rest(content: Content, folder: pathlib.Path, form: str) -> None:
@@ -112,10 +112,18 @@ def _dual_misfits(content: Content) -> list[Misfit]:
         *_of_any_class(content),
         ("model.text.encoder", text.encoder, ("bert",)),
         ("model.text_pool", model.text_pool, ("first",)),
-        ("model.text_head.hidden", model.text_head.hidden, (text.width,)),
-        ("model.text_head.activation", model.text_head.activation, ("tanh",)),
+        *(_of_bert(content) if text.encoder == "bert" else ()),
         ("model.image_head.hidden", model.image_head.hidden, (0,) if image.first_norm else (0, image.width)),
     )
+
+
+def _of_bert(content: Content) -> list[Misfit]:
+    """BERT always has a layer with tanh before the projection."""
+    head = content.model.text_head
+    return [
+        ("model.text_head.hidden", head.hidden, (content.model.text.width,)),
+        ("model.text_head.activation", head.activation, ("tanh",)),
+    ]
 
 
 def _of_any_class(content: Content) -> list[Misfit]:

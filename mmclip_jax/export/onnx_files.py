@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax.errors import UserError
+from mmclip_jax.errors import UserError, extra
 from mmclip_jax.export.content import Content, write_json
 from mmclip_jax.export.huggingface import remote_module
 from mmclip_jax.models.inputs import PIXEL_MEAN, PIXEL_STD
 from mmclip_jax.text.tokens import PAD_ID
 
 ABOUT_FILE = "onnx.json"
-_INSTALL = 'install the extra: pip install "mmclip-jax[onnx]"'
 _ROWS = 2  # of the example that the exporter follows; a number of rows of its own would be taken for a constant
 
 
@@ -32,7 +31,7 @@ def write(content: Content, folder: pathlib.Path) -> str:
         from mmclip_jax.export.remote.configuration_mmclip import MMCLIPConfig
         from mmclip_jax.export.remote.modeling_mmclip import MMCLIPModel
     except ImportError as error:
-        raise UserError(f"ONNX is written by PyTorch ({error.name} is missing); {_INSTALL}") from error
+        raise UserError(f"ONNX is written by PyTorch ({error.name} is missing); install {extra('onnx')}") from error
     weights, config = remote_module(content)
     model = MMCLIPModel(MMCLIPConfig(settings=config["settings"]))
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})

@@ -41,7 +41,7 @@ def write(content: Content, folder: pathlib.Path) -> str:
     settings: dict[str, Any] = {"embed_dim": model.embed_dim, "vision_cfg": vision, "text_cfg": text}
     if model.image.activation == "quick_gelu":
         settings["quick_gelu"] = True
-    pixels = {"mean": [PIXEL_MEAN] * len(SHARES), "std": [PIXEL_STD] * len(SHARES)}
+    pixels: dict[str, Any] = {"mean": [PIXEL_MEAN] * len(SHARES), "std": [PIXEL_STD] * len(SHARES)}
     pixels |= {"interpolation": "bilinear", "resize_mode": "longest", "fill_color": 0}
     write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": settings, "preprocess_cfg": pixels})
     content.write_tokenizer(folder)

@@ -13,8 +13,8 @@ from jax import export as jax_export
 
 from mmclip_jax.checkpoints.arrays import nested
 from mmclip_jax.checkpoints.exported import PARAMS_FILE
-from mmclip_jax.errors import UserError
-from mmclip_jax.export.content import INSTALL, Content, write_json
+from mmclip_jax.errors import UserError, extra
+from mmclip_jax.export.content import Content, write_json
 from mmclip_jax.models.inputs import pixels, standardize
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, build_model
 
@@ -48,7 +48,7 @@ def _serialized(program: jax_export.Exported) -> bytes:
     try:
         return bytes(program.serialize())
     except ImportError as error:
-        raise UserError(f"StableHLO is written by the package flatbuffers; {INSTALL}") from error
+        raise UserError(f"StableHLO is written by the package flatbuffers; install {extra('export')}") from error
 
 
 def write(content: Content, folder: pathlib.Path, batch: int = FIXED) -> str:
