@@ -5,8 +5,9 @@
 The image side is what the floor of `real_films.py` has (PCA of 64 x 64 pixels), then two layers. The text side is a sum
 of embeddings of words and of pairs of neighbours ("no viral"). Texts are drawn as in training, from both kinds of rows.
 So only the texts and their targets decide whether a prompt finds what the pixels are known to hold. Each row is a run:
-`contrastive.targets`, `data.max_negated`, `data.deny_alone`, the seed. AUROC by prompts (the difference of affirming
-and denying ones, and the affirming ones alone) on the validation split, beside the floor of the same rows.
+`contrastive.targets`, `data.max_negated`, `data.deny_alone`, the seed. AUROC on the validation split, beside the floor
+of the same rows: by the difference of affirming and denying prompts / by the affirming ones alone / by the affirming
+ones against the denying ones and "no finding" (`scoring.score_beside_normal`).
 """
 
 import argparse
@@ -136,9 +137,10 @@ class Trained:
         return np.asarray(self.bench.text(self.params, jnp.asarray(np.stack([words_of(line) for line in lines]))))
 
     def scores(self, features: np.ndarray, finding: str) -> dict[str, np.ndarray]:
-        """See `scoring.score_images`."""
+        """See `scoring.score_images`; "beside normal": see `scoring.score_beside_normal`."""
         embedded = np.asarray(self.bench.image(self.params, jnp.asarray(features)))
         found = scoring.score_images(embedded, *scoring.prompt_embeddings(self, [finding]))
+        found["beside normal"] = scoring.score_beside_normal(self, embedded, [finding])
         return {name: values[:, 0] for name, values in found.items()}
 
 
@@ -181,7 +183,7 @@ def main() -> None:
         cells = []
         for task, number, rows, labels in tasks:
             scores = model.scores(bench.scored[number][rows], task.finding)
-            cells.append(" / ".join(f"{auroc(labels, scores[name]):.3f}" for name in scoring.SCORES))
+            cells.append(" / ".join(f"{auroc(labels, values):.3f}" for values in scores.values()))
         (viral, bacterial), (not_viral, _) = scoring.prompt_embeddings(
             model, ["viral_pneumonia", "bacterial_pneumonia"]
         )

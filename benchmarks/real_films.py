@@ -150,6 +150,11 @@ def print_head(*cells: str) -> None:
     print(f"|{'---|' * len(cells)}")
 
 
+def beside_normal(model: Any, embedded: np.ndarray, finding: str) -> np.ndarray:
+    """Scores by the finding's prompts and those of "no finding"."""
+    return scoring.score_beside_normal(model, embedded, [finding])[:, 0]
+
+
 def by_prompts(model: Any, embedded: np.ndarray, finding: str) -> np.ndarray:
     """Scores of embedded images by the finding's prompts."""
     pair = scoring.prompt_embeddings(model, [finding])
@@ -158,7 +163,7 @@ def by_prompts(model: Any, embedded: np.ndarray, finding: str) -> np.ndarray:
 
 def print_scores(sites: Sequence[Site], model: Any, chosen: Sequence[str]) -> None:
     """Each finding of each data set: the floor; with a model the prompts, their exposure and the probe."""
-    more = ["by prompts", "exposure", "linear probe"] if model else []
+    more = ["by prompts", "exposure", "beside no finding", "linear probe"] if model else []
     print_head("data set", "finding / against", "rows (positive)", "patients", "floor", *more)
     macro: dict[str, list[list[float]]] = {}
     for site in sites:
@@ -170,6 +175,8 @@ def print_scores(sites: Sequence[Site], model: Any, chosen: Sequence[str]) -> No
             scores = {"floor": floor_scores(site.train.flat[train], train_labels, site.scored.flat[rows])}
             if embedded:
                 scores["prompts"] = by_prompts(model, embedded[0][rows], task.finding)
+                how = by_prompts if task.finding == texts.NO_FINDING else beside_normal
+                scores["beside no finding"] = how(model, embedded[0][rows], task.finding)
                 scores["probe"] = linear_scores(embedded[1][train], train_labels, embedded[0][rows])
             cells = [cell(labels, values, patients) for values in scores.values()]
             if embedded:

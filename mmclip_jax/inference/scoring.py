@@ -139,6 +139,32 @@ def probabilities(model: TextEncoder, image_embed: np.ndarray, asked: Mapping[st
     return dict(zip(asked, chances.T.astype(np.float32), strict=True))
 
 
+def score_beside_normal(
+    model: TextEncoder,
+    image_embed: np.ndarray,
+    findings: Sequence[str],
+    prompts_of: PromptsOf = prompts.zero_shot_prompts,
+) -> np.ndarray:
+    """The scores [n, K] of images [n, E]: what affirms a finding against what denies it and against "no finding".
+
+    Of the softmax over three normalised mean texts (p, n, and f, what affirms "no finding") the logit of p,
+    over the logit scale s: v.p - log(exp(s v.n) + exp(s v.f)) / s. A denial is learnt from the images whose texts deny,
+    which are seldom the normal ones; "no finding" says of these that they lack the finding.
+
+    Raises:
+      UserError: a finding that the vocabulary does not know, or "no finding" itself.
+    """
+    if prompts.NO_FINDING in map(prompts.kind_of, findings):
+        raise UserError("no finding is what this score compares with: score it by score_images")
+    positive, negative = prompt_embeddings(model, [*findings, prompts.NO_FINDING], prompts_of)
+    images, margins = image_embed.astype(np.float64), []
+    for columns, scale, root in members(model):
+        affirmed, denied = (images[:, columns] @ texts[:, columns].T for texts in (positive, negative))
+        absent = np.logaddexp(scale * root**2 * denied[:, :-1], scale * root**2 * affirmed[:, -1:])
+        margins.append(scale * root**2 * affirmed[:, :-1] - absent)
+    return mean_logit(np.stack(margins, axis=-1)) / float(model.logit_scale)
+
+
 def score_pairs(
     model: TextEncoder, image_embed: np.ndarray, findings: Sequence[str], prompts_of: PromptsOf
 ) -> dict[str, np.ndarray]:
