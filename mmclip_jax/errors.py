@@ -46,6 +46,7 @@ EXTRAS = {
     "excel": ("python-calamine",),
     "gcs": ("gcsfs", "google-cloud-storage"),
     "interop": ("safetensors", "tokenizers"),
+    "serve": ("starlette", "uvicorn"),
     "spacy": ("spacy",),
     "torch": ("torch",),
 }

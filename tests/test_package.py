@@ -152,6 +152,8 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "radgraph",
         "apache_beam",
         "fsspec",
+        "starlette",
+        "uvicorn",
     }
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for module, file in _imported_modules().items():
@@ -296,6 +298,7 @@ _MAY_IMPORT = {
         "inference",
         "memory",
         "plan",
+        "serve",
         "settings",
         "sharding",
         "text",
@@ -303,6 +306,7 @@ _MAY_IMPORT = {
         "writers",
     },
     "export": {*_TOOLS, "checkpoints", "evaluate", "inference", "models", "text"},
+    "serve": {"errors", "data", "inference", "text"},
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "fields", "sharding"},
