@@ -18,7 +18,7 @@ from pathlib import Path
 ORDER = (
     ("cli",),
     ("external", "finetune", "ablate", "plan", "export"),
-    ("train", "evaluate"),
+    ("train", "evaluate", "serve"),
     ("inference",),
     ("checkpoints", "check", "flops", "settings", "state"),
     ("objectives",),

@@ -49,6 +49,7 @@ EXTRAS = {
     "interop": ("safetensors", "tokenizers"),
     "mlflow": ("mlflow-skinny",),
     "onnx": ("onnx", "onnxscript", "torch", "transformers"),
+    "serve": ("starlette", "uvicorn"),
     "spacy": ("spacy",),
     "torch": ("torch",),
 }

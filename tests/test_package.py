@@ -160,6 +160,8 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "apache_beam",
         "fsspec",
         "mlflow",
+        "starlette",
+        "uvicorn",
     }
     declared = {_name(r) for r in PROJECT["project"]["dependencies"]}
     for module, file in _imported_modules().items():
@@ -330,6 +332,7 @@ _MAY_IMPORT = {
         "inference",
         "memory",
         "plan",
+        "serve",
         "settings",
         "sharding",
         "text",
@@ -337,6 +340,7 @@ _MAY_IMPORT = {
         "writers",
     },
     "export": {*_TOOLS, "checkpoints", "evaluate", "inference", "models", "text"},
+    "serve": {"errors", "data", "inference", "text"},
     "text": _TOOLS,
     "data": {*_TOOLS, "text"},
     "models": {"errors", "fields", "sharding"},

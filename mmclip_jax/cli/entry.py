@@ -30,6 +30,7 @@ from mmclip_jax.cli import (
     finetune,
     plan,
     predict,
+    serve,
     tokenizer,
     train,
 )
@@ -48,7 +49,8 @@ from mmclip_jax.errors import (
 
 # In the order in which --help lists them.
 _COMMANDS = (
-    data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, embed, export, ablate, demo, completion,
+    data, tokenizer, config, train, plan, finetune, evaluate, compare, predict, serve, embed, export, ablate, demo,
+    completion,
 )  # fmt: skip
 _FULL_OR_FORBIDDEN = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),

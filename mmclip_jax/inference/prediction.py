@@ -38,6 +38,20 @@ class Asked:
     exposure: str
     threshold: Threshold | None = None
 
+    def facts(self, probability: float) -> dict[str, Any]:
+        """What is said of it in one image.
+
+        {"probability", "exposure" and, where there is a threshold, "threshold", "positive", "threshold_from"}.
+        """
+        said: dict[str, Any] = {"probability": round(probability, 4), "exposure": self.exposure}
+        if self.threshold is not None:
+            said |= {
+                "threshold": round(self.threshold.probability, 4),
+                "positive": probability >= self.threshold.probability,
+                "threshold_from": self.threshold.source,
+            }
+        return said
+
 
 @dataclasses.dataclass
 class Predictions:
@@ -57,14 +71,8 @@ class Predictions:
 
     def _facts(self, path: pathlib.Path, number: int) -> dict[str, Any]:
         """What is said of one finding in one image."""
-        asked, probability = self.asked[number], float(self.rows[path][number])
-        said: dict[str, Any] = {"probability": round(probability, 4), "exposure": asked.exposure}
-        if asked.threshold is not None:
-            said |= {
-                "threshold": round(asked.threshold.probability, 4),
-                "positive": probability >= asked.threshold.probability,
-                "threshold_from": asked.threshold.source,
-            }
+        asked = self.asked[number]
+        said = asked.facts(float(self.rows[path][number]))
         if (path, asked.name) in self.figures:
             said["figure"] = self.figures[path, asked.name]
         return said

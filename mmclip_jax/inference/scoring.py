@@ -134,9 +134,14 @@ def probabilities(model: TextEncoder, image_embed: np.ndarray, asked: Mapping[st
     """Of images [n, E] the probability of each finding by its texts: {finding: float32 [n]}."""
     if not asked:
         return {}
-    scores = score_images(image_embed, *prompt_embeddings(model, list(asked), asked.__getitem__))["difference"]
-    chances = 1.0 / (1.0 + np.exp(-model.logit_scale * scores))
-    return dict(zip(asked, chances.T.astype(np.float32), strict=True))
+    chances = chances_of(model, image_embed, *prompt_embeddings(model, list(asked), asked.__getitem__))
+    return dict(zip(asked, chances.T, strict=True))
+
+
+def chances_of(model: TextEncoder, image_embed: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The probabilities float32 [n, K] of images [n, E] for findings with prompt embeddings [K, E]."""
+    scores = score_images(image_embed, positive, negative)["difference"]
+    return (1.0 / (1.0 + np.exp(-model.logit_scale * scores))).astype(np.float32)
 
 
 def score_beside_normal(
