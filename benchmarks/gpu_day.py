@@ -88,8 +88,8 @@ def equality(small: bool) -> Facts:
         valid = None if lengths is None else jnp.arange(keys)[None] < jnp.asarray(lengths)[:, None]
         weights = jnp.asarray(rng.normal(size=(rows, length, heads, 64)), jnp.float32)
 
-        def out(*x: Any, form: str = "", valid: Any = valid, weights: Any = weights) -> Any:
-            attended = attention.attend(form, *x, valid, False)[0].astype(jnp.float32)
+        def out(q: Any, k: Any, v: Any, form: str = "", valid: Any = valid, weights: Any = weights) -> Any:
+            attended = attention.attend(form, q, k, v, valid, False)[0].astype(jnp.float32)
             return (attended * weights).sum(), attended
 
         results = []

@@ -225,7 +225,10 @@ def measure(options: argparse.Namespace, data: tuple[str, ...]) -> None:
     bare, peer = spent["decoding alone, Pillow"], spent.get("PyTorch DataLoader, Pillow")
     rows = {}
     for name, each in spent.items():
-        row = {"samples_per_second": 1 / statistics.median(each), "microseconds": 1e6 * statistics.median(each)}
+        row: dict[str, Any] = {
+            "samples_per_second": 1 / statistics.median(each),
+            "microseconds": 1e6 * statistics.median(each),
+        }
         row["of_pillow"] = statistics.median(b / e for b, e in zip(bare, each, strict=True))
         row["of_data_loader"] = statistics.median(p / e for p, e in zip(peer, each, strict=True)) if peer else None
         rows[name] = row

@@ -8,6 +8,7 @@ cache. All take turns; figures are medians by the clock, and of the processor ti
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLI = [sys.executable, "-m", "mmclip_jax.cli"]
@@ -63,11 +65,12 @@ def main() -> None:
         if options.data:
             measured["first start to the first step"] = [train(folder, 0, str(pathlib.Path(options.data).resolve()))]
         for number in range(1, options.repeats + 1):
-            rounds = {"import mmclip_jax": lambda: timed([sys.executable, "-c", "import mmclip_jax"])}
+            rounds: dict[str, Callable[[], tuple[float, float]]] = {}
+            rounds["import mmclip_jax"] = lambda: timed([sys.executable, "-c", "import mmclip_jax"])
             rounds["mmclip --help"] = lambda: timed([*CLI, "--help"])
             if options.data:
-                rounds["second start to the first step"] = lambda number=number: train(
-                    folder, number, str(pathlib.Path(options.data).resolve())
+                rounds["second start to the first step"] = functools.partial(
+                    train, folder, number, str(pathlib.Path(options.data).resolve())
                 )
             for what, function in rounds.items():
                 measured.setdefault(what, []).append(function())

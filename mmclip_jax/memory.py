@@ -7,6 +7,8 @@ are freed, and the next step pays for them again, page by page: a third of the t
 import ctypes
 import sys
 
+import jax
+
 # Numbers of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
@@ -21,13 +23,8 @@ def keep_freed_memory() -> bool:
     Returns:
       Whether malloc was told: False where an accelerator computes, or malloc is not glibc's.
     """
-    import jax
-
-    return jax.default_backend() == "cpu" and tell_malloc()
-
-
-def tell_malloc() -> bool:
-    """The same in a process without JAX; whether malloc is glibc's, and was told."""
+    if jax.default_backend() != "cpu":
+        return False
     if not sys.platform.startswith("linux"):
         return False
     library = ctypes.CDLL(None)

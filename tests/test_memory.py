@@ -54,6 +54,6 @@ def test_another_library_and_accelerators_are_left_alone(
     from mmclip_jax import memory
 
     monkeypatch.setattr(memory.sys, "platform", platform)
-    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: backend)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("asked for a library of Linux's"))
     assert not memory.keep_freed_memory()

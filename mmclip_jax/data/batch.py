@@ -63,13 +63,8 @@ class Field(NamedTuple):
 
 
 def augments_on_device(config: Any) -> bool:
-    """Whether the step augments the images, not who makes the rows; "auto": on all devices but CPUs."""
-    where = config.data.get("augment_on", "host")
-    if where == "auto":
-        import jax
-
-        return jax.default_backend() != "cpu"
-    return bool(where == "device")
+    """Whether the step augments the images, not who makes the rows; a run says what "auto" is (`train/run.py`)."""
+    return bool(config.data.get("augment_on", "host") == "device")
 
 
 def image_side(config: Any) -> int:

@@ -17,7 +17,6 @@ from multiprocessing import connection, shared_memory
 
 from mmclip_jax import processes
 from mmclip_jax.errors import LostWorkerError, TrainingError
-from mmclip_jax.memory import tell_malloc
 
 FOLDER = pathlib.Path("/dev/shm")
 _PREFIX = "mmclip-"
@@ -31,7 +30,6 @@ def start(worker: int, workers: int) -> None:
     # it ends, and stops them then.
     for which in (signal.SIGTERM, signal.SIGINT):
         signal.signal(which, signal.SIG_IGN)
-    tell_malloc()  # batches are larger than what malloc keeps by itself
     trainer = multiprocessing.parent_process()
     if trainer is None or trainer.pid is None:
         return

@@ -94,6 +94,8 @@ def _prepare(config: ConfigDict, workdir: str, given: Collection[str]) -> _Run:
     if not config.data.train:
         raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
     leave_out_missing_part(config)
+    if config.data.augment_on == "auto":
+        config.data.augment_on = "host" if jax.default_backend() == "cpu" else "device"
     start = start_lib.prepare(config, workdir, given)
     check.check_config(config, mesh.size)
 

@@ -39,7 +39,8 @@ def images_of(rows: Rows, size: int) -> jax.Array:
     """The images uint8 [B,S,S,1] of rows, augmented here if they come with what was drawn for them."""
     if not all(name in rows for name in AUGMENTATION):
         return rows["image"]
-    return augmented(rows["image"], *(rows[name] for name in AUGMENTATION), size=size)
+    extent, affine, tone = (rows[name] for name in AUGMENTATION)
+    return augmented(rows["image"], extent, affine, tone, size)
 
 
 def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict[str, Rows]:

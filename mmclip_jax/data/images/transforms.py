@@ -129,7 +129,7 @@ def for_device(pixels: np.ndarray, size: int, drawn: Augmentation) -> dict[str, 
     if affine == Affine() and brightness == contrast == 1.0:
         pixels = fit_image(pixels, size)[:, :, 0]
     else:
-        block, coefficients = _inverse(*pixels.shape, size, affine)
+        block, coefficients = _inverse(pixels.shape[0], pixels.shape[1], size, affine)
         if block > 1:
             pixels = np.asarray(_toned(pixels, brightness, contrast).reduce(block))
             brightness = contrast = 1.0
@@ -155,7 +155,7 @@ def apply_affine(
     pixels = _two_dimensional(pixels)
     if affine == Affine() and brightness == contrast == 1.0:
         return fit_image(pixels, size)
-    block, coefficients = _inverse(*pixels.shape, size, affine)
+    block, coefficients = _inverse(pixels.shape[0], pixels.shape[1], size, affine)
     image = _toned(pixels, brightness, contrast)
     if block > 1:
         image = image.reduce(block)

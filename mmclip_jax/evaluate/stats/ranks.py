@@ -36,7 +36,8 @@ def retrieval_ranks(first: np.ndarray, second: np.ndarray, ids: np.ndarray) -> t
       int [n] twice.
     """
     n = len(ids)
-    ids = np.unique(ids, return_inverse=True)[1].reshape(ids.shape)  # the same, in 32 bits whatever they were
+    numbers: np.ndarray = np.unique(ids, return_inverse=True)[1]
+    ids = numbers.reshape(n, -1)  # the same, in 32 bits whatever they were
     first, second = np.ascontiguousarray(first, np.float32), np.ascontiguousarray(second, np.float32)
     best = _best_matches(first, second, ids)
     before = np.zeros(n, np.int64), np.zeros(n, np.int64)
