@@ -17,6 +17,7 @@ What could not run is said and is no zero. Writes gpu_day.json after every part.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -88,15 +89,13 @@ def equality(small: bool) -> Facts:
         valid = None if lengths is None else jnp.arange(keys)[None] < jnp.asarray(lengths)[:, None]
         weights = jnp.asarray(rng.normal(size=(rows, length, heads, 64)), jnp.float32)
 
-        def out(q: Any, k: Any, v: Any, form: str = "", valid: Any = valid, weights: Any = weights) -> Any:
+        def out(form: str, q: Any, k: Any, v: Any, valid: Any = valid, weights: Any = weights) -> Any:
             attended = attention.attend(form, q, k, v, valid, False)[0].astype(jnp.float32)
             return (attended * weights).sum(), attended
 
         results = []
         for each in ("plain", form):
-            run = jax.jit(
-                lambda *x, form=each, out=out: jax.grad(lambda *y: out(*y, form=form), (0, 1, 2), has_aux=True)(*x)
-            )
+            run = jax.jit(jax.grad(functools.partial(out, each), (0, 1, 2), has_aux=True))
             results.append(jax.tree.map(lambda x: np.asarray(x, np.float32), run(*arrays)))
         names = ("query", "key", "value", "output")
         pairs = zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True)

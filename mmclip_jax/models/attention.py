@@ -86,6 +86,9 @@ def attend(
         if form == PLAIN:
             return _plain(q, k, v, valid, causal)
         lengths = None if valid is None else jnp.maximum(valid.sum(axis=1, dtype=jnp.int32), 1)
+        queries = q.shape[1]
+        if form == "cudnn":
+            q, k, v, lengths = even(q, k, v, lengths)
         attended = jax.nn.dot_product_attention(
             q,
             k,
@@ -94,7 +97,24 @@ def attend(
             key_value_seq_lengths=lengths,
             implementation="cudnn" if form == "cudnn" else "xla",
         )
-    return attended, None
+    return attended[:, :queries], None
+
+
+def even(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Queries and context with one more position where they have an odd number: cuDNN's backward pass refuses those.
+
+    The context's new position is hidden by the number of valid ones (int32 [B]), the queries' is cut off afterwards.
+    """
+
+    def longer(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    context = k.shape[1]
+    if context % 2 and lengths is None:
+        lengths = jnp.full(len(k), context, jnp.int32)
+    return longer(q), longer(k), longer(v), lengths
 
 
 def _plain(

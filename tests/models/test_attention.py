@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from mmclip_jax.errors import UserError
-from mmclip_jax.models.attention import attend, choose
+from mmclip_jax.models.attention import attend, choose, even
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.models.transformer import Transformer
 
@@ -91,6 +91,20 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(
         found[form] = tiny.jit(jax.grad(out, argnums=(0, 1, 2), has_aux=True))(*inputs(dtype))
     assert tiny.largest_difference(found["plain"], found["xla"]) <= TOLERANCE[dtype]
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found["xla"]))
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("lengths", [None, (7, 1, 4)])
+def test_an_even_number_of_positions_gives_the_same(lengths: tuple[int, ...] | None) -> None:
+    """What cuDNN gets for 5 queries and a context of 7, computed by XLA."""
+    q, k, v = inputs("float32")
+    count = None if lengths is None else jnp.asarray(lengths, jnp.int32)
+    valid = None if count is None else jnp.arange(CONTEXT)[None] < count[:, None]
+    longer = even(q, k, v, count)
+    assert [x.shape[1] for x in longer[:3]] == [QUERIES + 1, CONTEXT + 1, CONTEXT + 1]
+    attended = jax.nn.dot_product_attention(*longer[:3], key_value_seq_lengths=longer[3], implementation="xla")
+    np.testing.assert_allclose(attended[:, :QUERIES], attend("plain", q, k, v, valid, False)[0], atol=2e-6)
+    assert even(q[:, :4], k[:, :6], v[:, :6], None)[3] is None
 
 
 @pytest.mark.compiles
