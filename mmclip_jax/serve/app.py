@@ -119,7 +119,12 @@ class _Application:
 
     async def _findings(self, request: Request) -> Response:
         def score(pixels: np.ndarray) -> list[dict[str, Any]]:
-            return [each.facts() | {"findings": each.score(pixels)} for each in self._served]
+            rows = [each.score(pixels) for each in self._served]
+            # In the order of the first model, so that two can be compared row by row.
+            order = {row["finding"]: number for number, row in enumerate(rows[0])}
+            for several in rows[1:]:
+                several.sort(key=lambda row: order.get(row["finding"], len(order)))
+            return [each.facts() | {"findings": own} for each, own in zip(self._served, rows, strict=True)]
 
         with self._in_line():
             pixels = await self._uploaded(request)

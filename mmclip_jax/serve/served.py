@@ -63,9 +63,7 @@ class Served:
         fitted = as_pixels(self._fitted(pixels))
         if isinstance(self.model, Classifier):
             found = self.model.predict([fitted])
-            chances = [float(each[0]) for each in found.values()]
-            named = dict(zip(found, chances, strict=True))
-            values = [named[self._output(each)] for each in self.asked]
+            values = [float(found[prompts.kind_of(each.name) or each.name][0]) for each in self.asked]
         elif self._prompts is None:
             values = []
         else:
@@ -102,9 +100,6 @@ class Served:
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
         return transforms.fit_image(pixels, self.model.config.model.image_size)[..., 0]
-
-    def _output(self, asked: Asked) -> str:
-        return prompts.kind_of(asked.name) or asked.name
 
 
 def _display(name: str) -> str:

@@ -49,36 +49,28 @@ async function ask(path, body, headers = {}) {
   }
 }
 
-function cell(row, kind, text) {
-  const made = row.appendChild(document.createElement(kind));
+function add(parent, kind, text, name = "") {
+  const made = parent.appendChild(document.createElement(kind));
   made.textContent = text;
+  made.className = name;
   return made;
 }
 
 function findingRow(found) {
   const row = document.createElement("tr");
-  cell(row, "th", found.finding).scope = "row";
-  const value = cell(row, "td", "");
-  value.className = "value";
-  const bar = value.appendChild(document.createElement("div"));
-  bar.className = "bar";
+  add(row, "th", found.finding).scope = "row";
+  const value = add(row, "td", "");
+  const line = add(value, "div", "", "value");
+  const bar = add(line, "div", "", "bar");
   bar.setAttribute("aria-hidden", "true");
-  const fill = bar.appendChild(document.createElement("span"));
-  fill.className = "fill";
-  fill.style.width = `${100 * found.probability}%`;
-  const number = value.appendChild(document.createElement("span"));
-  number.className = "number";
-  number.textContent = found.probability.toFixed(3);
+  add(bar, "span", "", "fill").style.width = `${100 * found.probability}%`;
+  add(line, "span", found.probability.toFixed(3), "number");
   if (found.threshold !== undefined) {
-    const mark = bar.appendChild(document.createElement("span"));
-    mark.className = "mark";
-    mark.style.left = `${100 * found.threshold}%`;
-    const beside = value.appendChild(document.createElement("span"));
-    beside.className = "beside";
-    beside.textContent = `${found.positive ? "≥" : "<"} threshold ${found.threshold.toFixed(3)}`;
-    if (found.positive) row.classList.add("positive");
+    add(bar, "span", "", "mark").style.left = `${100 * found.threshold}%`;
+    add(value, "div", `${found.positive ? "≥" : "<"} threshold ${found.threshold.toFixed(3)}`, "beside");
+    row.classList.toggle("positive", found.positive);
   }
-  cell(row, "td", found.exposure).className = "exposure";
+  add(value, "div", found.exposure, "exposure");
   return row;
 }
 
@@ -112,10 +104,9 @@ function showMaps(said) {
     picture.alt = `The image with the response to “${said.words}” over it`;
     const caption = card.querySelector("figcaption");
     caption.textContent = `Response to “${said.words}”: cosine similarity ${model.similarity.toFixed(3)} (${model.exposure}). Learnt from ${model.domain}. ${model.note} `;
-    const keep = caption.appendChild(document.createElement("a"));
+    const keep = add(caption, "a", "Save as a figure");
     keep.href = model.figure;
     keep.download = "response.png";
-    keep.textContent = "Save as a figure";
   });
 }
 
