@@ -2,7 +2,7 @@
 
     python benchmarks/evidence.py                   # 3 seeds, 500 steps a run: hours; goes on where it stopped
     python benchmarks/evidence.py --claims attmim
-    python benchmarks/evidence.py --fast            # tries the same path in minutes: one seed, a tiny model; no evidence
+    python benchmarks/evidence.py --fast            # tries the same path in minutes: one seed, a tiny model
 
 The grids are the studies `claim_…` of `mmclip ablate` with `configs/demo.py`, scored on the test split of a phantom.
 The method is the first row of a study. The claim is that another row is less good than it, by a measure. It is
@@ -26,7 +26,7 @@ from mmclip_jax import ablate
 from mmclip_jax.ablate.running import slug
 from mmclip_jax.ablate.studies import MEASURES
 from mmclip_jax.cli.build import build_phantom
-from mmclip_jax.data.phantom import PAIRED_SOURCE
+from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
 from mmclip_jax.memory import keep_freed_memory
