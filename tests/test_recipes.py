@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+import mmclip_jax
 from mmclip_jax import settings
 from mmclip_jax.cli import arguments, entry
 
@@ -18,13 +19,17 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
 ]
 
+# The recipe that begins without anything first makes an environment, whose programs it then names.
+OURS = [command.removeprefix("venv/bin/") for command in COMMANDS if "mmclip " in command]
+
 
 def test_every_recipe_has_commands() -> None:
-    assert PAGE.count("\n## ") == 3
-    assert len(COMMANDS) == 20
+    assert PAGE.count("\n## ") == 4
+    assert len(COMMANDS) == 24
+    assert len(OURS) == 22
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", OURS)
 def test_the_command_line_takes_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "_that_exists", lambda path: path)  # the user's files
     program, *words = shlex.split(command)
@@ -61,3 +66,13 @@ def test_the_costs_are_what_their_sources_give() -> None:
     assert round(110633 / 20.5 / 3600, 1) == 1.5
     assert round((377110 + 110633) * 11.3e3 / 1e9, 1) == 5.5
     assert round(223414 * 11.3e3 / 1e9, 1) == 2.5
+
+
+def test_from_an_empty_folder_to_a_served_page_are_five_commands_at_most() -> None:
+    first = PAGE.split("\n## ")[1]
+    (block,) = re.findall(r"^```\n(.*?)^```", first, re.MULTILINE | re.DOTALL)
+    environment, wheel, *ours = block.splitlines()
+    assert environment == "python3 -m venv venv"
+    assert re.fullmatch(rf'venv/bin/pip install "mmclip_jax-{mmclip_jax.__version__}-\S+\.whl\[serve\]"', wheel)
+    assert 2 + len(ours) <= 5
+    assert ours[-1].split()[:2] == ["venv/bin/mmclip", "serve"]
