@@ -61,6 +61,12 @@ class Saved:
     manifest: dict[str, Any]
     sums: dict[str, int]  # of the bits of its arrays, by item
 
+    @property
+    def run_folder(self) -> epath.Path:
+        """The folder of its run; its own, where it lies in none (it was exported, or copied)."""
+        above = self.directory.parent
+        return above.parent if above.name == FOLDER else self.directory
+
     def restore_params(self, abstract: Any) -> Any:
         """The averaged parameters where the run kept them, else the parameters.
 
@@ -125,8 +131,8 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
     """Opens the checkpoint of a workdir (its newest, or `step`), a step directory itself, or an exported directory.
 
     Raises:
-      UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
-        software made it.
+      UserError: there is no such checkpoint (the message lists the steps that are there), the path is that of another
+        step, or another version of this software made it.
       DamagedCheckpointError: what it says of its run cannot be read.
     """
     path = absolute_path(workdir_or_checkpoint)
@@ -136,6 +142,8 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         return open_exported(path, step)
     if is_checkpoint(path):
         directory = path
+        if step is not None and path.name != str(step):
+            raise UserError(f"{path} is a single checkpoint, not the one of step {step}: leave the step out")
     else:
         folder = path / FOLDER
         if not folder.exists():

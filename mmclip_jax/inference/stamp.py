@@ -87,6 +87,21 @@ def describe(sizes: Any) -> str:
     )
 
 
+def describe_classifier(sizes: Any, told: Mapping[str, Any]) -> str:
+    """A classifier's sizes in a line; sizes: `config.model`; told: `manifest["classifier"]`."""
+    what = "classes" if told["task"] == "multi-class" else "findings"
+    return (
+        f"linear layer to {len(told['findings'])} {what} on an image encoder of width {sizes.image.width}, "
+        f"{sizes.image_size} px in patches of {sizes.patch_size}"
+    )
+
+
+def name_of_classifier(told: Mapping[str, Any]) -> str:
+    """What to call a classifier: what it began with, and how it was made."""
+    way = "fine-tuned" if told["mode"] == "full" else "probe"
+    return f"{told['checkpoint']['run']}, {way} on {100 * told['fraction']:g} %, seed {told['seed']}"
+
+
 def known_findings(manifest: Mapping[str, Any]) -> list[str]:
     """The kinds that training texts stated, in the vocabulary's order; all where none is recorded."""
     recorded = manifest.get("exposure") or {}
