@@ -85,6 +85,15 @@ def test_a_run_starts_from_an_exported_directory(workdir: pathlib.Path, as_numpy
     assert start.record["runs"][0]["exposure"] == exports.MANIFEST["exposure"]
 
 
+@pytest.mark.parametrize("part", ["model", "image"])
+def test_a_run_starts_from_no_classifier(part: str, tmp_path: pathlib.Path) -> None:
+    config = default_config()
+    tuned = exports.save_classifier(tmp_path / "tuned", tiny.load_config("demo", "runlocal"), "multi-label")
+    config.init[part] = str(tuned)
+    with pytest.raises(UserError, match="is a fine-tuned classifier: start from the run that it began with"):
+        start_lib.prepare(config)
+
+
 def test_an_export_of_an_export_is_the_same(as_numpy: pathlib.Path, tmp_path: pathlib.Path) -> None:
     export.run(as_numpy, "numpy", tmp_path / "again")
     assert_identical(as_numpy, tmp_path / "again")
