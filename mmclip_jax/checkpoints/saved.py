@@ -29,6 +29,12 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
     return path if files.in_bucket(path) else path.absolute()
 
 
+def run_folder(path: epath.PathLike) -> epath.Path:
+    """The folder of the run that a checkpoint lies in; any other path as it is, absolute."""
+    place = absolute_path(path)
+    return place.parent.parent if place.parent.name == FOLDER else place
+
+
 def run_record(config: ConfigDict, tokenizer_model: bytes, manifest: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the run it belongs to, as JSON."""
     return {
@@ -63,9 +69,8 @@ class Saved:
 
     @property
     def run_folder(self) -> epath.Path:
-        """The folder of its run; its own, where it lies in none (it was exported, or copied)."""
-        above = self.directory.parent
-        return above.parent if above.name == FOLDER else self.directory
+        """See `run_folder`."""
+        return run_folder(self.directory)
 
     def restore_params(self, abstract: Any) -> Any:
         """The averaged parameters where the run kept them, else the parameters.

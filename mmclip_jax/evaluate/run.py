@@ -99,7 +99,7 @@ def run(
         phrase_file=phrase_file,
         labels_from_reports=labels_from_reports,
         audited=audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data)),
-        run_name=name_of_classifier(tuned) if tuned else run_dir.name,
+        run_name=name_of_classifier(tuned) if tuned else checkpoints.run_folder(run_dir).name,
         curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
         progress=progress,
