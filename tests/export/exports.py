@@ -26,7 +26,7 @@ from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import optim
 
 MANIFEST: dict[str, Any] = {
-    "exposure": {"sources": {"phantom": {"paired": 8, "unpaired": 4}}, "label_kinds": {"phantom": ["edema"]}},
+    "exposure": {"sources": {"phantom-a": {"paired": 8, "unpaired": 4}}, "label_kinds": {"phantom-a": ["edema"]}},
 }
 TEXTS = [
     "Small left pleural effusion, 3.5 cm.",

@@ -104,9 +104,9 @@ def test_the_card_says_what_it_learnt_from_and_that_nobody_scored_it(as_numpy: p
     card = (as_numpy / "model_card.md").read_text()
     assert card.startswith("# Model card: run, step 3\n")
     assert "Not for diagnosis" in card
-    assert "phantom: 8 images with reports, 4 without; labels that became texts: edema" in card
+    assert "phantom-a: 8 images with reports, 4 without; labels that became texts: edema" in card
     assert "Not evaluated" in card
-    assert "no model of disease" in card
+    assert "artificial X-rays alone, phantom-a (12 images): its numbers say nothing about real radiographs" in card
 
 
 def test_the_card_of_an_evaluation_goes_along(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import Results
 from mmclip_jax.evaluate.report.notes import about, classifier_facts, external_facts, honesty, start_facts
 from mmclip_jax.inference.classifier import KEY
-from mmclip_jax.inference.stamp import describe, describe_classifier, stamp_of, stamp_of_classifier
+from mmclip_jax.inference.stamp import RESEARCH_ONLY, describe, describe_classifier, stamp_of, stamp_of_classifier
 
 CARD_FILE = "model_card.md"
 
@@ -33,8 +33,8 @@ def unscored(run: str, step: int, model: Any, manifest: Mapping[str, Any]) -> st
     }
     lines = [*_head(results), "", "## Training data", "", *_training(results), "", "## Evaluation", ""]
     lines += ["Not evaluated by `mmclip evaluate` when this card was written: nothing is known of its scores."]
-    if (stamp_of_classifier if tuned else stamp_of)(manifest).is_artificial:
-        lines += ["", "## Limits", "", "- It learnt from drawn images (the phantom), which are no model of disease."]
+    learnt = (stamp_of_classifier if tuned else stamp_of)(manifest).domain
+    lines += ["", "## Limits", "", f"- Learnt from {learnt}.", f"- {RESEARCH_ONLY}"]
     return "\n".join([*lines, ""])
 
 
