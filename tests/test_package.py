@@ -283,7 +283,7 @@ def test_a_wheel_holds_every_module_and_data_file(tmp_path):
 
 
 # Pillow's and the system's `open`, `files.read_text`, and `open` of a ZIP archive: none of them takes an encoding.
-_OWN_WORDS = ("Image", "os", "files", "archive", "_open_archive(archive)")
+_OWN_WORDS = ("Image", "PIL.Image", "os", "files", "archive", "_open_archive(archive)")
 
 
 def test_text_files_are_utf_8_whatever_the_locale():

@@ -28,14 +28,17 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def read_params(saved: Saved) -> dict[str, np.ndarray]:
+def read_params(saved: Saved, shapes: Any = None) -> dict[str, np.ndarray]:
     """{path: array} of all parameters of a checkpoint; the averaged ones where the run kept them.
+
+    shapes: the tree of its shapes and types, where they are not those of the whole model.
 
     Raises:
       UserError, DamagedCheckpointError: as `Saved.restore_params`.
     """
-    model = build_model(saved.config.model)
-    shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
+    if shapes is None:
+        model = build_model(saved.config.model)
+        shapes = jax.eval_shape(lambda: init_params(model, saved.config.model, 0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
     return {path: np.asarray(array) for path, array in flat_tree(saved.restore_params(abstract)).items()}

@@ -18,8 +18,9 @@ from mmclip_jax import files
 from mmclip_jax.checkpoints.digests import bit_sums, check_digests, with_digests
 from mmclip_jax.checkpoints.saved import EXPORT_RECORD, SCHEMA, Saved, damage_is_named, run_record, with_defaults
 from mmclip_jax.errors import DamagedCheckpointError, UserError
-from mmclip_jax.models.pretrained import dual, families, fit
-from mmclip_jax.models.pretrained.weights import find_weights, read_weights
+from mmclip_jax.models.inputs import PIXEL_MEAN, PIXEL_STD
+from mmclip_jax.models.pretrained import blocks, dual, families, fit
+from mmclip_jax.models.pretrained.weights import Weights, find_weights, read_weights
 
 REST_FILE, PARAMS_FILE = "mmclip_rest.npz", "params.npz"
 _REMEDY = "export the run again"
@@ -37,7 +38,18 @@ def _huggingface(directory: pathlib.Path, model: Any) -> Arrays:
     config = files.read_json(directory / dual.HUGGINGFACE_CONFIG, _REMEDY, ("model_type",))
     if config["model_type"] == "mmclip":
         return families.of_module(read_weights(find_weights(directory)))
+    if config["model_type"] == "vit":
+        return _classifier(directory)
     return _dual_encoder(directory, "huggingface")
+
+
+def _classifier(directory: pathlib.Path) -> Arrays:
+    """A ViT with a linear layer; its patches of several channels as those of one."""
+    weights = Weights(read_weights(find_weights(directory)), str(directory))
+    encoder = families.vit(weights, "vit.")
+    encoder["patch"] = fit.fold(encoder["patch"], blocks.grid(encoder, str(directory))[2], [PIXEL_MEAN], [PIXEL_STD])
+    tree = {"image_encoder": encoder, "head": blocks.dense(weights, "classifier", None, None)}
+    return {name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _dual_encoder(directory: pathlib.Path, layout: str) -> Arrays:

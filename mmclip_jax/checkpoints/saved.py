@@ -29,6 +29,12 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
     return path if files.in_bucket(path) else path.absolute()
 
 
+def run_folder(path: epath.PathLike) -> epath.Path:
+    """The folder of the run that a checkpoint lies in; any other path as it is, absolute."""
+    place = absolute_path(path)
+    return place.parent.parent if place.parent.name == FOLDER else place
+
+
 def run_record(config: ConfigDict, tokenizer_model: bytes, manifest: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the run it belongs to, as JSON."""
     return {
@@ -60,6 +66,11 @@ class Saved:
     tokenizer_model: bytes
     manifest: dict[str, Any]
     sums: dict[str, int]  # of the bits of its arrays, by item
+
+    @property
+    def run_folder(self) -> epath.Path:
+        """See `run_folder`."""
+        return run_folder(self.directory)
 
     def restore_params(self, abstract: Any) -> Any:
         """The averaged parameters where the run kept them, else the parameters.
@@ -125,8 +136,8 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
     """Opens the checkpoint of a workdir (its newest, or `step`), a step directory itself, or an exported directory.
 
     Raises:
-      UserError: there is no such checkpoint (the message lists the steps that are there), or another version of this
-        software made it.
+      UserError: there is no such checkpoint (the message lists the steps that are there), the path is that of another
+        step, or another version of this software made it.
       DamagedCheckpointError: what it says of its run cannot be read.
     """
     path = absolute_path(workdir_or_checkpoint)
@@ -136,6 +147,8 @@ def find_checkpoint(workdir_or_checkpoint: epath.PathLike, step: int | None = No
         return open_exported(path, step)
     if is_checkpoint(path):
         directory = path
+        if step is not None and path.name != str(step):
+            raise UserError(f"{path} is a single checkpoint, not the one of step {step}: leave the step out")
     else:
         folder = path / FOLDER
         if not folder.exists():

@@ -202,15 +202,15 @@ def add_log(parser: Parser) -> None:
     parser.add_argument("--log", choices=("line", "full"), default="line", help=help)
 
 
-def add_run(parser: Parser, required: bool = True) -> None:
-    """Adds the arguments that name a checkpoint of a run."""
-    add_model(parser, required)
+def add_run(parser: Parser, required: bool = True, also: str = "") -> None:
+    """Adds the arguments that name a checkpoint of a run; also: what else may be named."""
+    add_model(parser, required, also)
     parser.renamed["--workdir"] = "--model"
 
 
-def add_model(parser: Parser, required: bool = True) -> None:
-    """Adds --model and --step."""
-    help = "folder of a training run, of one of its checkpoints, or of what mmclip export wrote"
+def add_model(parser: Parser, required: bool = True, also: str = "") -> None:
+    """Adds --model and --step; also: what else may be named."""
+    help = "folder of a training run, of one of its checkpoints, or of what mmclip export wrote" + also
     parser.add_argument("--model", required=required, type=existing_place, metavar="RUN", help=help)
     parser.add_argument("--step", type=whole(), help="the checkpoint of a run to take; default: the newest")
 

@@ -87,7 +87,7 @@ def _external(args: argparse.Namespace) -> None:
 def add(top: Commands) -> None:
     """Adds the command."""
     evaluate = add_command(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
-    add_run(evaluate, required=False)
+    add_run(evaluate, required=False, also=", or of a fine-tuned classifier")
     evaluate.add_argument(
         "--external",
         metavar="NAME|FILE.yaml[:NAME]|FILE.py:FUNCTION",

@@ -17,7 +17,10 @@ def add(top: Commands) -> None:
     """Adds the command."""
     export = add_command(top, "export", "write a checkpoint as files that other programs read", _export)
     export.add_argument(
-        "checkpoint", type=existing_place, metavar="RUN", help="a training run, a checkpoint, or an exported directory"
+        "checkpoint",
+        type=existing_place,
+        metavar="RUN",
+        help="a training run, a checkpoint, a classifier's folder, or an exported directory",
     )
     export.add_argument("out", type=folder_of, metavar="OUT", help="a new folder")
     export.add_argument("--to", required=True, choices=FORMATS, help="the format (docs/export.md)")

@@ -130,4 +130,4 @@ def add(top: Commands) -> None:
 def add_places(parser: typing.Any, what: str = "files (JPEG, PNG, TIFF, BMP, DICOM), folders or patterns") -> None:
     """Adds the run and the images that a command takes."""
     parser.add_argument("places", nargs="+", metavar="PLACE", help=f"the run, unless --model names it, then {what}")
-    add_run(parser, required=False)
+    add_run(parser, required=False, also=", or of a fine-tuned classifier")

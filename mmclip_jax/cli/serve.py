@@ -28,7 +28,10 @@ def add(top: Commands) -> None:
     """Adds the command."""
     serve = add_command(top, "serve", "look at single images in a browser", _serve)
     serve.add_argument(
-        "checkpoint", type=existing_place, metavar="RUN", help="a training run, a checkpoint, or a classifier's folder"
+        "checkpoint",
+        type=existing_place,
+        metavar="RUN",
+        help="a training run, a checkpoint, a classifier's folder, or an exported directory",
     )
     serve.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
     serve.add_argument("--beside", type=existing_place, metavar="RUN", help="a second one, side by side")

@@ -32,7 +32,7 @@ from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Embedded, Progress, Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
 from mmclip_jax.inference.classifier import KEY
-from mmclip_jax.inference.stamp import describe
+from mmclip_jax.inference.stamp import describe, name_of_classifier
 
 __all__ = ["Model", "Options", "Split", "evaluate_checkpoint", "quick_metrics", "run"]
 
@@ -99,19 +99,13 @@ def run(
         phrase_file=phrase_file,
         labels_from_reports=labels_from_reports,
         audited=audit_scored(model.manifest, directories, split, chosen, allow_leakage, told.joined(model.config.data)),
-        run_name=_name_of(tuned) if tuned else run_dir.name,
+        run_name=name_of_classifier(tuned) if tuned else checkpoints.run_folder(run_dir).name,
         curves=read_curves(run_dir / METRICS_FILE),
         show_text=show_text,
         progress=progress,
         primary=jax.process_index() == 0,
     )
     return terminal.summary(evaluate_checkpoint(model, data, split, out_dir, options), f"Step {model.step:,}", out_dir)
-
-
-def _name_of(tuned: Mapping[str, Any]) -> str:
-    """What to call a classifier: what it began with, and how it was made."""
-    way = "fine-tuned" if tuned["mode"] == "full" else "probe"
-    return f"{tuned['checkpoint']['run']}, {way} on {100 * tuned['fraction']:g} %, seed {tuned['seed']}"
 
 
 def _place(run_dir: epath.Path, name: str, out: str | os.PathLike[str] | None) -> epath.Path:

@@ -30,7 +30,13 @@ _BILINEAR = 2  # of Pillow's filters; it is the one that tensors are resized wit
 
 
 def write(content: Content, folder: pathlib.Path) -> str:
-    """Writes weights, settings, processor and tokenizer; returns which class it is, and why."""
+    """Writes weights, settings, processor and tokenizer; returns which class it is, and why.
+
+    Raises:
+      UserError: the package safetensors is missing; a classifier of an architecture that no class of transformers has.
+    """
+    if content.classifier is not None:
+        return _write_classifier(content, content.classifier, folder)
     kind, why = native_class(content)
     if kind == "MMCLIPModel":
         weights, config = remote_module(content)
@@ -127,6 +133,14 @@ def _of_bert(content: Content) -> list[Misfit]:
 
 
 def _of_any_class(content: Content) -> list[Misfit]:
+    return [
+        *_of_any_image_encoder(content),
+        ("model.image_head.bias", content.model.image_head.bias, (False,)),
+        ("model.text_head.bias", content.model.text_head.bias, (False,)),
+    ]
+
+
+def _of_any_image_encoder(content: Content) -> list[Misfit]:
     model, image = content.model, content.model.image
     return [
         ("model.image.encoder", image.encoder, ("vit",)),
@@ -136,9 +150,15 @@ def _of_any_class(content: Content) -> list[Misfit]:
         ("model.image.final_norm", image.final_norm, (True,)),
         ("model.image.layer_scale", image.layer_scale, (False,)),
         ("model.image.registers", image.registers, (0,)),
-        ("model.image_head.bias", model.image_head.bias, (False,)),
-        ("model.text_head.bias", model.text_head.bias, (False,)),
     ]
+
+
+def refuse(misfits: Sequence[Misfit], whose: str, remedy: str) -> None:
+    """Raises UserError if there are misfits; the message names the settings that the run has and needs."""
+    if misfits:
+        has = ", ".join(f"{name}={value!r}" for name, value, _ in misfits)
+        wanted = ", ".join(f"{name}={' or '.join(map(repr, fits))}" for name, _, fits in misfits)
+        raise UserError(f"{whose} has no counterpart of {has}: it can hold runs with {wanted}; {remedy}")
 
 
 def _misfits(*wanted: Misfit) -> list[Misfit]:
@@ -187,6 +207,32 @@ def _dual(content: Content) -> tuple[Arrays, dict[str, Any]]:
         "vision_config": vision,
         "text_config": text | {"model_type": "bert", "type_vocab_size": 2, "pad_token_id": 0},
     }
+
+
+def _write_classifier(content: Content, told: Mapping[str, Any], folder: pathlib.Path) -> str:
+    misfits = _misfits(
+        *_of_any_image_encoder(content), ("model.image.first_norm", content.model.image.first_norm, (False,))
+    )
+    refuse(misfits, "ViTForImageClassification", "--to stablehlo holds any")
+    weights = families.put_image(families.VIT, content.tree("image_encoder"), "vit.", SHARES)
+    weights |= blocks.put_dense(content.tree("head"), "classifier")
+    several = told["task"] == "multi-class"
+    config = _part(content, "image") | {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "problem_type": f"{'single' if several else 'multi'}_label_classification",
+        "id2label": {str(number): finding for number, finding in enumerate(told["findings"])},
+        "label2id": {finding: number for number, finding in enumerate(told["findings"])},
+    }
+    preprocessing = _preprocessing(content, "ViTForImageClassification")
+    del preprocessing["processor_class"]  # it would bring a tokenizer
+    save_weights(folder / WEIGHTS_FILE, weights)
+    write_json(folder / HUGGINGFACE_CONFIG, config | {"torch_dtype": "float32"})
+    write_json(folder / PREPROCESSING_FILE, preprocessing)
+    shutil.copyfile(REMOTE / _PROCESSING, folder / _PROCESSING)
+    content.write_reader(folder)
+    write_rest(content, folder, "huggingface")
+    return f"ViTForImageClassification, a class of transformers; {'softmax' if several else 'sigmoid'} of its logits"
 
 
 _CLASSES = {"CLIPModel": _clip, "VisionTextDualEncoderModel": _dual}

@@ -3,9 +3,8 @@
 import pathlib
 from typing import Any
 
-from mmclip_jax.errors import UserError
 from mmclip_jax.export.content import Content, write_json
-from mmclip_jax.export.huggingface import SHARES, Misfit, clip_misfits, save_weights, write_rest
+from mmclip_jax.export.huggingface import SHARES, Misfit, clip_misfits, refuse, save_weights, write_rest
 from mmclip_jax.models.inputs import PIXEL_MEAN, PIXEL_STD
 from mmclip_jax.models.pretrained import families
 from mmclip_jax.models.pretrained.dual import OPEN_CLIP_CONFIG
@@ -19,12 +18,8 @@ def write(content: Content, folder: pathlib.Path) -> str:
     Raises:
       UserError: an architecture that open_clip lacks; the message names the settings that it has.
     """
-    if misfits := [*clip_misfits(content), *_own_misfits(content)]:
-        has = ", ".join(f"{name}={value!r}" for name, value, _ in misfits)
-        wanted = ", ".join(f"{name}={' or '.join(map(repr, fits))}" for name, _, fits in misfits)
-        raise UserError(
-            f"open_clip has no counterpart of {has}: it can hold runs with {wanted}; --to huggingface holds any"
-        )
+    misfits = [*clip_misfits(content), *_own_misfits(content)]
+    refuse(misfits, "open_clip", "--to huggingface holds any")
     model = content.model
     weights = families.put_image(families.OPENAI_IMAGE, content.tree("image_encoder"), "visual.", SHARES)
     weights |= families.put_text(families.OPENAI_TEXT, content.tree("text_encoder"), "")

@@ -1,5 +1,6 @@
 """`mmclip export`: a checkpoint as files that other programs read."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
@@ -11,10 +12,14 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.report.card import CARD_FILE
 from mmclip_jax.export import cards, huggingface, numpy_files, onnx_files, open_clip, stablehlo
 from mmclip_jax.export.content import Content
+from mmclip_jax.inference import classifier
 from mmclip_jax.inference.model import open_checkpoint
 
 Writer = Callable[[Content, pathlib.Path], str]
 """(what is exported, an empty folder) -> what is to be said in a line."""
+
+OF_CLASSIFIERS = ("huggingface", "stablehlo", "numpy")
+"""The formats that hold a fine-tuned classifier."""
 
 WRITERS: dict[str, Writer] = {
     "huggingface": huggingface.write,
@@ -36,7 +41,8 @@ def run(
     """Writes a checkpoint in another program's format; returns what a terminal should show.
 
     Args:
-      checkpoint: a workdir, one of its checkpoints, or an exported directory that can be read back.
+      checkpoint: a workdir, one of its checkpoints, a classifier's folder, or an exported directory that can be read
+        back.
       to: one of `WRITERS`.
       out: a new or empty folder.
       step: of the checkpoint; None for the newest.
@@ -52,7 +58,14 @@ def run(
     place = files.locate(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{place} holds something already: name a new folder")
-    saved, _ = open_checkpoint(checkpoint, step)
+    saved, _ = open_checkpoint(classifier.place_of(checkpoint), step)
+    if tuned := saved.manifest.get(classifier.KEY):
+        if to not in OF_CLASSIFIERS:
+            raise UserError(
+                f"{checkpoint} is a fine-tuned classifier, and --to {to} is of models that read text: it is exported "
+                f"to {', '.join(OF_CLASSIFIERS)}"
+            )
+        saved = dataclasses.replace(saved, step=int(tuned["step"]))  # its folder's name says none
     content = Content.of(saved)
     card = cards.of(saved, checkpoint, evaluation)
     with files.whole_folder(out, EXPORT_RECORD) as folder:

@@ -1,4 +1,4 @@
-"""Both encoders as StableHLO programs, which run where this package is not: `jax.export`, or a compiler of MLIR.
+"""Both encoders, or a classifier, as StableHLO programs for where this package is not: `jax.export`, or a compiler.
 
 The parameters are the first argument of each, a dictionary by path, and lie in params.npz once.
 """
@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
 from mmclip_jax.checkpoints.arrays import nested
 from mmclip_jax.checkpoints.exported import PARAMS_FILE
 from mmclip_jax.errors import UserError, extra
-from mmclip_jax.export.content import Content, write_json
+from mmclip_jax.export.content import CLASSIFIER_FILE, Content, write_json
+from mmclip_jax.inference.classifier import pool
 from mmclip_jax.models.inputs import pixels, standardize
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID, build_model
 
@@ -44,6 +46,17 @@ def functions(model: MMCLIP) -> dict[str, Function]:
     return {"encode_image": encode_image, "encode_text": encode_text}
 
 
+def classify(model: MMCLIP, task: str) -> Function:
+    """The function of (parameters by path, images uint8 [B,S,S,1]) -> probabilities float32 [B,K] of a classifier."""
+
+    def function(params: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        tree = nested(params)
+        z = jnp.dot(pool(model, tree, images), tree["head"]["kernel"], precision="highest") + tree["head"]["bias"][None]
+        return jax.nn.softmax(z) if task == "multi-class" else jax.nn.sigmoid(z)
+
+    return function
+
+
 def _serialized(program: jax_export.Exported) -> bytes:
     try:
         return bytes(program.serialize())
@@ -52,15 +65,23 @@ def _serialized(program: jax_export.Exported) -> bytes:
 
 
 def write(content: Content, folder: pathlib.Path, batch: int = FIXED) -> str:
-    """Writes the programs, for any number of rows and for `batch` of them, parameters and tokenizer."""
-    settings = content.model
+    """Writes the programs, for any number of rows and for `batch` of them, parameters and tokenizer (or findings)."""
+    settings, model = content.model, build_model(content.model)
+    content.write_reader(folder)
+    image = jax.ShapeDtypeStruct((settings.image_size, settings.image_size, 1), np.uint8)
+    if content.classifier is not None:
+        said = {"classifier": CLASSIFIER_FILE}
+        return write_programs(
+            {"classify": classify(model, content.classifier["task"])},
+            {"classify": image},
+            content.params,
+            folder,
+            said,
+            batch,
+        )
     used = {path: x for path, x in content.params.items() if not path.startswith(("decode_", "response_"))}
-    content.write_tokenizer(folder)
-    made = functions(build_model(settings))
-    rows = {
-        "encode_image": jax.ShapeDtypeStruct((settings.image_size, settings.image_size, 1), np.uint8),
-        "encode_text": jax.ShapeDtypeStruct((settings.text.length,), np.int32),
-    }
+    made = functions(model)
+    rows = {"encode_image": image, "encode_text": jax.ShapeDtypeStruct((settings.text.length,), np.int32)}
     about = {"logit_scale": float(np.exp(content.params["log_logit_scale"])), "padding": PAD_ID}
     return write_programs(made, rows, used, folder, about, batch)
 
@@ -75,8 +96,7 @@ def write_programs(
 ) -> str:
     """Writes functions of (parameters by path, rows) with their parameters; returns what is to be said.
 
-    rows: one row of what each function takes. about: what `stablehlo.json` says beside the programs. An image encoder
-    with a classifier's head is such a function, too.
+    rows: one row of what each function takes. about: what `stablehlo.json` says beside the programs.
 
     Raises:
       UserError: the package flatbuffers is missing.

@@ -110,7 +110,7 @@ def manifest_of(
         "images": len(rows),
         "patients": len({task.train.patients[row] for row in rows}),
         "uncertain": task.policy,
-        "checkpoint": {"run": saved.directory.parent.parent.name, "step": saved.step},
+        "checkpoint": {"run": saved.run_folder.name, "step": saved.step},
         "data": data,
         "label_kinds": _label_kinds(task, rows),
         "sources": {name: sum(e.source == name for e in learnt) for name in sorted({e.source for e in learnt})},

@@ -64,7 +64,7 @@ def run(
     """
     saved, tokenizer = open_checkpoint(place_of(checkpoint), step)
     if KEY in saved.manifest:
-        raise UserError(f"{saved.directory} is a fine-tuned classifier: give --checkpoint the run that it began with")
+        raise UserError(f"{saved.directory} is a fine-tuned classifier: give --model the run that it began with")
     told = told.joined(saved.config.data)
     audits = {"pre-training": audit.check(saved.manifest.get("data", {}), data, split, allow_leakage, told)}
     mesh = sharding.make_mesh()
@@ -100,7 +100,7 @@ def _header(
         "task": settings.task,
         "settings": dataclasses.asdict(settings),
         "checkpoint": {
-            "run": saved.directory.parent.parent.name,
+            "run": saved.run_folder.name,
             "step": saved.step,
             "pretraining": saved.manifest.get("data"),
         },

@@ -19,7 +19,7 @@ from mmclip_jax import checkpoints, sharding
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.inference.inputs import BATCH, as_pixels, batch_size, batches, check_several, pad, shared
-from mmclip_jax.inference.stamp import Stamp, stamp_of_classifier
+from mmclip_jax.inference.stamp import Stamp, describe_classifier, stamp_of_classifier
 from mmclip_jax.models import inputs
 from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
 
@@ -71,13 +71,8 @@ def place_of(path: epath.PathLike) -> epath.Path:
     return place
 
 
-def restore(saved: checkpoints.Saved, all_devices: bool = False) -> "Classifier":
-    """The classifier of a checkpoint whose manifest has one (`KEY`).
-
-    Raises:
-      UserError: the checkpoint holds other parameters than its settings say.
-      DamagedCheckpointError: they cannot be read.
-    """
+def shapes_of(saved: checkpoints.Saved) -> dict[str, Any]:
+    """Shapes and types of the parameters of a checkpoint whose manifest has a classifier (`KEY`), as a tree."""
     model = build_model(saved.config.model)
     shapes = encoder_of(jax.eval_shape(lambda: init_params(model, saved.config.model, 0)))
     findings, width = len(saved.manifest[KEY]["findings"]), saved.config.model.image.width
@@ -85,6 +80,17 @@ def restore(saved: checkpoints.Saved, all_devices: bool = False) -> "Classifier"
         "kernel": jax.ShapeDtypeStruct((width, findings), jnp.float32),
         "bias": jax.ShapeDtypeStruct((findings,), jnp.float32),
     }
+    return shapes
+
+
+def restore(saved: checkpoints.Saved, all_devices: bool = False) -> "Classifier":
+    """The classifier of a checkpoint whose manifest has one (`KEY`).
+
+    Raises:
+      UserError: the checkpoint holds other parameters than its settings say.
+      DamagedCheckpointError: they cannot be read.
+    """
+    shapes = shapes_of(saved)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = checkpoints.abstract_like(shapes, jax.tree.map(lambda _: device, shapes))
     return Classifier(saved.config, saved.restore_params(abstract), saved.manifest, all_devices)
@@ -137,11 +143,7 @@ class Classifier:
     @property
     def description(self) -> str:
         """Its sizes in a line."""
-        sizes, what = self.config.model, "classes" if self.task == "multi-class" else "findings"
-        return (
-            f"linear layer to {len(self.findings)} {what} on an image encoder of width {sizes.image.width}, "
-            f"{sizes.image_size} px in patches of {sizes.patch_size}"
-        )
+        return describe_classifier(self.config.model, self.manifest[KEY])
 
     @functools.cached_property
     def stamp(self) -> Stamp:

@@ -15,6 +15,7 @@ STARTED_ELSEWHERE = "unknown: started from weights of others"
 AS_STATED = ", as stated"
 TUNED_SAME = "fine-tuned on labels of this source"
 TUNED_OTHER = "fine-tuned on another source's labels"
+NOT_TUNED = "no label of it among the images of the fine-tuning"
 EXPOSURES = {
     REPORT_ONLY: "No label of this finding was ever a training text; the model met it in reports, if at all. Only this "
     "is called zero-shot.",
@@ -26,12 +27,15 @@ EXPOSURES = {
     TUNED_SAME: "The classifier learnt this finding from labels of other images of the very same source, or of one "
     "that holds images of it.",
     TUNED_OTHER: "The classifier learnt this finding from labels of images of another source.",
+    NOT_TUNED: "The classifier has an output for this finding, but no image that it learnt from has a label of "
+    "it: a small share of them, or labels that are all uncertain.",
     STARTED_ELSEWHERE: "The training began with weights of others, who do not state what these had learnt from.",
 }
 EXPOSURES |= {
     stamp + AS_STATED: f"{EXPOSURES[stamp]} So states the author of the spec; nothing here can check it."
     for stamp in (REPORT_ONLY, OTHER_SOURCE, SAME_SOURCE)
 }
+_TUNED = {SAME_SOURCE: TUNED_SAME, OTHER_SOURCE: TUNED_OTHER, REPORT_ONLY: NOT_TUNED}
 
 
 def exposure(kind: str, source: str, manifest: Mapping[str, Any]) -> str:
@@ -43,7 +47,7 @@ def exposure(kind: str, source: str, manifest: Mapping[str, Any]) -> str:
     classifier (`manifest["classifier"]`) the labels that it learnt from count.
     """
     if tuned := manifest.get("classifier"):
-        return TUNED_SAME if _stamp(kind, source, tuned["label_kinds"]) == SAME_SOURCE else TUNED_OTHER
+        return _TUNED[_stamp(kind, source, tuned["label_kinds"])]
     recorded = manifest.get("exposure")
     foreign = bool(manifest.get("foreign"))
     if recorded is None or "label_kinds" not in recorded:
@@ -78,7 +82,7 @@ def legend(stamps: set[str], recorded: Mapping[str, Any] | None, foreign: bool) 
 
 def called(stamps: Sequence[str]) -> str:
     """What a score with these exposures may be called."""
-    if {TUNED_SAME, TUNED_OTHER} & set(stamps):
+    if set(_TUNED.values()) & set(stamps):
         return "supervised"
     if {UNKNOWN_EXPOSURE, NOT_OURS, STARTED_ELSEWHERE} & set(stamps):
         return "by prompts, exposure unknown"

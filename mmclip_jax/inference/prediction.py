@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmclip_jax import files, spreadsheet
+from mmclip_jax import checkpoints, files, spreadsheet
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.inference import pictures, places, scoring
@@ -239,13 +239,14 @@ def _plain(name: str) -> str:
 def read_thresholds(workdir: str | os.PathLike[str], step: int, logit_scale: float) -> dict[str, Threshold]:
     """The thresholds that an evaluation of a step has chosen on validation rows, by kind; {} where there is none.
 
-    Of several evaluations the one of the split that is scored by default counts, else the first by name. Those with
-    other prompts than the default ones, or scored by similarity alone, say nothing of a probability here.
+    workdir: of the run, or one of its checkpoints. Of several evaluations the one of the split that is scored by
+    default counts, else the first by name. Those with other prompts than the default ones, or scored by similarity
+    alone, say nothing of a probability here.
 
     Raises:
       UserError: a results.json is damaged.
     """
-    folder = files.locate(workdir) / "evaluation"
+    folder = checkpoints.run_folder(workdir) / "evaluation"
     if not folder.is_dir():
         return {}
     names = sorted(each.name for each in folder.iterdir() if each.name.partition("-")[0] == str(step))

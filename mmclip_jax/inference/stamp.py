@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmclip_jax.data.phantom.generate import SOURCES as ARTIFICIAL
-from mmclip_jax.inference.exposure import AS_STATED, OTHER_SOURCE, REPORT_ONLY, SAME_SOURCE, exposure, seen_in_training
+from mmclip_jax.errors import UserError
+from mmclip_jax.inference.exposure import (
+    AS_STATED,
+    NOT_TUNED,
+    OTHER_SOURCE,
+    REPORT_ONLY,
+    SAME_SOURCE,
+    exposure,
+    seen_in_training,
+)
 from mmclip_jax.text import prompts
 
 RESEARCH_ONLY = "Research use only: no diagnosis, and no calibrated probability."
@@ -13,7 +22,6 @@ LABELS = "its labels were training texts"
 REPORTS = "zero-shot: met in reports alone"
 NOT_MET = "zero-shot: in no training text"
 TUNED = "fine-tuned on its labels"
-NOT_TUNED = "no label of it among the images of the fine-tuning"
 OWN_WORDS = "own words: not looked up in the training texts"
 
 
@@ -30,8 +38,14 @@ class Stamp:
     findings: Mapping[str, str]
 
     def of(self, finding: str) -> str:
-        """How the training knew of a finding, by any of its names; `OWN_WORDS` of what the vocabulary does not know."""
+        """How the training knew of a finding, by any of its names; `OWN_WORDS` of what the vocabulary does not know.
+
+        Raises:
+          UserError: a classifier has no output for it.
+        """
         kind = prompts.kind_of(finding)
+        if kind is not None and kind not in self.findings:
+            raise UserError(f"the classifier has no output for {finding!r}; it has: {', '.join(self.findings)}")
         return OWN_WORDS if kind is None else self.findings[kind]
 
     @property
@@ -71,10 +85,7 @@ def stamp_of_classifier(manifest: Mapping[str, Any]) -> Stamp:
         domain=f"labels of {_domain(sources, set(sources) & artificial, bool(manifest.get('start')))}; {way}, on "
         f"{100 * told['fraction']:g} % of training, after the pre-training of {told['checkpoint']['run']}",
         is_artificial=artificial == {*sources, *before} and not manifest.get("start"),
-        findings={
-            kind: TUNED if any(kind in kinds for kinds in told["label_kinds"].values()) else NOT_TUNED
-            for kind in told["findings"]
-        },
+        findings={kind: NOT_TUNED if exposure(kind, "", manifest) == NOT_TUNED else TUNED for kind in told["findings"]},
     )
 
 
@@ -85,6 +96,21 @@ def describe(sizes: Any) -> str:
         f"{sizes.image_size} px in patches of {sizes.patch_size}, image encoder {depth} × "
         f"{sizes.image.width}, text encoder {sizes.text.depth} × {sizes.text.width}, embedding {sizes.embed_dim}"
     )
+
+
+def describe_classifier(sizes: Any, told: Mapping[str, Any]) -> str:
+    """A classifier's sizes in a line; sizes: `config.model`; told: `manifest["classifier"]`."""
+    what = "classes" if told["task"] == "multi-class" else "findings"
+    return (
+        f"linear layer to {len(told['findings'])} {what} on an image encoder of width {sizes.image.width}, "
+        f"{sizes.image_size} px in patches of {sizes.patch_size}"
+    )
+
+
+def name_of_classifier(told: Mapping[str, Any]) -> str:
+    """What to call a classifier: what it began with, and how it was made."""
+    way = "fine-tuned" if told["mode"] == "full" else "probe"
+    return f"{told['checkpoint']['run']}, {way} on {100 * told['fraction']:g} %, seed {told['seed']}"
 
 
 def known_findings(manifest: Mapping[str, Any]) -> list[str]:

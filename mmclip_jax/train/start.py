@@ -18,6 +18,7 @@ from mmclip_jax import checkpoints, files
 from mmclip_jax.checkpoints.arrays import flat_tree, read_params
 from mmclip_jax.config import flat
 from mmclip_jax.errors import DamagedCheckpointError, UserError
+from mmclip_jax.inference.classifier import KEY
 from mmclip_jax.models.pretrained import dual, fit, single
 from mmclip_jax.models.pretrained.weights import find_weights, sha256
 from mmclip_jax.state import TrainState
@@ -361,9 +362,21 @@ def _dual(config: ConfigDict, given: Collection[str]) -> Start:
     return start
 
 
+def _pretrained(place: str) -> checkpoints.Saved:
+    """A checkpoint of `mmclip train`.
+
+    Raises:
+      UserError: it is a fine-tuned classifier, whose labels the record of a start would not tell.
+    """
+    saved = checkpoints.find_checkpoint(place)
+    if KEY in saved.manifest:
+        raise UserError(f"{place} is a fine-tuned classifier: start from the run that it began with")
+    return saved
+
+
 def _own_run(config: ConfigDict, given: Collection[str]) -> Start:
     """A run of `mmclip train`: the whole model, decoders too, with what it had learnt from."""
-    saved = checkpoints.find_checkpoint(config.init.model)
+    saved = _pretrained(config.init.model)
     tokenizer = _own_vocabulary(config, saved)
     sizes = ("model.image_size", "model.text.length")
     theirs = {name: value for name, value in flat(saved.config.model, "model.").items() if name not in _COMPUTING}
@@ -376,7 +389,7 @@ def _own_run(config: ConfigDict, given: Collection[str]) -> Start:
 
 def _own_encoder(config: ConfigDict, part: str, given: Collection[str], start: Start) -> dict[str, Any]:
     """Adds one encoder of a run of `mmclip train` to a start; what the manifest is to say of it."""
-    saved = checkpoints.find_checkpoint(config.init[part])
+    saved = _pretrained(config.init[part])
     theirs = flat(saved.config.model[part], f"model.{part}.")
     if part == "image":
         theirs |= {f"model.{name}": saved.config.model[name] for name in ("patch_size", "stem")}

@@ -17,6 +17,7 @@ from mmclip_jax.checkpoints.arrays import flat_tree, nested
 from mmclip_jax.checkpoints.exported import PARAMS_FILE, read_arrays, record
 from mmclip_jax.checkpoints.saved import EXPORT_RECORD
 from mmclip_jax.data.images import transforms
+from mmclip_jax.inference.classifier import KEY, encoder_of
 from mmclip_jax.inference.inputs import as_pixels
 from mmclip_jax.models.inputs import pixels, standardize
 from mmclip_jax.models.mmclip import build_model
@@ -25,7 +26,7 @@ from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import optim
 
 MANIFEST: dict[str, Any] = {
-    "exposure": {"sources": {"phantom": {"paired": 8, "unpaired": 4}}, "label_kinds": {"phantom": ["edema"]}},
+    "exposure": {"sources": {"phantom-a": {"paired": 8, "unpaired": 4}}, "label_kinds": {"phantom-a": ["edema"]}},
 }
 TEXTS = [
     "Small left pleural effusion, 3.5 cm.",
@@ -37,7 +38,13 @@ TEXTS = [
 ]
 
 
-def save(folder: pathlib.Path, config: ConfigDict, tokenizer: Any = None, params: Any = None) -> pathlib.Path:
+def save(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    tokenizer: Any = None,
+    params: Any = None,
+    manifest: dict[str, Any] | None = None,
+) -> pathlib.Path:
     """A checkpoint of step 3 as an export to NumPy, of random parameters (no bias is zero) or these, by path."""
     tokenizer = tokenizer or load_tokenizer()
     config.model.text.vocab_size = tokenizer.vocab_size
@@ -45,10 +52,27 @@ def save(folder: pathlib.Path, config: ConfigDict, tokenizer: Any = None, params
         params = flat_tree(tiny.random_params(build_model(config.model), config, 7))
     arrays = {path: np.asarray(array) for path, array in params.items()}
     folder.mkdir()
-    saved = Saved(epath.Path(folder), 3, config, tokenizer.model_bytes, MANIFEST, {})
+    saved = Saved(epath.Path(folder), 3, config, tokenizer.model_bytes, manifest or MANIFEST, {})
     np.savez(folder / PARAMS_FILE, **arrays)  # type: ignore[arg-type]
     (folder / EXPORT_RECORD).write_text(json.dumps(record(saved, "numpy", arrays)))
     return folder
+
+
+def save_classifier(folder: pathlib.Path, config: ConfigDict, task: str) -> pathlib.Path:
+    """A fine-tuned classifier of two findings and step 3, of random parameters, as an export to NumPy."""
+    findings, rng = ["edema", "pneumothorax"], np.random.default_rng(3)
+    tokenizer = load_tokenizer()
+    config.model.text.vocab_size = tokenizer.vocab_size
+    random = encoder_of(tiny.random_params(build_model(config.model), config, 7))
+    head = {"kernel": rng.normal(size=(config.model.image.width, 2)), "bias": rng.normal(size=2)}
+    params = flat_tree(random | {"head": {name: part.astype(np.float32) for name, part in head.items()}})
+    told = {
+        "mode": "full", "task": task, "fraction": 0.1, "seed": 0, "step": 3, "findings": findings, "images": 9,
+        "patients": 8, "uncertain": "ignore", "checkpoint": {"run": "run", "step": 1}, "data": {}, "label_kinds": {},
+        "sources": {"phantom-a": 9}, "validation": {"images": 5, "patients": 4, "macro_auroc": 0.5},
+        "thresholds": {"findings": [{"finding": each, "note": "few", "rules": {"youden": None}} for each in findings]},
+    }  # fmt: skip
+    return save(folder, config, tokenizer, params, MANIFEST | {KEY: told})
 
 
 def stored(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -85,6 +85,15 @@ def test_a_run_starts_from_an_exported_directory(workdir: pathlib.Path, as_numpy
     assert start.record["runs"][0]["exposure"] == exports.MANIFEST["exposure"]
 
 
+@pytest.mark.parametrize("part", ["model", "image"])
+def test_a_run_starts_from_no_classifier(part: str, tmp_path: pathlib.Path) -> None:
+    config = default_config()
+    tuned = exports.save_classifier(tmp_path / "tuned", tiny.load_config("demo", "runlocal"), "multi-label")
+    config.init[part] = str(tuned)
+    with pytest.raises(UserError, match="is a fine-tuned classifier: start from the run that it began with"):
+        start_lib.prepare(config)
+
+
 def test_an_export_of_an_export_is_the_same(as_numpy: pathlib.Path, tmp_path: pathlib.Path) -> None:
     export.run(as_numpy, "numpy", tmp_path / "again")
     assert_identical(as_numpy, tmp_path / "again")
@@ -95,9 +104,9 @@ def test_the_card_says_what_it_learnt_from_and_that_nobody_scored_it(as_numpy: p
     card = (as_numpy / "model_card.md").read_text()
     assert card.startswith("# Model card: run, step 3\n")
     assert "Not for diagnosis" in card
-    assert "phantom: 8 images with reports, 4 without; labels that became texts: edema" in card
+    assert "phantom-a: 8 images with reports, 4 without; labels that became texts: edema" in card
     assert "Not evaluated" in card
-    assert "no model of disease" in card
+    assert "artificial X-rays alone, phantom-a (12 images): its numbers say nothing about real radiographs" in card
 
 
 def test_the_card_of_an_evaluation_goes_along(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:

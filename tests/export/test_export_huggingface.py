@@ -22,8 +22,10 @@ from transformers import (
     AutoTokenizer,
     CLIPModel,
     VisionTextDualEncoderModel,
+    ViTForImageClassification,
 )
 
+import mmclip_jax
 from mmclip_jax.checkpoints import find_checkpoint
 from mmclip_jax.checkpoints.arrays import flat_tree, read_params
 from mmclip_jax.export import run as export
@@ -142,6 +144,27 @@ def test_the_library_embeds_as_the_run_does_and_nothing_is_lost(case: str, tmp_p
         kept = {path.partition("/")[0] for path in rest.files}
     assert "text_encoder" not in kept
     assert "image_encoder" not in kept or kind == "CLIPModel" or case == "clip and bert"
+
+
+@pytest.mark.parametrize("task", ["multi-label", "multi-class"])
+def test_a_classifier_becomes_the_librarys_own(task: str, tmp_path: pathlib.Path) -> None:
+    run, out = exports.save_classifier(tmp_path / "run", exports.dual_like(runlocal_demo()), task), tmp_path / "out"
+    assert "as huggingface: ViTForImageClassification" in export.run(run, "huggingface", out)
+    model, notes = ViTForImageClassification.from_pretrained(out, output_loading_info=True)
+    assert not any(notes[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), notes
+    assert model.config.id2label == {0: "edema", 1: "pneumothorax"}
+    pictures = exports.pictures()
+    processor = AutoImageProcessor.from_pretrained(out, trust_remote_code=True)
+    with torch.no_grad():
+        z = model.eval()(**processor(pictures, return_tensors="pt")).logits
+    theirs = (z.softmax(dim=1) if task == "multi-class" else z.sigmoid()).numpy()
+    wanted = np.stack(list(mmclip_jax.load(run).predict(pictures).values()), axis=1)
+    np.testing.assert_allclose(theirs, wanted, atol=1e-5)
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.01
+    back = mmclip_jax.load(out)
+    np.testing.assert_array_equal(back.encode_image(pictures), mmclip_jax.load(run).encode_image(pictures))
+    with np.load(out / "mmclip_rest.npz") as rest:
+        assert not rest.files
 
 
 def test_the_processor_of_transformers_does_for_squares(tmp_path: pathlib.Path) -> None:

@@ -232,7 +232,7 @@ def test_the_way_to_a_classifier_is_named(
     assert not (bare / "classifier").exists()
     with pytest.raises(UserError, match="kept no classifier"):
         mmclip_jax.load(bare)
-    with pytest.raises(UserError, match="is a fine-tuned classifier: give --checkpoint the run"):
+    with pytest.raises(UserError, match="is a fine-tuned classifier: give --model the run"):
         finetuning.run(probe / "classifier", [phantom_dir], tmp_path / "again", PROBE, progress=False)
     with pytest.raises(UserError, match="is a fine-tuned classifier"):
         finetuning.run(probe, [phantom_dir], tmp_path / "again", PROBE, progress=False)
@@ -251,3 +251,70 @@ def test_a_damaged_classifier_is_refused(probe: pathlib.Path, tmp_path: pathlib.
     with pytest.raises(DamagedCheckpointError, match="damaged"):
         mmclip_jax.load(copy)
     assert find_checkpoint(probe / "classifier").manifest["classifier"]["mode"] == "probe"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exports
+
+
+@pytest.mark.compiles
+def test_an_exported_classifier_stands_for_it(
+    probe: pathlib.Path, phantom_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    from mmclip_jax import cli
+
+    out, image = tmp_path / "out", tmp_path / "one.png"
+    assert cli.main(["export", str(probe), "--to", "numpy", str(out)]) == 0
+    pixels = Split.load([phantom_dir], "test").pixels([3])
+    ours, back = mmclip_jax.load(probe), mmclip_jax.load(out)
+    assert isinstance(back, mmclip_jax.Classifier)
+    assert (back.step, back.thresholds) == (ours.step, ours.thresholds)
+    assert find_checkpoint(out, ours.step).step == ours.step
+    np.testing.assert_array_equal(back.encode_image(pixels), ours.encode_image(pixels))
+    said = json.loads((out / "classifier.json").read_text())
+    assert (tuple(said["findings"]), said["thresholds"]) == (ours.findings, ours.thresholds)
+    assert said["probabilities"] == "sigmoid"
+    assert not (out / "tokenizer.json").exists()
+    card = (out / "model_card.md").read_text()
+    assert card.startswith(f"# Model card: run, probe on 100 %, seed 0, step {ours.step}\n")
+    assert "Research on classification" in card
+    assert "linear layer to 12 findings" in card
+    Image.fromarray(pixels[0]).save(image)
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), str(image), "--findings", "edema", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"][0]["findings"]["edema"]
+    assert found["probability"] == pytest.approx(float(ours.predict(pixels)["edema"][0]), abs=1e-4)
+    for form in ("onnx", "open_clip"):
+        assert cli.main(["export", str(probe), "--to", form, str(tmp_path / form)]) == 2
+        assert "is exported to huggingface, stablehlo, numpy" in capsys.readouterr().err
+    assert cli.main(["export", str(probe), "--to", "huggingface", str(tmp_path / "vit")]) == 2
+    assert "ViTForImageClassification has no counterpart of model.stem='conv'" in capsys.readouterr().err
+    assert cli.main(["predict", str(probe), str(image), "--step", "99"]) == 2
+    assert "is a single checkpoint, not the one of step 99: leave the step out" in capsys.readouterr().err
+
+
+@pytest.mark.compiles
+def test_a_classifiers_program_gives_its_probabilities(
+    probe: pathlib.Path, classes: pathlib.Path, phantom_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    from jax import export as jax_export
+
+    from mmclip_jax.data.images import transforms
+    from mmclip_jax.export import run as export
+
+    images = Split.load([phantom_dir], "test").pixels([3, 5, 8])
+    for folder in (probe, classes):
+        out = tmp_path / folder.parts[-3]
+        export.run(folder, "stablehlo", out)
+        classifier = mmclip_jax.load(folder)
+        size = classifier.config.model.image_size
+        fitted = np.stack([transforms.fit_image(each, size) for each in images])
+        with np.load(out / "params.npz") as stored:
+            params = dict(stored)
+        wanted = np.stack(list(classifier.predict(images).values()), axis=1)
+        for ending, rows in (("any", fitted), ("1", fitted[:1])):
+            program = jax_export.deserialize(bytearray((out / f"classify.{ending}.jax_export").read_bytes()))
+            np.testing.assert_allclose(program.call(params, rows), wanted[: len(rows)], atol=2e-6)
+        assert json.loads((out / "classifier.json").read_text())["findings"] == list(classifier.findings)

@@ -176,6 +176,7 @@ def test_thresholds_are_those_of_the_steps_evaluation(tmp_path: pathlib.Path) ->
     assert found[0] == "edema"
     assert found[1].probability == pytest.approx(1 / (1 + math.exp(-0.2)))
     assert found[1].source == "highest f1 on validation rows of phantom-a, evaluation 7"
+    assert list(prediction.read_thresholds(tmp_path / "checkpoints" / "7", 7, 10.0)) == ["edema"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,18 @@ from typing import Any
 
 import pytest
 
+from mmclip_jax.errors import UserError
 from mmclip_jax.inference import stamp
-from mmclip_jax.inference.exposure import NOT_OURS, STARTED_ELSEWHERE, UNKNOWN_EXPOSURE
+from mmclip_jax.inference.exposure import (
+    NOT_OURS,
+    NOT_TUNED,
+    STARTED_ELSEWHERE,
+    TUNED_OTHER,
+    TUNED_SAME,
+    UNKNOWN_EXPOSURE,
+    called,
+    exposure,
+)
 
 
 def record(labels: dict[str, list[str]], reports: dict[str, list[str]], **more: Any) -> dict[str, Any]:
@@ -64,3 +74,19 @@ def test_what_is_not_known_is_not_called_zero_shot(manifest: dict[str, Any], sai
 
 def test_without_a_record_all_findings_are_known() -> None:
     assert len(stamp.known_findings({})) > 20
+
+
+def test_a_classifier_tells_findings_that_it_learnt_without_any_label() -> None:
+    told = {
+        "mode": "probe", "fraction": 0.01, "findings": ["edema", "hernia"], "sources": {"nih": 9},
+        "label_kinds": {"nih": ["edema"]}, "checkpoint": {"run": "demo"},
+    }  # fmt: skip
+    manifest = PHANTOM | {"classifier": told}
+    assert exposure("edema", "nih", manifest) == TUNED_SAME
+    assert exposure("edema", "openi", manifest) == TUNED_OTHER
+    assert exposure("hernia", "nih", manifest) == NOT_TUNED
+    assert called([TUNED_SAME, NOT_TUNED]) == called([NOT_TUNED]) == "supervised"
+    found = stamp.stamp_of_classifier(manifest)
+    assert (found.of("edema"), found.of("hernia")) == (stamp.TUNED, NOT_TUNED)
+    with pytest.raises(UserError, match="has no output for 'nodule'; it has: edema, hernia"):
+        found.of("nodule")

@@ -8,7 +8,8 @@ from mmclip_jax.data.leakage import audit
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.base import Results
 from mmclip_jax.evaluate.report.notes import about, classifier_facts, external_facts, honesty, start_facts
-from mmclip_jax.inference.stamp import describe
+from mmclip_jax.inference.classifier import KEY
+from mmclip_jax.inference.stamp import RESEARCH_ONLY, describe, describe_classifier, stamp_of, stamp_of_classifier
 
 CARD_FILE = "model_card.md"
 
@@ -22,16 +23,18 @@ def render(results: Results) -> str:
 
 def unscored(run: str, step: int, model: Any, manifest: Mapping[str, Any]) -> str:
     """The card of a checkpoint that nobody has evaluated: no numbers; model: its settings."""
+    tuned = manifest.get(KEY)
+    described = describe_classifier(model, tuned) if tuned else describe(model)
     results: Results = {
-        "checkpoint": {"run": run, "step": step, "model": describe(model), "external": None},
+        "checkpoint": {"run": run, "step": step, "model": described, "external": None, "classifier": tuned},
         "software": {"mmclip_jax": mmclip_jax.__version__},
         "exposure": manifest.get("exposure"),
         "init": manifest.get("init"),
     }
     lines = [*_head(results), "", "## Training data", "", *_training(results), "", "## Evaluation", ""]
     lines += ["Not evaluated by `mmclip evaluate` when this card was written: nothing is known of its scores."]
-    if any(source.startswith("phantom") for source in (manifest.get("exposure") or {}).get("sources", {})):
-        lines += ["", "## Limits", "", "- It learnt from drawn images (the phantom), which are no model of disease."]
+    learnt = (stamp_of_classifier if tuned else stamp_of)(manifest).domain
+    lines += ["", "## Limits", "", f"- Learnt from {learnt}.", f"- {RESEARCH_ONLY}"]
     return "\n".join([*lines, ""])
 
 

@@ -20,6 +20,7 @@ from mmclip_jax.inference import pictures
 from mmclip_jax.inference.exposure import (
     AS_STATED,
     NOT_OURS,
+    NOT_TUNED,
     OTHER_SOURCE,
     REPORT_ONLY,
     SAME_SOURCE,
@@ -61,6 +62,7 @@ _STAMP_SHORT = {
     NOT_OURS: "unknown",
     TUNED_SAME: "this source's labels",
     TUNED_OTHER: "other source's labels",
+    NOT_TUNED: "no labels",
     REPORT_ONLY + AS_STATED: "no labels, as stated",
     OTHER_SOURCE + AS_STATED: "other source's labels, as stated",
     SAME_SOURCE + AS_STATED: "same source's labels, as stated",
