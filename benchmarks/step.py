@@ -111,9 +111,14 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> batch.Batch:
             "known": rng.integers(-1, 2, filled["known"].shape),
         }
         if batch.augments_on_device(config):
-            # Of the canvas's size, turned by nothing.
+            # As large as the canvas, turned by nothing.
             side = filled["image"].shape[1]
-            drawn |= {"extent": side, "affine": np.float32((side / size, 0, 0, 0, side / size, 0)), "tone": (0.9, 1.1)}
+            augmentation = {
+                "extent": (side, side),
+                "affine": (side / size, 0, 0, 0, side / size, 0),
+                "tone": (0.9, 1.1),
+            }
+            drawn |= {name: np.array(values) for name, values in augmentation.items()}
         for name, values in drawn.items():
             filled[name][:] = values
     return made
