@@ -3,9 +3,10 @@
 import contextlib
 import signal
 import socket
-import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from mmclip_jax.errors import UserError, extra
 from mmclip_jax.inference import model as model_lib
 from mmclip_jax.inference import prediction, stamp
 from mmclip_jax.inference.classifier import Classifier
-from mmclip_jax.serve.guards import Doors, Limits, is_loopback, new_token, read_token
+from mmclip_jax.serve.guards import App, Doors, Limits, is_loopback, new_token, read_token
 from mmclip_jax.serve.served import Served
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _CONNECTIONS = 64  # at once
 _GRACE = 5  # seconds for what is being answered when the server ends
@@ -89,12 +93,33 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(served: Sequence[Served], doors: Doors, limits: Limits, listening: socket.socket) -> None:
     """Answers until SIGINT (Ctrl-C) or SIGTERM."""
-    import uvicorn
-
     from mmclip_jax.serve.app import make_app
 
+    for line in greeting(served, doors, listening.getsockname()[1]):
+        print(line, flush=True)
+    make_server(make_app(served, doors, limits)).run(sockets=[listening])
+
+
+def make_server(app: App) -> "uvicorn.Server":
+    """What speaks HTTP: it logs nothing, and believes no header of a proxy."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # As uvicorn's, which raises the signal again afterwards: for a server it is the way to end, and no error.
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+
     config = uvicorn.Config(
-        make_app(served, doors, limits),
+        app,
         loop="asyncio",
         http="h11",
         ws="none",
@@ -107,22 +132,7 @@ def run(served: Sequence[Served], doors: Doors, limits: Limits, listening: socke
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE,
     )
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            # As uvicorn's, which raises the signal again afterwards: for a server it is the way to end, and no error.
-            before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for each, handler in before.items():
-                    signal.signal(each, handler)
-
-    for line in greeting(served, doors, listening.getsockname()[1]):
-        print(line, flush=True)
-    Server(config).run(sockets=[listening])
-    sys.stdout.flush()
+    return Server(config)
 
 
 def greeting(served: Sequence[Served], doors: Doors, port: int) -> list[str]:

@@ -1,0 +1,159 @@
+"""The paper's three claims on the phantom: runs, tables, and what each table shows.
+
+    python benchmarks/evidence.py                   # 3 seeds, 500 steps a run: hours; goes on where it stopped
+    python benchmarks/evidence.py --claims attmim
+    python benchmarks/evidence.py --fast            # tries the same path in minutes: one seed, a tiny model
+
+The grids are the studies `claim_…` of `mmclip ablate` with `configs/demo.py`, scored on the test split of a phantom.
+The method is the first row of a study. The claim is that another row is less good than it, by a measure. It is
+
+    shown          if the 95 % interval of the difference over seeds (paired, Student's t) lies on the method's side,
+    contradicted   if it lies on the other side of 0,
+    not shown      otherwise, and with one seed always.
+
+Which rows and measures count is written here, before any run. Beside it stands the difference of the macro AUROC of the
+first seed's two runs with its interval over patients (`mmclip compare`). Tables and verdicts go into `--out`.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmclip_jax import ablate
+from mmclip_jax.ablate.running import slug
+from mmclip_jax.ablate.studies import MEASURES
+from mmclip_jax.cli.build import build_phantom
+from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
+from mmclip_jax.evaluate import run as evaluation
+from mmclip_jax.evaluate.report import comparison
+from mmclip_jax.memory import keep_freed_memory
+from mmclip_jax.settings import read_config
+
+SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
+FAST_STEPS, FAST_SCALE = 20, 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """study: of the ablation; says: the claim; against: the rows that must be less good; by: by which measures."""
+
+    study: str
+    says: str
+    against: tuple[str, ...]
+    by: tuple[str, ...]
+
+
+CLAIMS = {
+    "attmim": Claim(
+        "claim_attmim",
+        "Masking the patches that respond most to the text, and restoring them, helps.",
+        ("none", "random"),
+        ("macro_auroc", "pointing_similarity"),
+    ),
+    "entmlm": Claim(
+        "claim_entmlm",
+        "Masking medical entities, and restoring them with the image, helps.",
+        ("none", "random tokens"),
+        ("macro_auroc", "entmlm_drop"),
+    ),
+    "unpaired": Claim(
+        "claim_unpaired",
+        "Images with labels alone help, through prompts.",
+        ("none", "labels of other images"),
+        ("macro_auroc", "pointing_similarity"),
+    ),
+    "total": Claim(
+        "claim_total",
+        "The three objectives together are better than the contrastive loss alone.",
+        ("contrastive only", "contrastive and local"),
+        ("macro_auroc", "pointing_similarity"),
+    ),
+}
+_BETTER = {key: better for key, _, better in MEASURES}
+_NAMES = {key: heading for key, heading, _ in MEASURES}
+
+
+def verdict(difference: dict[str, Any] | None, better: bool | None) -> str:
+    """What a difference (row less method, as in table.json) says of the claim that the method is better.
+
+    better: whether more is better; None counts as yes.
+    """
+    if difference is None or difference["low"] is None:
+        return NOT_SHOWN
+    low, high = difference["low"], difference["high"]
+    if better is False:
+        low, high = -high, -low
+    return SHOWN if high < 0 else CONTRADICTED if low > 0 else NOT_SHOWN
+
+
+def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> tuple[float, Sequence[float]]:
+    """(macro AUROC of the row less the method's, its interval over patients), of the runs of one seed."""
+    runs = []
+    for name in (method, row):
+        run = folder / slug(name) / f"seed_{seed}"
+        place = run / "scored"
+        if not (place / "results.json").exists():
+            evaluation.run(run, None, [data], split="test", out=place, progress=False)
+        runs.append(comparison.SavedEvaluation.read(place))
+    macro = comparison.compare(runs)["sources"][PAIRED_SOURCE]["macro"]["auroc"]["differences"][1]
+    return macro["difference"], macro["interval"]
+
+
+def verdicts(claim: Claim, table: dict[str, Any], folder: Path, data: str) -> list[str]:
+    """Lines of Markdown: for each row and measure the difference and the verdict, then the interval over patients."""
+    lines = [
+        f"**{claim.says}**",
+        "",
+        "| less the method | measure | difference over seeds | verdict |",
+        "|---|---|---|---|",
+    ]
+    rows = {line["row"]: line for line in table["rows"]}
+    for row in claim.against:
+        for measure in claim.by:
+            difference = rows[row]["values"].get(measure, {}).get("difference")
+            said = "–" if difference is None else f"{difference['mean']:+.3f}"
+            if difference is not None and difference["low"] is not None:
+                said += f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+            lines.append(f"| {row} | {_NAMES[measure]} | {said} | {verdict(difference, _BETTER[measure])} |")
+    lines.append("")
+    for row in claim.against:
+        apart, (low, high) = over_patients(folder, table["reference"], row, table["seeds"][0], data)
+        found = f"{apart:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"- {row}, seed {table['seeds'][0]}: macro AUROC {found} over patients of the paired source.")
+    return [line.replace("-0", "−0") for line in lines]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is not there yet and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--claims", nargs="+", choices=tuple(CLAIMS), default=tuple(CLAIMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--out", type=Path, help="a Markdown file; default: WORKDIR/evidence.md")
+    parser.add_argument("--fast", action="store_true", help="one seed, few steps, small data: tries the path only")
+    args = parser.parse_args(argv)
+    seeds, steps, scale = (args.seeds[:1], FAST_STEPS, FAST_SCALE) if args.fast else (args.seeds, args.steps, 1.0)
+    keep_freed_memory()
+    config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
+    data = args.workdir / "data" / "phantom"
+    if not data.exists():
+        build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
+    config.data.train = (str(data),)
+    page = []
+    for name in args.claims:
+        claim = CLAIMS[name]
+        ablate.run(config, claim.study, seeds, args.workdir, data=[str(data)], split="test", steps=steps)
+        folder = args.workdir / claim.study
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        page += [(folder / "table.md").read_text(encoding="utf-8"), *verdicts(claim, table, folder, str(data)), ""]
+        out = args.out or args.workdir / "evidence.md"
+        out.write_text("\n".join(page), encoding="utf-8")
+    print("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()

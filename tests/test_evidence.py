@@ -1,0 +1,52 @@
+"""The benchmark of the claims: its rows and measures are there, and its verdicts are those that it says."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mmclip_jax import ablate
+from mmclip_jax.ablate.studies import MEASURES
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "evidence.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_of_the_claims", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_claims_name_rows_and_measures_that_there_are(bench: ModuleType) -> None:
+    for claim in bench.CLAIMS.values():
+        rows = list(ablate.STUDIES[claim.study])
+        assert set(claim.against) <= set(rows[1:]), "the first row is the method"
+        assert set(claim.by) <= {key for key, *_ in MEASURES}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "said"),
+    [
+        (-0.03, -0.01, True, "shown"),  # the row is worse than the method
+        (-0.03, 0.01, True, "not shown"),
+        (0.01, 0.03, True, "contradicted"),
+        (0.01, 0.03, False, "shown"),  # a loss: less is better
+        (-0.03, -0.01, False, "contradicted"),
+        (None, None, True, "not shown"),  # one seed
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(
+    bench: ModuleType, low: float | None, high: float | None, better: bool, said: str
+) -> None:
+    assert bench.verdict({"mean": 0.0, "low": low, "high": high, "seeds": 3}, better) == said
+
+
+def test_without_a_difference_nothing_is_shown(bench: ModuleType) -> None:
+    assert bench.verdict(None, True) == "not shown"
