@@ -359,6 +359,7 @@ def test_ten_at_once_are_answered_one_after_the_other_and_each_its_own() -> None
 # What stays
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # of writing one of the films
 def test_nothing_is_written_or_logged(
     page: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
