@@ -243,10 +243,14 @@ def pipeline(small: bool) -> Facts:
     """Rows a second of the training input, from an artificial data set that is built first."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise Unavailable("tensorflow-datasets, which builds the artificial data set, is not installed")
+    import jax
+
     from mmclip_jax.data import pipeline as input_pipeline
     from mmclip_jax.text.tokenizer import load_tokenizer
+    from mmclip_jax.train.run import settle_augmentation
 
     config = _configured(small)
+    settle_augmentation(config, accelerated=jax.default_backend() != "cpu")
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "mmclip_jax.cli", "data", "build", "phantom", "--data-dir", directory]
         subprocess.run([*command, "--scale", "0.01"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

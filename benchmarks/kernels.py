@@ -27,6 +27,7 @@ from mmclip_jax.plan import compiling, hlo, kernels, plan, topologies  # noqa: E
 from mmclip_jax.plan.collectives import sent_by  # noqa: E402
 from mmclip_jax.settings import read_config  # noqa: E402
 from mmclip_jax.text.tokenizer import load_tokenizer  # noqa: E402
+from mmclip_jax.train.run import settle_augmentation  # noqa: E402
 
 _WRAPPED = re.compile(r"(jit|jvp|vmap|checkpoint|remat|rematted_computation|transpose)\(([^()]*)\)")
 
@@ -70,6 +71,7 @@ def compiled_text(
     config = read_config(args.config, rest)
     tokenizer = load_tokenizer(config.data.tokenizer or None)
     config.model.text.vocab_size = config.model.text.vocab_size or tokenizer.vocab_size
+    settle_augmentation(config, accelerated=True)
     config = plan.with_batch(config, args.batch or batch.total_rows(config), topology.chips)
     if not compiling.can_compile(topology):
         raise UserError(f"{topology.text}: its compiler is not installed (requirements-gpu.txt)")

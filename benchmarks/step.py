@@ -45,6 +45,7 @@ from mmclip_jax.models.mmclip import build_model  # noqa: E402
 from mmclip_jax.settings import read_config  # noqa: E402
 from mmclip_jax.train import flags, optim  # noqa: E402
 from mmclip_jax.train import step as step_lib  # noqa: E402
+from mmclip_jax.train.run import settle_augmentation  # noqa: E402
 
 # What each variant sets the objectives' weights to; those of the config are kept where one is on.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -99,7 +100,7 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> batch.Batch:
         there = place < rng.integers(length // 4, length + 1, (rows, 1))
         entity = np.where(there & (place % 7 < 2), place // 7 + 1, 0)
         drawn = {
-            "image": rng.integers(0, 256, (rows, size, size, 1)),
+            "image": rng.integers(0, 256, filled["image"].shape),
             "tokens": np.where(there, rng.integers(_MASK_ID + 1, vocabulary, (rows, length)), 0),
             "entity": entity,
             "affirmed": (entity > 0) & (entity % 2 == 1),
@@ -109,6 +110,15 @@ def synthetic_batch(config: ConfigDict, seed: int = 0) -> batch.Batch:
             "damaged": np.full(rows, -1),
             "known": rng.integers(-1, 2, filled["known"].shape),
         }
+        if batch.augments_on_device(config):
+            # As large as the canvas, turned by nothing.
+            side = filled["image"].shape[1]
+            augmentation = {
+                "extent": (side, side),
+                "affine": (side / size, 0, 0, 0, side / size, 0),
+                "tone": (0.9, 1.1),
+            }
+            drawn |= {name: np.array(values) for name, values in augmentation.items()}
         for name, values in drawn.items():
             filled[name][:] = values
     return made
@@ -129,6 +139,7 @@ class Bench:
 
     def __init__(self, config: ConfigDict, names: Sequence[str]):
         self.mesh = sharding.make_mesh(config.mesh.fsdp)
+        settle_augmentation(config, accelerated=jax.default_backend() != "cpu")
         check.check_config(config, self.mesh.size)
         self._config = config
         self._model = build_model(config.model, self.mesh.devices.flat[0])

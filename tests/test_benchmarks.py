@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from mmclip_jax import check
+from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.errors import UserError
 from mmclip_jax.text.prompts import KINDS
+from mmclip_jax.train import step
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "step.py"
 RUNLOCAL = ["--config", str(SCRIPT.parents[1] / "configs" / "demo.py") + ":runlocal"]
@@ -77,6 +79,18 @@ def test_the_batch_is_like_the_pipelines(bench):
         assert not (fields["affirmed"] & (fields["entity"] == 0)).any()
         assert fields["affirmed"].any(axis=1).all()
     assert set(np.unique(batch["paired"]["source"])) != set(np.unique(batch["unpaired"]["source"]))
+
+
+def test_the_batch_is_what_a_device_augments_where_it_does(bench):
+    config = _config(bench, "--config.data.augment_on=device", "--batch-paired", "8", "--batch-unpaired", "4")
+    made = bench.synthetic_batch(config)
+    for part, rows in made.items():
+        assert {name: (x.shape, x.dtype) for name, x in rows.items()} == {
+            name: tuple(field) for name, field in batch_lib.shapes(config)[part].items()
+        }
+        images = np.asarray(step.images_of(rows, config.model.image_size), np.float64)
+        assert (images.mean(axis=(1, 2, 3)) > 50).all()
+        assert (images.std(axis=(1, 2, 3)) > 20).all()
 
 
 def test_a_part_without_rows_is_left_out(bench):

@@ -100,6 +100,24 @@ def test_pins_of_an_extra_are_closed_and_fit_those_of_the_base(extra, module):
                 assert requirement.specifier.contains(found), f"{name} {version} needs {requirement}, not {found}"
 
 
+def test_pins_of_the_serve_extra_are_closed_and_are_what_runs():
+    from packaging.requirements import Requirement
+
+    added, pins = _pins("requirements-serve.txt"), _pins("requirements.txt")
+    assert not added.keys() & (pins.keys() | _pins("requirements-dev.txt").keys())
+    assert "-r requirements-serve.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    pins |= added
+    needed = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["serve"]]
+    pytest.importorskip("starlette")
+    for name, version in added.items():
+        assert metadata.version(name) == version
+        needed += map(Requirement, metadata.distribution(name).requires or [])
+    for requirement in needed:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found = pins.get(_name(requirement.name), "not pinned")
+            assert requirement.specifier.contains(found), f"{requirement}, not {found}"
+
+
 def test_the_tpu_compiler_is_the_one_that_jax_asks_for():
     from packaging.requirements import Requirement
 

@@ -63,7 +63,7 @@ class Field(NamedTuple):
 
 
 def augments_on_device(config: Any) -> bool:
-    """Whether the step augments the images, not who makes the rows; a run says what "auto" is (`train/run.py`)."""
+    """Whether the step augments the images, not who makes the rows; "auto" is settled before (train/run.py)."""
     return bool(config.data.get("augment_on", "host") == "device")
 
 

@@ -1,5 +1,6 @@
 """What a process remembers of its rows: decoded images, and tokenised texts that recur."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,21 +23,21 @@ class Decoded:
     def __init__(self, room: int):
         self._room = room  # bytes
         self._known: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, record: int, image: bytes) -> np.ndarray:
         """The pixels [H, W] of the stored image of a record, not to be written into; errors as `decode_image`."""
         pixels = self._known.get(record)
         if pixels is None:
             pixels = transforms.decode_image(image)
-            if pixels.nbytes <= self._room:
-                # Two threads may both keep one: the room is then counted twice, and never exceeded.
-                self._room -= pixels.nbytes
-                self._known[record] = pixels
+            with self._lock:  # threads share the room
+                if pixels.nbytes <= self._room and record not in self._known:
+                    self._room -= pixels.nbytes
+                    self._known[record] = pixels
         return pixels
 
-    def __getstate__(self) -> dict[str, Any]:
-        room = self._room + sum(pixels.nbytes for pixels in self._known.values())
-        return {"_room": room, "_known": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoded, (self._room + sum(pixels.nbytes for pixels in self._known.values()),)
 
 
 class Recalled:

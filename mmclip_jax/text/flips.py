@@ -25,6 +25,7 @@ _BEFORE_NOUN = re.compile(
     r"\b(?:is|are|was|were|has|have|with|of|shows?|showing|demonstrates?|reveals?|suggests?|represents?|indicates?)\s+$",
     re.IGNORECASE,
 )
+_WORD = re.compile(r"[A-Za-z]+")
 _AFFIRMED = {"no": "", "without": "with "}
 
 
@@ -49,12 +50,14 @@ def flip_report(text: str, entities: Sequence[Entity], flip: str, order: Sequenc
 
     Args:
       text: a report. entities: those found in it. flip: of `FLIPS`. order: numbers of findings, in which to try them;
-        side and severity are tried of affirmed ones only.
+        side and severity are tried of affirmed ones only, and side only of those that are not on both sides.
     """
     tried = False
     for n in order:
         entity = entities[n]
         if flip != "polarity" and entity.negated:
+            continue
+        if flip == "side" and _on_both_sides(text, entities, entity):
             continue
         changed = _EDITS[flip](text, entity)
         tried = tried or flip == "polarity" or changed is not None
@@ -88,15 +91,31 @@ def flip_polarity(text: str, entity: Entity) -> str | None:
 
 def flip_word(text: str, entity: Entity, opposites: dict[str, str]) -> str | None:
     """The text with the word of `opposites` nearest to the finding, in its sentence, replaced by its opposite."""
-    start, end = _sentence_of(text, entity)
-    words = [m for m in re.finditer(r"[A-Za-z]+", text[start:end]) if m.group().lower() in opposites]
+    words = _nearest(text, entity, opposites)
     if not words:
         return None
-    center = (entity.start + entity.end) / 2 - start
-    word = min(words, key=lambda m: abs((m.start() + m.end()) / 2 - center))
-    new = opposites[word.group().lower()]
-    new = new.capitalize() if word.group()[0].isupper() else new
-    return text[: start + word.start()] + new + text[start + word.end() :]
+    new = opposites[words[0].group().lower()]
+    new = new.capitalize() if words[0].group()[0].isupper() else new
+    return text[: words[0].start()] + new + text[words[0].end() :]
+
+
+def _nearest(text: str, entity: Entity, opposites: dict[str, str]) -> list[re.Match[str]]:
+    """The words of `opposites` in the finding's sentence, the nearest first."""
+    words = [m for m in _WORD.finditer(text, *_sentence_of(text, entity)) if m.group().lower() in opposites]
+    return sorted(words, key=lambda m: abs(m.start() + m.end() - entity.start - entity.end))
+
+
+def _on_both_sides(text: str, entities: Sequence[Entity], entity: Entity) -> bool:
+    """Whether a report has a finding on both sides: with its side turned round it would say what is true."""
+    others = [entities[n] for n in findings_of(entities) if entities[n].kind != entity.kind]
+    sides: set[str] = set()
+    for each in entities:
+        if each.kind == entity.kind and not each.negated:
+            words = [m.group().lower() for m in _nearest(text, each, SIDES)]
+            start, end = _sentence_of(text, each)
+            # Beside another finding the further words may be that one's.
+            sides.update(words[:1] if any(start <= other.start < end for other in others) else words)
+    return len(sides) > 1
 
 
 _EDITS: dict[str, Callable[[str, Entity], str | None]] = {

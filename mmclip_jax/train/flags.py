@@ -106,6 +106,6 @@ def _accepted(options: Mapping[str, str | bool], mesh: jax.sharding.Mesh) -> Opt
     if takes(options):
         return dict(options)
     taken = {name: value for name, value in options.items() if takes({name: value})}
-    refused = ", ".join(options.keys() - taken.keys())
+    refused = ", ".join(name for name in options if name not in taken)
     logging.log_first_n(logging.WARNING, "this compiler does not know %s: compiled without", 1, refused)
     return taken

@@ -14,6 +14,7 @@ from mmclip_jax import sharding
 from mmclip_jax.data import batch, memory, pipeline, sources
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.schema import Example, LabelState
+from mmclip_jax.text.entities import find_entities
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import step
 
@@ -25,8 +26,9 @@ def example(number: int, part: str) -> Example:
     )
     stream = io.BytesIO()
     pixels.save(stream, "JPEG" if number % 2 else "PNG")
+    report = f"Patient {number}. The heart is enlarged. No edema."
     said: dict[str, Any] = (
-        {"findings": f"Patient {number}. The heart is enlarged. No edema."}
+        {"findings": report, "entities": tuple(find_entities(report))}
         if part == "paired"
         else {"labels": {"edema": LabelState.PRESENT, "mass": LabelState.ABSENT}}
     )
@@ -111,6 +113,37 @@ def test_the_loss_is_that_of_the_hosts_images() -> None:
         found.append(float(loss))
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     assert np.isfinite(found).all()
+
+
+def test_turned_reports_beside_device_rows_in_chunks_and_on_two_devices() -> None:
+    changes = {
+        "data__augment_on": "device",
+        "data__bridge": 0.0,
+        "data__sentence_subset": 0.0,
+        "model__text__length": 29,
+        "objective__hard_negatives__weight": 0.5,
+        "objective__hard_negatives__flips": ("polarity",),
+        "objective__attmim__weight": 0.0,
+        "objective__entmlm__weight": 0.0,
+    }
+    config, iterator = batches(**changes)
+    config.model.text.vocab_size = load_tokenizer().vocab_size
+    rows = next(iterator)
+    given = {part: {n: x for n, x in fields.items() if n != "record"} for part, fields in rows.items()}
+    assert rows["paired"]["negative"].any(axis=1).all()
+    assert not rows["unpaired"]["negative"].any()
+    model, params = tiny.model_and_params(config)
+    found = []
+    for chunks, devices in ((1, 1), (2, 2)):
+        config.optimizer.accumulate = chunks
+        mesh = sharding.make_mesh(1, jax.devices()[:devices])
+        compute = tiny.jit(lambda p, b: step.compute_loss(model, config, tiny.MASK_ID, p, jax.numpy.int32(3), b)[1])
+        with jax.set_mesh(mesh):
+            metrics = compute(jax.device_put(params, sharding.replicated(mesh)), sharding.to_devices(given, mesh))
+        found.append({name: float(x) for name, x in metrics.items()})
+    assert found[0]["hard_negatives/share"] == 1
+    assert found[0]["hard_negatives/loss"] > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
 
 
 def test_decoded_images_stay_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:

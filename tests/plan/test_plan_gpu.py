@@ -56,6 +56,15 @@ def test_every_gpu_has_a_plan_by_formula(kind: str) -> None:
     assert made.topology.chip.peak > 0
 
 
+@pytest.mark.parametrize(("said", "meant"), [("auto", "device"), ("device", "device"), ("host", "host")])
+def test_images_are_augmented_where_a_run_would_do_it(said: str, meant: str) -> None:
+    given = settings(data__augment_on=said)
+    made = plan.make_plan(given, "h100:8x2", 128, formula=True)
+    assert made.asked.config.data.augment_on == meant
+    assert made.asked.memory.batch == 128 / 16 * batch.row_bytes(settings(data__augment_on=meant))
+    assert given.data.augment_on == said
+
+
 def test_one_node_needs_no_number_of_nodes() -> None:
     assert topologies.parse_topology("h100:8").shape == (8, 1)
     assert topologies.parse_topology("h200:8").chips == 8

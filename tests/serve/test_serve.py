@@ -185,6 +185,7 @@ def test_a_classifier_has_its_thresholds_and_no_maps(classifier: Served) -> None
         refused = alone.send(data, "/map", X_Words="edema")
         text = alone.ask("GET", "/").body.decode()
     rows = {row["finding"]: row for row in told["findings"]}
+    assert isinstance(classifier.model, Classifier)
     true = classifier.model.predict([data])
     for name, row in rows.items():
         assert row["probability"] == pytest.approx(float(true[name][0]), abs=6e-5)
@@ -243,7 +244,12 @@ def test_what_the_command_asks_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(run, "load", lambda *given: started.append(given) or served)
+
+    def load(*given: Any) -> Served:
+        started.append(given)
+        return served
+
+    monkeypatch.setattr(run, "load", load)
     monkeypatch.setattr(run, "run", lambda *given: started.append(given))
     place = str(tmp_path)
     words = ["serve", place, "--beside", place, "--step", "3", "--findings", "edema", "--port", "0", "--megabytes", "2"]
