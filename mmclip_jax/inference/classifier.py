@@ -22,6 +22,7 @@ from mmclip_jax.inference.inputs import BATCH, as_pixels, batch_size, batches, c
 from mmclip_jax.inference.stamp import Stamp, describe_classifier, stamp_of_classifier
 from mmclip_jax.models import inputs
 from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
+from mmclip_jax.text import prompts
 
 FOLDER = "classifier"
 """Of a run of `mmclip finetune`: the checkpoint that holds its classifier."""
@@ -149,6 +150,17 @@ class Classifier:
     def stamp(self) -> Stamp:
         """What its numbers have to be read with, as for `Model.stamp`."""
         return stamp_of_classifier(self.manifest)
+
+    def finding_of(self, name: str) -> str:
+        """The finding among its outputs that a name, or another spelling, means.
+
+        Raises:
+          UserError: it has no such output.
+        """
+        finding = prompts.kind_of(name) or name
+        if finding not in self.findings:
+            raise UserError(f"the classifier has no output for {name!r}; it has: {', '.join(self.findings)}")
+        return finding
 
     def predict(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         """Probability of each finding in each of n images: {finding: float32 [n]}, in [0, 1].

@@ -158,9 +158,7 @@ def ask_classifier(classifier: Classifier, findings: Sequence[str]) -> list[Aske
     """
     asked = []
     for name in findings or classifier.findings:
-        kind = prompts.kind_of(name) or name
-        if kind not in classifier.findings:
-            raise UserError(f"the classifier has no output for {name!r}; it has: {', '.join(classifier.findings)}")
+        kind = classifier.finding_of(name)
         cut = classifier.thresholds[kind]["youden"]
         threshold = None if cut is None else Threshold(cut, "Youden's, on the validation images of the fine-tuning")
         asked.append(Asked(name, ([], []), classifier.stamp.findings[kind], threshold))
@@ -173,7 +171,7 @@ def _probabilities(
     """{name: [n]} of what is asked."""
     if isinstance(model, Classifier):
         found = model.predict(images)
-        return {each.name: found[prompts.kind_of(each.name) or each.name] for each in asked}
+        return {each.name: found[model.finding_of(each.name)] for each in asked}
     return scoring.probabilities(model, model.encode_image(images), {each.name: each.texts for each in asked})
 
 

@@ -63,7 +63,7 @@ class Served:
         fitted = as_pixels(self._fitted(pixels))
         if isinstance(self.model, Classifier):
             found = self.model.predict([fitted])
-            values = [float(found[prompts.kind_of(each.name) or each.name][0]) for each in self.asked]
+            values = [float(found[self.model.finding_of(each.name)][0]) for each in self.asked]
         elif self._prompts is None:
             values = []
         else:
