@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.config import default_config, transformer
-from mmclip_jax.data.batch import DTYPES, Batch, Row
+from mmclip_jax.data.batch import DTYPES, Batch, Row, has_negatives
 from mmclip_jax.models import inputs, masking
 from mmclip_jax.models.mmclip import MMCLIP, build_model, init_params
 from mmclip_jax.objectives import attmim
@@ -101,6 +101,10 @@ def batch(config: ConfigDict, seed: int = 0) -> Batch:
         "paired": rows(config.data.batch_paired, 2 * seed),
         "unpaired": rows(config.data.batch_unpaired, 2 * seed + 1),
     }
+    if has_negatives(config):  # the text of another row, and none of the first
+        for part in parts.values():
+            part["negative"] = np.roll(part["tokens"], 1, axis=0)
+            part["negative"][:1] = 0
     # Some texts recur, within a part and across the parts.
     parts["unpaired"]["text_id"][1] = parts["unpaired"]["text_id"][0]
     parts["paired"]["text_id"][2, 1] = parts["unpaired"]["text_id"][0, 1]
