@@ -246,8 +246,8 @@ def pipeline(small: bool) -> Facts:
     import jax
 
     from mmclip_jax.data import pipeline as input_pipeline
+    from mmclip_jax.data.batch import settle_augmentation
     from mmclip_jax.text.tokenizer import load_tokenizer
-    from mmclip_jax.train.run import settle_augmentation
 
     config = _configured(small)
     settle_augmentation(config, accelerated=jax.default_backend() != "cpu")

@@ -40,12 +40,12 @@ from mmclip_jax import (  # noqa: E402
     sharding,
 )
 from mmclip_jax.data import batch  # noqa: E402
+from mmclip_jax.data.batch import settle_augmentation  # noqa: E402
 from mmclip_jax.errors import UserError  # noqa: E402
 from mmclip_jax.models.mmclip import build_model  # noqa: E402
 from mmclip_jax.settings import read_config  # noqa: E402
 from mmclip_jax.train import flags, optim  # noqa: E402
 from mmclip_jax.train import step as step_lib  # noqa: E402
-from mmclip_jax.train.run import settle_augmentation  # noqa: E402
 
 # What each variant sets the objectives' weights to; those of the config are kept where one is on.
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -109,7 +109,7 @@ def test_settings_on_the_command_line(bench):
     [
         (["--stepz", "3"], "unknown argument --stepz"),
         (["--variants", "full,fool"], "no variant 'fool'"),
-        (["--config.model.rema=true"], r"no model\.rema"),
+        (["--config.model.rema=true"], r"no setting model\.rema"),
         (["--rounds", "0"], "at least 1"),
     ],
 )

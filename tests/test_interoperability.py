@@ -80,6 +80,6 @@ def test_tensorboard_reads_the_metrics(run: pathlib.Path) -> None:
 
 
 def test_every_snippet_is_run() -> None:
-    headings = re.findall(r"^## (.+)$(?=(?:(?!^## ).)*?^```python)", PAGE, re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^## ([^\n]+)$(?=(?:(?!^## ).)*?^```python)", PAGE, re.MULTILINE | re.DOTALL)
     here = pathlib.Path(__file__).read_text(encoding="utf-8")
     assert headings == re.findall(r'= run_snippet\("(.+)"\)', here)

@@ -62,6 +62,12 @@ class Field(NamedTuple):
     dtype: np.dtype
 
 
+def settle_augmentation(config: Any, accelerated: bool) -> None:
+    """Says what `data.augment_on=auto` is: the step's work on accelerators, that of who makes the rows on CPUs."""
+    if config.data.augment_on == "auto":
+        config.data.augment_on = "device" if accelerated else "host"
+
+
 def augments_on_device(config: Any) -> bool:
     """Whether the step augments the images, not who makes the rows; "auto" is settled before (train/run.py)."""
     return bool(config.data.get("augment_on", "host") == "device")

@@ -34,7 +34,6 @@ from mmclip_jax.plan.memory import REMEDY, Memory, compiled_memory, largest_batc
 from mmclip_jax.plan.roofline import Point
 from mmclip_jax.plan.topologies import Topology, parse_topology
 from mmclip_jax.text.tokenizer import load_tokenizer
-from mmclip_jax.train import run as training
 from mmclip_jax.train import start
 
 
@@ -177,7 +176,7 @@ def make_plan(
     topology = parse_topology(topology_text)
     chips = topology.chips
     recipe = config.copy_and_resolve_references()
-    training.settle_augmentation(recipe, accelerated=True)
+    batch.settle_augmentation(recipe, accelerated=True)
     begun = start.prepare(recipe, given=given)  # settings of the model follow from the weights of `init`
     tokenizer = (begun and begun.tokenizer) or load_tokenizer(recipe.data.tokenizer or None)
     recipe.model.text.vocab_size = recipe.model.text.vocab_size or tokenizer.vocab_size

@@ -94,7 +94,7 @@ def _prepare(config: ConfigDict, workdir: str, given: Collection[str]) -> _Run:
     if not config.data.train:
         raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
     leave_out_missing_part(config)
-    settle_augmentation(config, accelerated=jax.default_backend() != "cpu")
+    batch_lib.settle_augmentation(config, accelerated=jax.default_backend() != "cpu")
     start = start_lib.prepare(config, workdir, given)
     check.check_config(config, mesh.size)
 
@@ -194,12 +194,6 @@ def leave_out_missing_part(config: ConfigDict) -> None:
         "no unpaired images in data.train: data.batch_unpaired = 0, and a step has the %d paired rows alone",
         config.data.batch_paired,
     )
-
-
-def settle_augmentation(config: ConfigDict, accelerated: bool) -> None:
-    """Says what `data.augment_on=auto` is: the step's work on accelerators, that of who makes the rows on CPUs."""
-    if config.data.augment_on == "auto":
-        config.data.augment_on = "device" if accelerated else "host"
 
 
 def _missed_evaluation(config: ConfigDict, workdir: str, first: int) -> bool:

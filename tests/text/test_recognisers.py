@@ -234,7 +234,7 @@ def test_radgraph_is_loaded_by_the_model_that_is_named(monkeypatch):
 def test_a_package_that_is_not_installed_is_named(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     recognisers.load.cache_clear()
-    with pytest.raises(UserError, match=r"needs .*: pip install"):
+    with pytest.raises(UserError, match=r"needs .*pip install"):
         recognisers.load(name)
 
 
