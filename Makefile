@@ -35,7 +35,7 @@ test-wheel:
 	@touch $@
 
 test-notebook: .notebook/.installed $(VENV)/.installed
-	PYTHONPATH=.notebook $(BIN)/python examples/execute.py --out .notebook/quickstart.ipynb
+	PYTHONPATH=$(CURDIR)/.notebook $(BIN)/python examples/execute.py --out .notebook/quickstart.ipynb
 
 # A short suite on each of Python 3.11, 3.12 and 3.13 that is here, with the newest JAX for it.
 test-pythons:
