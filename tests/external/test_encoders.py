@@ -428,8 +428,8 @@ def test_a_bert_without_a_known_pooler_is_refused(tmp_path: pathlib.Path) -> Non
     others.biomedclip_like(tmp_path, pooler="mean_pooler")
     with pytest.raises(UserError, match="names the pooler cls_last_hidden_state_pooler, not mean_pooler"):
         layouts.load(tmp_path, "open_clip")
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": {"pool_type": "last"}}}))
-    with pytest.raises(UserError, match="pool_type of text_cfg is not supported"):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": {"embed_cls": True}}}))
+    with pytest.raises(UserError, match="embed_cls of text_cfg is not supported"):
         layouts.load(tmp_path, "open_clip")
 
 
