@@ -52,4 +52,5 @@ def get_config(arg: str = "") -> ConfigDict:
         )
         config.data.update({"batch_paired": 16, "batch_unpaired": 8})
         config.train.update({"steps": 20, "log_every": 5, "evaluate_every": 10, "checkpoint_every": 10})
+        config.train.pictures = 0  # to draw them is compiled, too
     return config

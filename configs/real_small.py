@@ -56,4 +56,5 @@ def get_config(arg: str = "runs/real/data") -> ConfigDict:
         )
         config.data.update({"batch_paired": 8, "batch_unpaired": 16})
         config.train.update({"steps": 10, "log_every": 1, "evaluate_every": 10, "checkpoint_every": 5})
+        config.train.pictures = 0  # to draw them is compiled, too
     return config

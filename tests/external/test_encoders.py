@@ -15,7 +15,9 @@ import numpy as np
 import others
 import pytest
 
-pytest.importorskip("timm_beside_cpu", reason="torch and transformers have an environment of their own: make test-interop")
+pytest.importorskip(
+    "timm_beside_cpu", reason="torch and transformers have an environment of their own: make test-interop"
+)
 
 import torch
 from safetensors.torch import load_file, save_file
