@@ -1,8 +1,11 @@
 """Shared fixtures. Eight CPU devices stand in for a pod; implicit rank promotion is an error."""
 
 import collections
+import importlib.util
 import os
 import pathlib
+import sys
+from types import ModuleType
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +18,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """The script benchmarks/NAME.py as a module, which its other scripts find by that name, too."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

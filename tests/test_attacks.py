@@ -1,22 +1,14 @@
 """The attacks of benchmarks/attacks.py in a short form, each kind; and that a failure is one."""
 
-import importlib.util
 import pathlib
-import sys
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import load_benchmark
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attacks", ROOT / "benchmarks" / "attacks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("attacks")
 
 
 ATTACKS = _load()

@@ -1,6 +1,5 @@
 """The benchmark of the step: its variants, its made-up batch, its table, and that it needs no data packages."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import load_benchmark
 
 from mmclip_jax import check
 from mmclip_jax.data import batch as batch_lib
@@ -24,13 +24,7 @@ RUNLOCAL = ["--config", str(SCRIPT.parents[1] / "configs" / "demo.py") + ":runlo
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_step", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("step")
 
 
 def _config(bench: ModuleType, *more: str) -> Any:

@@ -1,25 +1,17 @@
 """The chaos benchmark in a short form: kills, a truncated and a flipped checkpoint, signals to one of two processes."""
 
-import importlib.util
 import pathlib
-import sys
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import load_benchmark
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def chaos() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("chaos")
 
 
 def test_one_process_killed_again_and_again(

@@ -1,27 +1,17 @@
 """The benchmark of the claims: its rows and measures are there, and its verdicts are those that it says."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import load_benchmark
 
 from mmclip_jax import ablate
 from mmclip_jax.ablate.studies import MEASURES
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "evidence.py"
-
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_claims", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("evidence")
 
 
 def test_claims_name_rows_and_measures_that_there_are(bench: ModuleType) -> None:

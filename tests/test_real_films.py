@@ -1,30 +1,20 @@
 """The benchmark of real films: which rows are compared, and how much of a patch is lung."""
 
-import importlib.util
 import io
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import load_benchmark
 from PIL import Image
 
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "real_films.py"
-
 
 @pytest.fixture(scope="module")
 def films() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_real_films", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("real_films")
 
 
 def film(name: str, **labels: LabelState) -> Example:

@@ -1,23 +1,16 @@
 """The script that measures the package's structure, on a package whose figures are counted by hand."""
 
-import importlib.util
 import textwrap
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "structure.py"
+from conftest import ROOT, load_benchmark
 
 
 @pytest.fixture(scope="module")
 def structure() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_structure", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("structure")
 
 
 def test_a_small_package_is_counted(structure: ModuleType, tmp_path: Path) -> None:
@@ -59,5 +52,5 @@ def test_a_small_package_is_counted(structure: ModuleType, tmp_path: Path) -> No
 
 
 def test_every_module_of_the_package_stands_in_a_room(structure: ModuleType) -> None:
-    found = structure.modules(SCRIPT.parents[1])
+    found = structure.modules(ROOT)
     assert [module for module in found if module != "__init__" and structure.level(module) is None] == []

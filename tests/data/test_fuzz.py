@@ -1,6 +1,5 @@
 """A short form of benchmarks/fuzz.py: nothing but a UserError comes out of the readers, and what is built is whole."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,19 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import load_benchmark
 
 from mmclip_jax.data.builders import registry
 
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_damaged_files", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("fuzz")
 
 
 @pytest.mark.parametrize(

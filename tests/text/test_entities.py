@@ -1,11 +1,11 @@
 """Terms against a search without regular expressions, polarity against sentences written by hand; real reports."""
 
-import importlib.util
 import itertools
 import pathlib
 import re
 
 import pytest
+from conftest import load_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -351,13 +351,7 @@ def test_plurals(word: str, expected: str) -> None:
 
 
 def _benchmark():
-    path = pathlib.Path(__file__).parents[2] / "benchmarks" / "entities.py"
-    spec = importlib.util.spec_from_file_location("benchmark_entities", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("entities")
 
 
 @pytest.mark.wheel

@@ -1,7 +1,6 @@
 """Vocabularies of published weights: ids and offsets are those of the libraries, and entities find their tokens."""
 
 import gzip
-import importlib.util
 import json
 import pathlib
 import pickle
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import load_benchmark
 
 pytest.importorskip("tokenizers", reason="tokenizers has an environment of its own: make test-interop")
 
@@ -22,7 +22,6 @@ from mmclip_jax.text.schema import Entity
 from mmclip_jax.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.torch
-BENCHMARK = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "entities.py"
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 STRANGE = ["", " ", "naïve Café — ½ 胸部 🫁 \ud800 a\u0301", "don't;3.5cm\nNo [MASK]", "x" * 300]
 CORPUS = [
@@ -93,12 +92,7 @@ def write_clip(folder: pathlib.Path, merges: list[tuple[str, str]], packed: bool
 @pytest.fixture(scope="module")
 def reports(wheel_dir: pathlib.Path) -> list[str]:
     """A thousand reports of Open-I."""
-    spec = importlib.util.spec_from_file_location("entities_benchmark", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_benchmark("entities")
     read = module.read_reports(wheel_dir)
     return [report.text for report in read[:: len(read) // 1000]][:1000]
 

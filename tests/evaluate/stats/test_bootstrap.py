@@ -1,10 +1,8 @@
-import importlib.util
-import pathlib
-import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import load_benchmark
 from scipy import stats
 
 from mmclip_jax.evaluate.stats import bootstrap, intervals, metrics
@@ -183,15 +181,7 @@ def test_only_the_auprc_of_two_patients_or_more_with_the_finding_has_a_jackknife
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_of_the_bootstrap", pathlib.Path(__file__).resolve().parents[3] / "benchmarks" / "bootstrap.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("bootstrap")
 
 
 @pytest.mark.slow  # 1,000 data sets of 1,000 resamples
