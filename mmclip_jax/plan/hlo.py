@@ -24,8 +24,9 @@ _OPERATION = re.compile(
     r"collective-broadcast|send|recv)(-start)?\("
 )
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[([^\]]*)\][^{]*?\{([^}]*)\})")
-_RESULT = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_OPERAND = re.compile(r"%([\w.\-]+)")
+# A line of a program: name, type, operation, what follows its bracket.
+RESULT = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+OPERAND = re.compile(r"%([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -114,18 +115,18 @@ def channel(name: str, line: str) -> str:
 
 def _joined(lines: Mapping[str, Sequence[str]], computation: str, name: str) -> list[tuple[str, str]]:
     """The arrays that an operand of a collective was joined of, end to end; [] where it was not."""
-    matches = (_RESULT.match(line) for line in lines[computation])
+    matches = (RESULT.match(line) for line in lines[computation])
     found = next((match for match in matches if match and match[1] == name), None)
     if found is None:
         return []
-    operands = _OPERAND.findall(found[4].partition(")")[0])
+    operands = OPERAND.findall(found[4].partition(")")[0])
     if found[3] == "concatenate":
-        types = {each[1]: each[2] for row in lines[computation] if (each := _RESULT.match(row))}
+        types = {each[1]: each[2] for row in lines[computation] if (each := RESULT.match(row))}
         return [array for operand in operands for array in _ARRAY.findall(types.get(operand, ""))]
     if found[3] == "fusion" and (called := _CALLED.search(found[4])):
         inner = (called[1] or called[2]).lstrip("%")
         root = next((row for row in lines.get(inner, ()) if row.lstrip().startswith("ROOT ")), "")
-        return _joined(lines, inner, each[1]) if (each := _RESULT.match(root)) else []
+        return _joined(lines, inner, each[1]) if (each := RESULT.match(root)) else []
     return _joined(lines, computation, operands[0]) if found[3] in ("bitcast", "copy") and operands else []
 
 
@@ -133,7 +134,7 @@ def _apart(
     lines: Mapping[str, Sequence[str]], computation: str, line: str, arrays: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """The arrays of a reduction; one that was joined of several is given as these."""
-    operands = _OPERAND.findall(line.partition("all-reduce")[2].partition("(")[2].partition(")")[0])
+    operands = OPERAND.findall(line.partition("all-reduce")[2].partition("(")[2].partition(")")[0])
     if len(operands) != len(arrays):
         return arrays
     parts = [_joined(lines, computation, operand) or [array] for operand, array in zip(operands, arrays, strict=True)]

@@ -46,10 +46,8 @@ class Kernel:
         return self.times * self.once(chip)
 
 
-_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _NAME = re.compile(r'op_name="([^"]*)"')
 _TYPE = re.compile(r"\b(pred|[a-z]+[0-9]+\w*)\[([0-9,]*)\](\{[^}]*\})?")
-_OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
 _GOES_ON = re.compile(
     r"\b(?:body|condition|to_apply|branch_computations|(?:true|false)_computation)=\{?([^,}]*(?:, *%[^,}]*)*)\}?"
@@ -81,7 +79,7 @@ class _Op:
 
     @property
     def operands(self) -> list[str]:
-        return _OPERAND.findall(_within(self.rest))
+        return hlo.OPERAND.findall(_within(self.rest))
 
 
 def _within(rest: str) -> str:
@@ -115,11 +113,13 @@ class _Program:
         self.times = hlo.repetitions(lines, self.entry)
         self.ops: dict[str, list[_Op]] = {}
         for name, own in lines.items():
-            found = (_LINE.match(line) for line in own)
+            found = (hlo.RESULT.match(line) for line in own)
             self.ops[name] = [_Op(*match.groups()) for match in found if match]
         self._by_name = {name: {op.name: op for op in ops} for name, ops in self.ops.items()}
         self.roots = {
-            name: next((m[1] for line in own if line.lstrip().startswith("ROOT ") and (m := _LINE.match(line))), "")
+            name: next(
+                (m[1] for line in own if line.lstrip().startswith("ROOT ") and (m := hlo.RESULT.match(line))), ""
+            )
             for name, own in lines.items()
         }
 
