@@ -22,7 +22,7 @@ from mmclip_jax.data import texts
 from mmclip_jax.data import workers as worker_processes
 from mmclip_jax.data.batch import Batch, Row, has_negatives, sizes, stack_rows
 from mmclip_jax.data.images import transforms
-from mmclip_jax.data.memory import Decoded, Recalled
+from mmclip_jax.data.kept import Decoded, Recalled
 from mmclip_jax.data.order import ShuffledEpochs, join, op_seed, part_stream
 from mmclip_jax.data.schema import Example
 from mmclip_jax.data.sources import ExampleSource, Placed, PlacedSource, RecordTable, TrainSet, open_train_sets
