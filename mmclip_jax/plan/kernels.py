@@ -116,12 +116,10 @@ class _Program:
             found = (hlo.RESULT.match(line) for line in own)
             self.ops[name] = [_Op(*match.groups()) for match in found if match]
         self._by_name = {name: {op.name: op for op in ops} for name, ops in self.ops.items()}
-        self.roots = {
-            name: next(
-                (m[1] for line in own if line.lstrip().startswith("ROOT ") and (m := hlo.RESULT.match(line))), ""
-            )
-            for name, own in lines.items()
+        roots = {
+            name: next((line for line in own if line.lstrip().startswith("ROOT ")), "") for name, own in lines.items()
         }
+        self.roots = {name: m[1] if (m := hlo.RESULT.match(line)) else "" for name, line in roots.items()}
 
     def op(self, computation: str, name: str) -> _Op | None:
         """An operation by its name."""
