@@ -215,6 +215,13 @@ def add_model(parser: Parser, required: bool = True, also: str = "") -> None:
     parser.add_argument("--step", type=whole(), help="the checkpoint of a run to take; default: the newest")
 
 
+def add_checkpoint(parser: Parser) -> None:
+    """Adds the positional RUN of commands that take nothing else first, and --step."""
+    help = "a training run, a checkpoint, a classifier's folder, or an exported directory"
+    parser.add_argument("checkpoint", type=existing_place, metavar="RUN", help=help)
+    parser.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+
+
 def add_build(parser: Parser) -> None:
     """Adds where a data set goes."""
     parser.add_argument("--data-dir", required=True, type=folder_of, help="where the data set's directory goes")

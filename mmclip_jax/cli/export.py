@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmclip_jax.cli.arguments import Commands, add_command, existing_place, folder_of, whole
+from mmclip_jax.cli.arguments import Commands, add_checkpoint, add_command, existing_place, folder_of
 
 FORMATS = ("huggingface", "open_clip", "stablehlo", "onnx", "numpy")
 
@@ -16,15 +16,9 @@ def _export(args: argparse.Namespace) -> None:
 def add(top: Commands) -> None:
     """Adds the command."""
     export = add_command(top, "export", "write a checkpoint as files that other programs read", _export)
-    export.add_argument(
-        "checkpoint",
-        type=existing_place,
-        metavar="RUN",
-        help="a training run, a checkpoint, a classifier's folder, or an exported directory",
-    )
+    add_checkpoint(export)
     export.add_argument("out", type=folder_of, metavar="OUT", help="a new folder")
     export.add_argument("--to", required=True, choices=FORMATS, help="the format (docs/export.md)")
-    export.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
     export.add_argument(
         "--evaluation",
         type=existing_place,

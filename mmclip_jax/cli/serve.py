@@ -3,7 +3,16 @@
 import argparse
 
 from mmclip_jax import ranges
-from mmclip_jax.cli.arguments import Commands, Number, add_command, existing, existing_place, whole, words_of
+from mmclip_jax.cli.arguments import (
+    Commands,
+    Number,
+    add_checkpoint,
+    add_command,
+    existing,
+    existing_place,
+    whole,
+    words_of,
+)
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -27,13 +36,7 @@ def _serve(args: argparse.Namespace) -> None:
 def add(top: Commands) -> None:
     """Adds the command."""
     serve = add_command(top, "serve", "look at single images in a browser", _serve)
-    serve.add_argument(
-        "checkpoint",
-        type=existing_place,
-        metavar="RUN",
-        help="a training run, a checkpoint, a classifier's folder, or an exported directory",
-    )
-    serve.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
+    add_checkpoint(serve)
     serve.add_argument("--beside", type=existing_place, metavar="RUN", help="a second one, side by side")
     serve.add_argument("--findings", type=words_of, metavar="A,B,…", help="default: all that the model was trained on")
     serve.add_argument(
