@@ -11,7 +11,7 @@ import tiny
 from PIL import Image
 
 from mmclip_jax import sharding
-from mmclip_jax.data import batch, memory, pipeline, sources
+from mmclip_jax.data import batch, kept, pipeline, sources
 from mmclip_jax.data.images import transforms
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.text.entities import find_entities
@@ -150,21 +150,21 @@ def test_decoded_images_stay_within_their_room(monkeypatch: pytest.MonkeyPatch) 
     calls = []
     pixels = np.zeros((10, 10), np.uint8)
     monkeypatch.setattr(transforms, "decode_image", lambda data: calls.append(data) or pixels)  # type: ignore[func-returns-value]
-    kept = memory.Decoded(250)
+    decoded = kept.Decoded(250)
     for _ in range(3):
         for record in range(4):
-            kept(record, str(record).encode())
+            decoded(record, str(record).encode())
     assert [calls.count(str(record).encode()) for record in range(4)] == [1, 1, 3, 3]
-    copied = pickle.loads(pickle.dumps(kept))
+    copied = pickle.loads(pickle.dumps(decoded))
     for record in (3, 2, 3, 2):
         copied(record, b"again")
     assert calls.count(b"again") == 2
 
 
 def test_a_text_that_recurs_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "TEXTS", 2)
+    monkeypatch.setattr(kept, "TEXTS", 2)
     calls: list[Any] = []
-    recalled = memory.Recalled(lambda text, entities: calls.append(text) or (text, tuple(entities)))  # type: ignore[func-returns-value]
+    recalled = kept.Recalled(lambda text, entities: calls.append(text) or (text, tuple(entities)))  # type: ignore[func-returns-value]
     for text in "abcabc":
         assert recalled(text, []) == (text, ())
     assert calls == ["a", "b", "c", "c"]
