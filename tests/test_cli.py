@@ -622,7 +622,6 @@ def test_the_demo_says_which_settings_were_given(tmp_path, monkeypatch):
     from mmclip_jax.train import run as training
 
     said = {}
-    monkeypatch.setattr("mmclip_jax.memory.keep_freed_memory", lambda: True)
     monkeypatch.setattr(demo, "build_phantom", lambda *args: tmp_path / "phantom")
     monkeypatch.setattr(training, "train", lambda config, workdir, **more: said.update(more))
     monkeypatch.setattr(evaluation, "run", lambda *args, **more: "")

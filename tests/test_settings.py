@@ -210,7 +210,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ConfigDict, str, set[str
     def train(config: ConfigDict, workdir: str, stretch: bool, given: set[str], tracker: str) -> None:
         found.append((config, workdir, set(given)))
 
-    monkeypatch.setattr("mmclip_jax.memory.keep_freed_memory", lambda: True)
     monkeypatch.setattr(training, "train", train)
     return found
 

@@ -8,9 +8,7 @@ from mmclip_jax.settings import read_config
 
 def _ablate(args: argparse.Namespace) -> None:
     from mmclip_jax import ablate, writers
-    from mmclip_jax.memory import keep_freed_memory
 
-    keep_freed_memory()
     writers.configure_logging(full=args.log == "full")
     print(ablate.run(read_config(args.config, args.overrides), args.study, args.seeds, args.workdir))
 

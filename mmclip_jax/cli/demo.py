@@ -17,10 +17,8 @@ def _demo(args: argparse.Namespace) -> None:
     config.data.train = (str(data),)
     from mmclip_jax import writers
     from mmclip_jax.evaluate import run as evaluation
-    from mmclip_jax.memory import keep_freed_memory
     from mmclip_jax.train import run as training
 
-    keep_freed_memory()
     writers.configure_logging(full=args.log == "full")
     training.train(config, str(args.workdir), given=names_given(overrides))
     print(evaluation.run(args.workdir, None, data, split="test", show_text=True))

@@ -14,7 +14,6 @@ def _embed(args: argparse.Namespace) -> None:
     from mmclip_jax.inference import embedding, places
     from mmclip_jax.inference import model as model_lib
     from mmclip_jax.inference.classifier import Classifier
-    from mmclip_jax.memory import keep_freed_memory
 
     embedding.check_name(args.out)
     if args.split is not None and args.data is None:
@@ -29,7 +28,6 @@ def _embed(args: argparse.Namespace) -> None:
     if args.data is not None:
         facts = dataset_facts(args.data)["splits"]
         total = sum(entry["examples"] for name, entry in facts.items() if name.split("_")[0] in splits)
-    keep_freed_memory()
     model = model_lib.load(run, args.step)
     if isinstance(model, Classifier):
         raise UserError(f"{run} is a classifier, which has no embeddings: name the run that it began with")

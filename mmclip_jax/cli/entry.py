@@ -46,6 +46,7 @@ from mmclip_jax.errors import (
     UserError,
     nearest,
 )
+from mmclip_jax.memory import keep_freed_memory
 
 # In the order in which --help lists them.
 _COMMANDS = (
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--debug" in words:
         words.remove("--debug")
         os.environ[ends.TRACEBACK_VARIABLE] = "1"
+    keep_freed_memory()
     try:
         with ends.interrupts_end_it():
             return _main(words)

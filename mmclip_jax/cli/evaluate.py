@@ -27,9 +27,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("--checkpoint and --vocabulary belong to --external; a run of ours is named with --model")
     start_processes(args)
     from mmclip_jax.evaluate import run as evaluation
-    from mmclip_jax.memory import keep_freed_memory
 
-    keep_freed_memory()
     print(
         evaluation.run(
             args.model,
@@ -66,9 +64,7 @@ def _external(args: argparse.Namespace) -> None:
         raise UserError(f"--external needs {missing[0]}, too")
     start_processes(args)
     from mmclip_jax.external import run as external
-    from mmclip_jax.memory import keep_freed_memory
 
-    keep_freed_memory()
     print(
         external.run(
             args.external,

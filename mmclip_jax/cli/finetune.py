@@ -28,9 +28,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from mmclip_jax import writers
     from mmclip_jax.finetune import run as finetuning
     from mmclip_jax.finetune import task as task_lib
-    from mmclip_jax.memory import keep_freed_memory
 
-    keep_freed_memory()
     writers.configure_logging(full=args.log == "full")
     names = [field.name for field in dataclasses.fields(task_lib.Settings)]
     settings = task_lib.Settings(**{name: getattr(args, name) for name in names})

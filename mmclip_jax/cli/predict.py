@@ -20,13 +20,11 @@ def _predict(args: argparse.Namespace) -> None:
     from mmclip_jax.inference import model as model_lib
     from mmclip_jax.inference import places, prediction, scoring, stamp
     from mmclip_jax.inference.classifier import Classifier
-    from mmclip_jax.memory import keep_freed_memory
 
     run, named = run_and_places(args)
     own = own_prompts(args.prompt)
     scoring.texts_of(args.findings or [])  # refuses unknown findings before the model is loaded
     images = places.find_images(named)
-    keep_freed_memory()
     model = model_lib.load(run, args.step)
     if isinstance(model, Classifier):
         if own or args.heatmaps is not None:

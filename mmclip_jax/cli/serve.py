@@ -17,7 +17,6 @@ from mmclip_jax.cli.arguments import (
 
 def _serve(args: argparse.Namespace) -> None:
     from mmclip_jax.inference import scoring
-    from mmclip_jax.memory import keep_freed_memory
     from mmclip_jax.serve import run
     from mmclip_jax.serve.guards import Limits
 
@@ -26,7 +25,6 @@ def _serve(args: argparse.Namespace) -> None:
     doors = run.open_doors(args.host, args.name, args.token_file)
     limits = Limits(args.megabytes, args.megapixels, args.seconds)
     listening = run.listen(args.host, args.port)
-    keep_freed_memory()
     served = [run.load(str(args.checkpoint), args.step, args.findings or [])]
     if args.beside is not None:
         served.append(run.load(str(args.beside), None, args.findings or []))

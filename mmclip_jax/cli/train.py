@@ -19,10 +19,8 @@ def _train(args: argparse.Namespace) -> None:
             config.data[name] = given if name == "allow_leakage" else (*config.data[name], *given)
     start_processes(args)
     from mmclip_jax import writers
-    from mmclip_jax.memory import keep_freed_memory
     from mmclip_jax.train import run as training
 
-    keep_freed_memory()
     writers.configure_logging(full=args.log == "full")
     training.train(config, str(args.workdir), args.stretch, names_given(args.overrides), args.tracker)
 
