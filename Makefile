@@ -102,8 +102,12 @@ test-medspacy: .venv-medspacy/.installed
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
 
-bench: $(VENV)/.installed
+# On CPUs: the step, starting, the input pipeline, and the step beside PyTorch's; a quarter of an hour.
+bench: $(VENV)/.installed .venv-interop/.installed
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/pipeline.py
+	.venv-interop/bin/python benchmarks/peers.py
 
 # The paper's claims on the phantom: hours, and goes on where it stopped. The fast form tries the same path in minutes.
 evidence: $(VENV)/.installed

@@ -12,7 +12,9 @@ The method is the first row of a study. The claim is that another row is less go
     not shown      otherwise, and with one seed always.
 
 Which rows and measures count is written here, before any run. Beside it stands the difference of the macro AUROC of the
-first seed's two runs with its interval over patients (`mmclip compare`). Tables and verdicts go into `--out`.
+first seed's two runs with its interval over patients (`mmclip compare`). To the measures of `mmclip ablate` come the
+macro AUROCs of linear probes (`mmclip finetune`) that learn from 1 % and from 10 % of the training patients. Tables and
+verdicts go into `--out`.
 """
 
 import argparse
@@ -29,11 +31,14 @@ from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
+from mmclip_jax.finetune import run as finetuning
+from mmclip_jax.finetune.task import Settings
 from mmclip_jax.memory import keep_freed_memory
 from mmclip_jax.settings import read_config
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 FAST_STEPS, FAST_SCALE = 20, 0.03
+PROBES = {0.01: "probe_1", 0.1: "probe_10"}  # shares of the training patients: measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,20 @@ def verdict(difference: dict[str, Any] | None, better: bool | None) -> str:
     if better is False:
         low, high = -high, -low
     return SHOWN if high < 0 else CONTRADICTED if low > 0 else NOT_SHOWN
+
+
+def measured(workdir: Path, data: Sequence[str], split: str) -> dict[str, float]:
+    """The measures of `mmclip ablate`, and the macro AUROC of linear probes, on the paired source."""
+    values = ablate.evaluate_run(workdir, data, split)
+    settings = Settings(fractions=tuple(PROBES), seeds=(0,), discard_classifiers=True)
+    probes = workdir / "probes"
+    finetuning.run(workdir, data, probes, settings, split=split, resamples=0, progress=False)
+    results = json.loads((probes / settings.mode / finetuning.RESULTS_FILE).read_text(encoding="utf-8"))
+    for of in results["fractions"]:
+        macro = of["sources"][PAIRED_SOURCE]["macro_auroc"]
+        if macro is not None:
+            values[PROBES[of["fraction"]]] = macro["mean"]
+    return values
 
 
 def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> tuple[float, Sequence[float]]:
@@ -146,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = []
     for name in args.claims:
         claim = CLAIMS[name]
-        ablate.run(config, claim.study, seeds, args.workdir, data=[str(data)], split="test", steps=steps)
+        ablate.run(
+            config, claim.study, seeds, args.workdir, data=[str(data)], split="test", steps=steps, evaluate=measured
+        )
         folder = args.workdir / claim.study
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         page += [(folder / "table.md").read_text(encoding="utf-8"), *verdicts(claim, table, folder, str(data)), ""]

@@ -155,88 +155,39 @@ def step(small: bool) -> Facts:
     }
 
 
-def _torch_step(model: Any, losses: Callable[[Any, Any, Any], Any], small: bool, vocabulary: int) -> Facts:
-    """A step of a dual encoder in PyTorch; losses: (model, images, tokens) -> loss."""
+def _torch_step(build: Callable[[Any], Any], small: bool) -> Facts:
+    """The contrastive step of a program of benchmarks/peers.py on this device."""
+    import peers
     import torch
 
-    config = _configured(small)
-    rows, size, length = 256 if not small else 16, config.model.image_size, config.model.text.length
+    model = _configured(small).model
     where = "cuda" if torch.cuda.is_available() else "cpu"
     if not small and where == "cpu":
         raise Unavailable("PyTorch sees no GPU")
     torch.set_float32_matmul_precision("high")
-    model = model.to(where).train()
-    run = torch.compile(losses) if where == "cuda" else losses
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=where == "cuda")
-    images = torch.randn(rows, 3, size, size, device=where)
-    tokens = torch.randint(3, vocabulary, (rows, length), device=where)
-
-    def update() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(where, dtype=torch.bfloat16):
-            loss = run(model, images, tokens)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        loss.item()
-
+    try:
+        made = build(model)
+    except peers.UnavailableError as error:
+        raise Unavailable(str(error)) from error
+    update = peers.torch_update(made, model, 16 if small else 256, where, autocast=True, whole=where == "cuda")
     seconds = _seconds(update)
     peak = torch.cuda.max_memory_allocated() if where == "cuda" else None
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in made[0].parameters())
     return {"seconds": seconds, "peak_bytes_in_use": peak, "parameters": parameters, "torch": torch.__version__}
 
 
 def open_clip(small: bool) -> Facts:
     """open_clip's CLIP of the same sizes."""
-    try:
-        from open_clip.loss import ClipLoss
-        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-    except ImportError as error:
-        raise Unavailable(f"open_clip is not installed ({error})") from error
-    model = _configured(small).model
-    image = CLIPVisionCfg(
-        layers=model.image.depth, width=model.image.width, head_width=model.image.width // model.image.heads,
-        patch_size=model.patch_size, image_size=model.image_size,
-    )  # fmt: skip
-    text = CLIPTextCfg(
-        context_length=model.text.length, vocab_size=model.text.vocab_size, width=model.text.width,
-        heads=model.text.heads, layers=model.text.depth,
-    )  # fmt: skip
-    contrast = ClipLoss()
+    import peers
 
-    def loss(net: Any, images: Any, tokens: Any) -> Any:
-        v, u, scale = net(images, tokens)[:3]
-        return contrast(v, u, scale)
-
-    return _torch_step(CLIP(model.embed_dim, image, text), loss, small, model.text.vocab_size)
+    return _torch_step(peers.open_clip, small)
 
 
 def transformers(small: bool) -> Facts:
     """Hugging Face's CLIP of the same sizes."""
-    try:
-        from transformers import CLIPConfig, CLIPModel
-    except ImportError as error:
-        raise Unavailable(f"transformers is not installed ({error})") from error
-    model = _configured(small).model
-    image, text = (
-        {
-            "hidden_size": part.width,
-            "intermediate_size": part.mlp_dim,
-            "num_hidden_layers": part.depth,
-            "num_attention_heads": part.heads,
-        }
-        for part in (model.image, model.text)
-    )
-    image |= {"image_size": model.image_size, "patch_size": model.patch_size}
-    text |= {"vocab_size": model.text.vocab_size, "max_position_embeddings": model.text.length, "eos_token_id": 2}
-    config = CLIPConfig(
-        text_config=text, vision_config=image, projection_dim=model.embed_dim, attn_implementation="sdpa"
-    )
+    import peers
 
-    def loss(net: Any, images: Any, tokens: Any) -> Any:
-        return net(pixel_values=images, input_ids=tokens, return_loss=True).loss
-
-    return _torch_step(CLIPModel(config), loss, small, model.text.vocab_size)
+    return _torch_step(peers.transformers, small)
 
 
 def pipeline(small: bool) -> Facts:

@@ -373,8 +373,8 @@ def test_one_seed_has_no_spread_and_no_interval(tmp_path):
 def test_measures_are_found_in_an_evaluation():
     results: dict[str, Any] = {
         "headline": {
-            "macro_auroc": 0.9, "pointing": 0.5, "pointing_random": 0.1, "entmlm_own": 0.7, "entmlm_swapped": 0.4,
-            "entmlm_drop": 0.3, "source_probe_auroc": None,
+            "macro_auroc": 0.9, "report_only_auroc": 0.8, "pointing": 0.5, "pointing_random": 0.1, "entmlm_own": 0.7,
+            "entmlm_swapped": 0.4, "entmlm_drop": 0.3, "source_probe_auroc": None,
         },
         "grounding": {
             "responses": ["similarity", "cross_attention"],
@@ -398,8 +398,9 @@ def test_measures_are_found_in_an_evaluation():
     }  # fmt: skip
     assert ablate.measures_of(results) == pytest.approx(
         {
-            "macro_auroc": 0.9, "pointing_random": 0.1, "entmlm_own": 0.7, "entmlm_swapped": 0.4, "entmlm_drop": 0.3,
-            "pointing_similarity": 0.5, "pointing_cross_attention": 0.2, "contrastive_loss": 3.0, "image_to_text": 0.3,
+            "macro_auroc": 0.9, "report_only_auroc": 0.8, "pointing_random": 0.1, "entmlm_own": 0.7,
+            "entmlm_swapped": 0.4, "entmlm_drop": 0.3, "pointing_similarity": 0.5,
+            "pointing_cross_attention": 0.2, "contrastive_loss": 3.0, "image_to_text": 0.3,
             "iou_similarity": 0.25, "polarity": 0.8, "side": 0.7,
         }
     )  # fmt: skip

@@ -164,3 +164,45 @@ def test_measuring_and_profiling(bench, tmp_path, capsys):
     assert content["machine"]["jax"]
     assert (tmp_path / "out" / "step.md").read_text().strip() in printed
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_a_table_of_peers_has_medians_and_says_what_is_missing():
+    peers = load_benchmark("peers")
+    found = {
+        peers.OURS: {"seconds": [0.2, 0.1, 0.4], "processor": [0.3, 0.3, 0.3]},
+        "another": {"seconds": [0.5, 0.3, 0.3], "processor": [0.6, 0.5, 0.4]},
+        "none": {"missing": "it is not installed"},
+    }
+    assert peers.table(found).splitlines()[2:] == [
+        f"| {peers.OURS} | 200.0 | 100.0–400.0 | 300 | 1.00 |",
+        "| another | 300.0 | 300.0–500.0 | 500 | 1.50 |",
+        "| none | not run: it is not installed | | | |",
+    ]
+
+
+@pytest.mark.torch
+def test_peers_take_turns_on_the_same_sizes(tmp_path, monkeypatch):
+    import timm_beside_cpu  # noqa: F401
+
+    (tmp_path / "sitecustomize.py").write_text("import timm_beside_cpu")  # the programs' processes need it, too
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent}")
+    peers = load_benchmark("peers")
+    words = ["--config", "demo:runlocal", "--rounds", "2", "--steps", "1", "--out", str(tmp_path)]
+    programs = [peers.OURS, "PyTorch, same model"]
+    assert peers.main([*words, "--programs", *programs]) == 0
+    found = json.loads((tmp_path / "peers.json").read_text())["found"]
+    assert {name: len(row["seconds"]) for name, row in found.items()} == dict.fromkeys(programs, 2)
+    config = peers.read(peers.argparse.Namespace(config="demo:runlocal", batch=0), [])
+    ours = sum(p.numel() for p in peers.same_model(config.model)[0].parameters())
+    assert ours == _parameters_of_the_encoders(config)
+
+
+def _parameters_of_the_encoders(config: Any) -> int:
+    """Of ours, without what only masked modelling needs: what the same model in PyTorch must have."""
+    import jax
+
+    from mmclip_jax.models.mmclip import build_model, init_params
+
+    params = jax.eval_shape(lambda: init_params(build_model(config.model), config.model, 0))
+    parts = ("image_encoder", "text_encoder", "image_projection", "text_projection", "log_logit_scale", "logit_bias")
+    return sum(leaf.size for leaf in jax.tree.leaves({name: params[name] for name in parts}))

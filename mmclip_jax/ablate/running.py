@@ -274,7 +274,8 @@ def evaluate_run(workdir: pathlib.Path, data: Sequence[str], split: str) -> dict
 def measures_of(results: Mapping[str, Any]) -> dict[str, float]:
     """Picks MEASURES out of what `evaluate_checkpoint` returns."""
     head = results["headline"]
-    values = {name: head.get(name) for name in ("macro_auroc", "pointing_random", "source_probe_auroc")}
+    names = ("macro_auroc", "report_only_auroc", "pointing_random", "source_probe_auroc")
+    values = {name: head.get(name) for name in names}
     values |= {f"entmlm_{name}": head.get(f"entmlm_{name}") for name in ("own", "swapped", "drop")}
     if results.get("grounding"):
         overall = results["grounding"]["overall"]

@@ -126,6 +126,7 @@ ALL = "all"
 # What is measured: key, heading, whether more is better (None: neither).
 MEASURES: tuple[tuple[str, str, bool | None], ...] = (
     ("macro_auroc", "macro AUROC", True),
+    ("report_only_auroc", "AUROC, report-only", True),
     ("pointing_similarity", "pointing, similarity", True),
     ("pointing_cross_attention", "pointing, cross-attention", True),
     ("pointing_random", "pointing, chance", None),

@@ -178,13 +178,14 @@ class ZeroShotEvaluation(Evaluation[ZeroShot]):
         return Result(found.summary, found)
 
     def headline(self, results: Results) -> Mapping[str, Any]:
-        """The protocol, and the macro AUROC of the headline's source."""
+        """The protocol, and the macro AUROC of the headline's source: of all findings, of those met in reports only."""
         macro = primary_macro(results)
         return {
             "protocol": results["zero_shot"]["protocol"]["name"],
             "macro_auroc": macro and macro["all"]["auroc"],
             "macro_auroc_interval": macro and macro["all"]["auroc_interval"],
             "macro_auroc_called": macro and macro["all"]["called"],
+            "report_only_auroc": macro and macro.get(REPORT_ONLY, {}).get("auroc"),
         }
 
     def cards(self, results: Results) -> Sequence[Card]:

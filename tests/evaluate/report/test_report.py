@@ -22,6 +22,7 @@ from mmclip_jax.evaluate.report import page as page_lib
 from mmclip_jax.evaluate.rows import Split, embed_images
 from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.inference import pictures
+from mmclip_jax.inference.exposure import REPORT_ONLY
 
 CURVES: list[dict[str, Any]] = [
     {"step": step, "loss": 9.0 / (1 + step / 50), "contrastive/loss": 4.0 / (1 + step / 40), "odd/number": step % 7}
@@ -76,6 +77,8 @@ def test_results_hold_the_known_answers(evaluated: Evaluated) -> None:
     assert results["source_probe"]["auroc"] == 1.0
     assert 0.7 < results["headline"]["macro_auroc"] < 0.9
     assert results["headline"]["macro_auroc_called"] == "partly prompt-supervised"
+    strict = results["zero_shot"]["sources"][results["zero_shot"]["primary"]]["macro"]["difference"][REPORT_ONLY]
+    assert results["headline"]["report_only_auroc"] == strict["auroc"]
 
 
 def test_results_json_is_strict_json_and_the_same(evaluated: Evaluated) -> None:
