@@ -14,13 +14,17 @@ import statistics
 import time
 from collections.abc import Callable
 
+from mmclip_jax.memory import keep_freed_memory
+
+if __name__ == "__main__":  # before NumPy and JAX start threads
+    keep_freed_memory()
+
 import jax
 import numpy as np
 
 import mmclip_jax
 from mmclip_jax.evaluate.rows import Split, embed_images
 from mmclip_jax.inference.inputs import BATCH
-from mmclip_jax.memory import keep_freed_memory
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -39,7 +43,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=pathlib.Path, help="where the numbers go, too")
     options = parser.parse_args()
-    keep_freed_memory()
     model = mmclip_jax.load(options.workdir)
     split = Split.load([options.data], "validation")
     split = split.only(range(min(len(split), options.images)))

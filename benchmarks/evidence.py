@@ -24,6 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmclip_jax.memory import keep_freed_memory
+
+if __name__ == "__main__":  # before NumPy and JAX start threads
+    keep_freed_memory()
+
 from mmclip_jax import ablate
 from mmclip_jax.ablate.running import slug
 from mmclip_jax.ablate.studies import MEASURES
@@ -33,7 +38,6 @@ from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
 from mmclip_jax.finetune import run as finetuning
 from mmclip_jax.finetune.task import Settings
-from mmclip_jax.memory import keep_freed_memory
 from mmclip_jax.settings import read_config
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
@@ -156,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="one seed, few steps, small data: tries the path only")
     args = parser.parse_args(argv)
     seeds, steps, scale = (args.seeds[:1], FAST_STEPS, FAST_SCALE) if args.fast else (args.seeds, args.steps, 1.0)
-    keep_freed_memory()
     config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
     data = args.workdir / "data" / "phantom"
     if not data.exists():

@@ -21,13 +21,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout too
 
-from mmclip_jax.data import batch  # noqa: E402
-from mmclip_jax.data.batch import settle_augmentation  # noqa: E402
-from mmclip_jax.errors import UserError  # noqa: E402
-from mmclip_jax.plan import compiling, hlo, kernels, plan, topologies  # noqa: E402
-from mmclip_jax.plan.collectives import sent_by  # noqa: E402
-from mmclip_jax.settings import read_config  # noqa: E402
-from mmclip_jax.text.tokenizer import load_tokenizer  # noqa: E402
+from mmclip_jax.data import batch
+from mmclip_jax.data.batch import settle_augmentation
+from mmclip_jax.errors import UserError
+from mmclip_jax.plan import compiling, hlo, kernels, plan, topologies
+from mmclip_jax.plan.collectives import sent_by
+from mmclip_jax.settings import read_config
+from mmclip_jax.text.tokenizer import load_tokenizer
 
 _WRAPPED = re.compile(r"(jit|jvp|vmap|checkpoint|remat|rematted_computation|transpose)\(([^()]*)\)")
 

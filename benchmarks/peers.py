@@ -170,10 +170,6 @@ def read(args: argparse.Namespace, overrides: Sequence[str]) -> Any:
 
 def work(name: str, config: Any) -> None:
     """A program's process: each line of stdin is a number of steps, answered with seconds a step of clock and cores."""
-    if name == OURS:
-        from mmclip_jax.memory import keep_freed_memory
-
-        keep_freed_memory()
     try:
         update = PROGRAMS[name](config)
         update()
@@ -249,6 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="directory for peers.json; default: $OUT, if set")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args, overrides = parser.parse_known_args(words)
+    if args.work == OURS:  # before NumPy and JAX start threads
+        from mmclip_jax.memory import keep_freed_memory
+
+        keep_freed_memory()
     config = read(args, overrides)
     if args.work:
         work(args.work, config)

@@ -29,12 +29,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmclip_jax.memory import keep_freed_memory
+
+if __name__ == "__main__":  # before NumPy and JAX start threads
+    keep_freed_memory()
+
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from mmclip_jax.data import pipeline, sources
 from mmclip_jax.data.images import stored
-from mmclip_jax.memory import keep_freed_memory
 from mmclip_jax.settings import read_config
 from mmclip_jax.text.tokenizer import load_tokenizer
 
@@ -186,7 +190,6 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, data: tuple[str, ...]) -> None:
     """Measures and prints."""
-    keep_freed_memory()  # as `mmclip train` does; it helps every row of the table
     config = read_config(options.config).copy_and_resolve_references()
     config.data.train, config.data.paired_weights, config.data.unpaired_weights = data, (), ()
     config.data.batch_paired = config.data.batch_unpaired = options.batch

@@ -11,11 +11,16 @@ steps "started" reaches what "scratch" and "former" have at their end. What is f
 import argparse
 import pathlib
 
+from mmclip_jax.memory import keep_freed_memory
+
+if __name__ == "__main__":  # before NumPy and JAX start threads
+    keep_freed_memory()
+
 import numpy as np
 from ml_collections import ConfigDict
 
 import mmclip_jax
-from mmclip_jax import memory, writers
+from mmclip_jax import writers
 from mmclip_jax.data.builders.phantom import Phantom
 from mmclip_jax.data.phantom import PhantomConfig, scaled_patients
 from mmclip_jax.data.records import build
@@ -78,7 +83,6 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the phantom's patients")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="which to make, in this order")
     args = parser.parse_args()
-    memory.keep_freed_memory()
     own = phantom(args.workdir / "data", 0, args.scale)
     other = phantom(args.workdir / "data_of_former", FORMER, args.scale)
     for run in args.runs:

@@ -29,23 +29,28 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout too
 
-import flax  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
+from mmclip_jax.memory import keep_freed_memory
 
-from mmclip_jax import (  # noqa: E402
+if __name__ == "__main__":  # before NumPy and JAX start threads
+    keep_freed_memory()
+
+import flax
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmclip_jax import (
     check,
     flops,
     sharding,
 )
-from mmclip_jax.data import batch  # noqa: E402
-from mmclip_jax.data.batch import settle_augmentation  # noqa: E402
-from mmclip_jax.errors import UserError  # noqa: E402
-from mmclip_jax.models.mmclip import build_model  # noqa: E402
-from mmclip_jax.settings import read_config  # noqa: E402
-from mmclip_jax.train import flags, optim  # noqa: E402
-from mmclip_jax.train import step as step_lib  # noqa: E402
+from mmclip_jax.data import batch
+from mmclip_jax.data.batch import settle_augmentation
+from mmclip_jax.errors import UserError
+from mmclip_jax.models.mmclip import build_model
+from mmclip_jax.settings import read_config
+from mmclip_jax.train import flags, optim
+from mmclip_jax.train import step as step_lib
 
 # What each variant sets the objectives' weights to; those of the config are kept where one is on.
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -2,8 +2,8 @@
 
 A kernel is one operation of the program's text that the chip runs as a whole: a fusion, a product, a call of a library,
 a copy. It reads its operands and writes its results once; of an operand that it only slices it reads the slices. What a
-TPU keeps in its own fast memory costs no traffic. The least time is that of the bytes or of the products, whichever is
-longer: no real kernel is faster, most are slower.
+TPU keeps in its own fast memory costs no traffic, and what is copied there while kernels run is no kernel. The least
+time is that of the bytes or of the products, whichever is longer: no real kernel is faster, most are slower.
 """
 
 import collections
@@ -56,9 +56,10 @@ _NO_WORK = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"),
         *("after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"),
-        *("async-start", "async-update", "async-done", "copy-start", "copy-done"),
     )
 )
+# Copies and slices on their way to a TPU's fast memory while kernels run.
+_BESIDE = re.compile(r"-(start|update|done)$")
 _COLLECTIVE = re.compile(
     r"^(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|send|"
     r"recv)(-start|-done)?$"
@@ -331,7 +332,7 @@ def kernels(text: str) -> list[Kernel]:
         _kernel(program, name, op, place)
         for name in program.run_by_themselves()
         for place, op in enumerate(program.ops[name])
-        if op.code not in _NO_WORK and not _COLLECTIVE.match(op.code)
+        if op.code not in _NO_WORK and not _BESIDE.search(op.code) and not _COLLECTIVE.match(op.code)
     ]
 
 

@@ -78,6 +78,10 @@ PROGRAM = textwrap.dedent("""\
       %full = f32[4,16]{1,0:S(1)} dot(%f, %g), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={highest,highest}, metadata={op_name="jit(update)/dot"}
       %gemm = (f32[4,16]{1,0}, s8[64]{0}) custom-call(%f, %g), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
       %last = (s32[], bf16[128,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[3,128,64]{2,1,0}, f32[64,64]{1,0}) while(%first), condition=%condition, body=%body
+      %ahead = ((f32[32,16]{1,0}), f32[8,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%g), slice={[0:8], [0:16]}
+      %near = f32[8,16]{1,0:S(1)} slice-done(%ahead)
+      %copy = (f32[32,16]{1,0:S(1)}, f32[32,16]{1,0}, u32[]{:S(2)}) copy-start(%g)
+      %copied = f32[32,16]{1,0:S(1)} copy-done(%copy)
       %grad = f32[64,64]{1,0} get-tuple-element(%last), index=4
       %adam_pass = (f32[64,64]{1,0}, f32[64,64]{1,0}) fusion(%grad, %grad), kind=kLoop, calls=%adam, metadata={op_name="jit(update)/update_state/add"}
       ROOT %result = f32[64,64]{1,0} get-tuple-element(%adam_pass), index=0
