@@ -182,8 +182,7 @@ def test_a_table_of_peers_has_medians_and_says_what_is_missing():
 
 @pytest.mark.torch
 def test_peers_take_turns_on_the_same_sizes(tmp_path, monkeypatch):
-    import timm_beside_cpu  # noqa: F401
-
+    pytest.importorskip("timm_beside_cpu", reason="PyTorch is part of make test-interop")
     (tmp_path / "sitecustomize.py").write_text("import timm_beside_cpu")  # the programs' processes need it, too
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent}")
     peers = load_benchmark("peers")
