@@ -42,7 +42,7 @@ from mmclip_jax.settings import read_config
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 FAST_STEPS, FAST_SCALE = 20, 0.03
-PROBES = {0.01: "probe_1", 0.1: "probe_10"}  # shares of the training patients: measures
+PROBES = {0.01: "linear probe, 1 %", 0.1: "linear probe, 10 %"}  # shares of the training patients: measures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,17 +158,18 @@ def step(small: bool) -> Facts:
 def _torch_step(build: Callable[[Any], Any], small: bool) -> Facts:
     """The contrastive step of a program of benchmarks/peers.py on this device."""
     import peers
-    import torch
 
     model = _configured(small).model
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    if not small and where == "cpu":
-        raise Unavailable("PyTorch sees no GPU")
-    torch.set_float32_matmul_precision("high")
     try:
         made = build(model)
     except peers.UnavailableError as error:
         raise Unavailable(str(error)) from error
+    import torch
+
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    if not small and where == "cpu":
+        raise Unavailable("PyTorch sees no GPU")
+    torch.set_float32_matmul_precision("high")
     update = peers.torch_update(made, model, 16 if small else 256, where, autocast=True, whole=where == "cuda")
     seconds = _seconds(update)
     peak = torch.cuda.max_memory_allocated() if where == "cuda" else None

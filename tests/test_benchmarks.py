@@ -1,5 +1,6 @@
 """The benchmark of the step: its variants, its made-up batch, its table, and that it needs no data packages."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -191,7 +192,7 @@ def test_peers_take_turns_on_the_same_sizes(tmp_path, monkeypatch):
     assert peers.main([*words, "--programs", *programs]) == 0
     found = json.loads((tmp_path / "peers.json").read_text())["found"]
     assert {name: len(row["seconds"]) for name, row in found.items()} == dict.fromkeys(programs, 2)
-    config = peers.read(peers.argparse.Namespace(config="demo:runlocal", batch=0), [])
+    config = peers.read(argparse.Namespace(config="demo:runlocal", batch=0), [])
     ours = sum(p.numel() for p in peers.same_model(config.model)[0].parameters())
     assert ours == _parameters_of_the_encoders(config)
 

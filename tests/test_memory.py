@@ -67,11 +67,12 @@ def megabytes_paid_for(program: str, how: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
-@pytest.mark.parametrize(("program", "at_least"), [(PROGRAM, 700), (COMMAND, 700)])
-def test_freed_buffers_are_not_given_back(program: str, at_least: int) -> None:
+@pytest.mark.parametrize(("program", "most"), [(PROGRAM, 7), (COMMAND, 500)])
+def test_freed_buffers_are_not_given_back(program: str, most: int) -> None:
+    """JAX's threads take a second block now and then, at another moment in each process; all of them are 2,400 MB."""
     given_back, kept = megabytes_paid_for(program, "give back"), megabytes_paid_for(program, "keep")
-    assert given_back > at_least, "malloc keeps such blocks by itself now: memory.py is not needed any more"
-    assert kept < given_back / 4
+    assert given_back > 700, "malloc keeps such blocks by itself now: memory.py is not needed any more"
+    assert kept < most
 
 
 @pytest.mark.parametrize(

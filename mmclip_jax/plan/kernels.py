@@ -58,7 +58,7 @@ _NO_WORK = frozenset(
         *("after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"),
     )
 )
-# Copies and slices on their way to a TPU's fast memory while kernels run.
+# Both ends of what runs beside kernels: copies and slices on their way to a TPU's fast memory, collectives.
 _BESIDE = re.compile(r"-(start|update|done)$")
 _COLLECTIVE = re.compile(
     r"^(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|send|"
