@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py                   # 3 seeds, 500 steps a run: hours; goes on where it stopped
     python benchmarks/evidence.py --claims attmim
+    python benchmarks/evidence.py --known docs/evidence.json   # takes over the runs that this file has
     python benchmarks/evidence.py --fast            # tries the same path in minutes: one seed, a tiny model
 
 The grids are the studies `claim_…` of `mmclip ablate` with `configs/demo.py`, scored on the test split of a phantom.
@@ -14,7 +15,8 @@ The method is the first row of a study. The claim is that another row is less go
 Which rows and measures count is written here, before any run. Beside it stands the difference of the macro AUROC of the
 first seed's two runs with its interval over patients (`mmclip compare`). To the measures of `mmclip ablate` come the
 macro AUROCs of linear probes (`mmclip finetune`) that learn from 1 % and from 10 % of the training patients. Tables and
-verdicts go into `--out`.
+verdicts go into `--out`, and every run with its measures into evidence.json beside it. Two processes with different
+`--seeds` may share a workdir; a last call with all seeds then makes the tables.
 """
 
 import argparse
@@ -29,8 +31,8 @@ from mmclip_jax.memory import keep_freed_memory
 if __name__ == "__main__":  # before NumPy and JAX start threads
     keep_freed_memory()
 
-from mmclip_jax import ablate
-from mmclip_jax.ablate.running import slug
+from mmclip_jax import ablate, files
+from mmclip_jax.ablate.running import RUN_FILE, slug
 from mmclip_jax.ablate.studies import MEASURES
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
@@ -42,6 +44,7 @@ from mmclip_jax.settings import read_config
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 FAST_STEPS, FAST_SCALE = 20, 0.03
+OVER_PATIENTS = "over_patients.json"
 PROBES = {0.01: "linear probe, 1 %", 0.1: "linear probe, 10 %"}  # shares of the training patients: measures
 
 
@@ -114,15 +117,47 @@ def measured(workdir: Path, data: Sequence[str], split: str) -> dict[str, float]
 
 def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> tuple[float, Sequence[float]]:
     """(macro AUROC of the row less the method's, its interval over patients), of the runs of one seed."""
-    runs = []
-    for name in (method, row):
-        run = folder / slug(name) / f"seed_{seed}"
-        place = run / "scored"
-        if not (place / "results.json").exists():
-            evaluation.run(run, None, [data], split="test", out=place, progress=False)
-        runs.append(comparison.SavedEvaluation.read(place))
-    macro = comparison.compare(runs)["sources"][PAIRED_SOURCE]["macro"]["auroc"]["differences"][1]
-    return macro["difference"], macro["interval"]
+    kept = folder / slug(row) / f"seed_{seed}" / OVER_PATIENTS
+    if not kept.exists():
+        runs = []
+        for name in (method, row):
+            run = folder / slug(name) / f"seed_{seed}"
+            if same := json.loads((run / RUN_FILE).read_text(encoding="utf-8")).get("same_as"):
+                run = run / same
+            place = run / "scored"
+            if not (place / "results.json").exists():
+                evaluation.run(run, None, [data], split="test", out=place, progress=False)
+            runs.append(comparison.SavedEvaluation.read(place))
+        macro = comparison.compare(runs)["sources"][PAIRED_SOURCE]["macro"]["auroc"]["differences"][1]
+        files.write_json(kept, [macro["difference"], macro["interval"]])
+    apart, interval = json.loads(kept.read_text(encoding="utf-8"))
+    return apart, interval
+
+
+def all_runs(workdir: Path, studies: Sequence[str]) -> list[dict[str, Any]]:
+    """What is known of every finished run of the studies, as `take_over` takes it."""
+    found = []
+    for study in studies:
+        for path in sorted((workdir / study).glob(f"*/seed_*/{RUN_FILE}")):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "measures" in content:
+                found.append({"run": path.parent.relative_to(workdir).as_posix(), **content})
+                beside = path.parent / OVER_PATIENTS
+                if beside.exists():
+                    found[-1]["over_patients"] = json.loads(beside.read_text(encoding="utf-8"))
+    return found
+
+
+def take_over(known: Sequence[dict[str, Any]], workdir: Path) -> None:
+    """Lays out the runs of `all_runs` that the workdir has not; those made with other settings are refused later."""
+    for content in known:
+        place = workdir / content["run"]
+        if place.exists():
+            continue
+        place.mkdir(parents=True)
+        files.write_json(place / RUN_FILE, {k: v for k, v in content.items() if k not in ("run", "over_patients")})
+        if "over_patients" in content:
+            files.write_json(place / OVER_PATIENTS, content["over_patients"])
 
 
 def verdicts(claim: Claim, table: dict[str, Any], folder: Path, data: str) -> list[str]:
@@ -157,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--workdir", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--out", type=Path, help="a Markdown file; default: WORKDIR/evidence.md")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="an evidence.json: its runs are not made again")
     parser.add_argument("--fast", action="store_true", help="one seed, few steps, small data: tries the path only")
     args = parser.parse_args(argv)
     seeds, steps, scale = (args.seeds[:1], FAST_STEPS, FAST_SCALE) if args.fast else (args.seeds, args.steps, 1.0)
@@ -165,7 +201,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not data.exists():
         build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
     config.data.train = (str(data),)
+    if args.known:
+        take_over(json.loads(args.known.read_text(encoding="utf-8")), args.workdir)
     page = []
+    out = args.out or args.workdir / "evidence.md"
     for name in args.claims:
         claim = CLAIMS[name]
         ablate.run(
@@ -174,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = args.workdir / claim.study
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         page += [(folder / "table.md").read_text(encoding="utf-8"), *verdicts(claim, table, folder, str(data)), ""]
-        out = args.out or args.workdir / "evidence.md"
         out.write_text("\n".join(page), encoding="utf-8")
+        files.write_json(out.with_suffix(".json"), all_runs(args.workdir, [claim.study for claim in CLAIMS.values()]))
     print("\n".join(page))
 
 

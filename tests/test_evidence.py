@@ -1,5 +1,6 @@
 """The benchmark of the claims: its rows and measures are there, and its verdicts are those that it says."""
 
+import pathlib
 from types import ModuleType
 
 import pytest
@@ -7,6 +8,8 @@ from conftest import load_benchmark
 
 from mmclip_jax import ablate
 from mmclip_jax.ablate.studies import MEASURES
+from mmclip_jax.errors import UserError
+from mmclip_jax.settings import read_config
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,31 @@ def test_a_verdict_needs_the_whole_interval(
 
 def test_without_a_difference_nothing_is_shown(bench: ModuleType) -> None:
     assert bench.verdict(None, True) == "not shown"
+
+
+def test_runs_that_are_known_are_not_made_again(bench: ModuleType, tmp_path: pathlib.Path) -> None:
+    config = read_config("demo:runlocal", [])
+    trained: list[int] = []
+
+    def table(name: str, known: list[dict[str, object]]) -> str:
+        workdir = tmp_path / name
+        bench.take_over(known, workdir)
+        ablate.run(
+            config, "claim_entmlm", [0, 1], workdir, data=["nowhere"], split="test",
+            train=lambda config, folder: trained.append(config.seed),
+            evaluate=lambda folder, data, split: {"macro_auroc": 0.5 + len(trained) / 100},
+        )  # fmt: skip
+        return (workdir / "claim_entmlm" / "table.md").read_text(encoding="utf-8")
+
+    first = table("first", [])
+    rows = len(ablate.STUDIES["claim_entmlm"])
+    assert len(trained) == 2 * rows
+    known = bench.all_runs(tmp_path / "first", ["claim_entmlm"])
+    assert table("second", known[1:]) != first  # the one that is left out is made
+    assert len(trained) == 2 * rows + 1
+    assert table("third", known) == first
+    assert len(trained) == 2 * rows + 1
+
+    config.optimizer.peak_lr *= 2
+    with pytest.raises(UserError, match="other settings"):
+        table("fourth", known)
