@@ -1,6 +1,7 @@
 """The rows of a split: their labels, reports, pixels and embeddings."""
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import sys
@@ -216,8 +217,12 @@ def embed_images(model: Encoder | Supervised, split: Split, progress: "Progress 
       UserError: an embedding is not finite (the checkpoint is broken).
     """
     chunks = []
-    for rows in chunked(range(len(split)), progress, "embedding images"):
-        chunks.append(np.asarray(model.encode_image(split.pixels(rows)), np.float32))
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead:  # images are decoded while the last ones are encoded
+        decoded = ahead.submit(split.pixels, range(min(CHUNK, len(split))))
+        for rows in chunked(range(len(split)), progress, "embedding images"):
+            images = decoded.result()
+            decoded = ahead.submit(split.pixels, range(rows[-1] + 1, min(rows[-1] + 1 + CHUNK, len(split))))
+            chunks.append(np.asarray(model.encode_image(images), np.float32))
     embedded = np.concatenate(chunks)
     if not np.isfinite(embedded).all():
         raise UserError("some image embeddings are not finite: the checkpoint is broken, choose an earlier step")

@@ -39,7 +39,7 @@ from mmclip_jax.finetune.training_rows import Features, ImageRow, Images, Source
 from mmclip_jax.inference import classifier as classifier_lib
 from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.state import TrainState
-from mmclip_jax.train import loop, optim
+from mmclip_jax.train import flags, loop, optim
 from mmclip_jax.train import step as step_lib
 
 _RESULT, _SCORES = "result.json", "scores.npz"
@@ -324,6 +324,7 @@ class Transfer:
             step_lib.make_update(loss, optimizer, schedule),
             donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(self._mesh)),
+            compiler_options=flags.step_options(config.train, self._mesh),
         )
         forward = jax.jit(functools.partial(head_lib.scores_of, self._settings.task, self._model))
 

@@ -74,7 +74,7 @@ class ConvNeXt(nn.Module):
         """visible: None, as patches cannot be left out."""
         if visible is not None:
             raise ValueError("a ConvNeXt cannot leave patches out")
-        block = nn.remat(ConvBlock, prevent_cse=False) if self.remat else ConvBlock
+        block = nn.remat(ConvBlock, prevent_cse=self.unroll) if self.remat else ConvBlock  # as in transformer.py
         x = images.astype(self.dtype)
         for stage, (depth, width) in enumerate(zip(self.depths, self._widths, strict=True)):
             if stage:
