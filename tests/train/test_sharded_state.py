@@ -19,18 +19,19 @@ pytestmark = pytest.mark.compiles
 STEPS = 2
 
 
-def config(shard_optimizer: bool) -> Any:
-    """The contrastive loss alone: what is cut does not depend on the objectives, and masks would hang on rounding."""
+def config(shard_optimizer: bool, everything: bool = False) -> Any:
+    """The contrastive loss alone, or all objectives, with masks at random: those by the response hang on rounding."""
     settings = tiny.config(
         mesh__shard_optimizer=shard_optimizer,
-        objective__attmim__weight=0.0,
-        objective__entmlm__weight=0.0,
+        objective__attmim__weight=float(everything),
+        objective__attmim__strategy="random",
+        objective__entmlm__weight=float(everything),
         optimizer__peak_lr=1e-3,
         optimizer__warmup_share=0.0,
         optimizer__ema=0.9,
     )
     # Sizes that eight devices divide.
-    settings.model.update({"image": transformer(16, 2, 2), "text": transformer(32, 2, 4, length=16, vocab_size=64)})
+    settings.model.update({"image": transformer(16, 2, 2), "text": transformer(32, 2, 4, length=11, vocab_size=64)})
     settings.model.update({"image_decoder": transformer(16, 1, 2), "text_decoder": transformer(16, 1, 2)})
     return settings
 
@@ -105,3 +106,29 @@ def test_specs_add_the_data_axis_to_the_largest_axis_that_it_divides() -> None:
     assert spec("a/scale", 8) == ("data",)
     assert spec("a/step") == ()
     assert tuple(sharding.parameter_spec("a/kernel", (12, 16, 64), mesh)) == (None, "fsdp", None)
+
+
+@pytest.mark.slow
+def test_all_objectives_update_on_eight_devices_as_on_one() -> None:
+    whole = updated(sharding.make_mesh(1, jax.devices()[:1]), config(False, everything=True))
+    cut = updated(sharding.make_mesh(1), config(True, everything=True))
+    for name in ("params", "ema", "opt_state"):
+        difference = tiny.largest_difference(
+            sharding.on_host(getattr(cut, name)), sharding.on_host(getattr(whole, name))
+        )
+        assert difference < 1e-5, name
+
+
+def test_the_compiled_step_gathers_a_parameter_once() -> None:
+    settings, mesh = config(True), sharding.make_mesh(1)
+    _, abstract, update = parts(mesh, settings)
+    place = sharding.batch_sharding(mesh)
+    rows = {"paired": tiny.rows(16, 0), "unpaired": tiny.rows(8, 1)}
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
+    with jax.set_mesh(mesh):
+        text = update.lower(abstract, batch).compile().as_text()
+    kernel = abstract.params["image_encoder"]["transformer"]["layers"]["mlp_in"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) != kernel.shape
+    whole = f"f32[{','.join(map(str, kernel.shape))}]"
+    gathers = [line for line in text.splitlines() if " all-gather(" in line and f" {whole}" in line.split(" all-")[0]]
+    assert len(gathers) == 1, gathers

@@ -23,14 +23,15 @@ from mmclip_jax.evaluate.report.notes import about
 from mmclip_jax.evaluate.report.page import RESULTS_FILE
 from mmclip_jax.evaluate.report.scores_file import NAME as SCORES_FILE
 from mmclip_jax.evaluate.stats import intervals, metrics
-from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_replicates
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_patients, macro_replicates
 from mmclip_jax.text import prompts
 
 COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
 RESAMPLES = 2000
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.auprc}
 FEWEST_PATIENTS = 3
-"""No p is given of a finding that fewer patients have, or lack: nothing can be told from one or two."""
+"""No p is given of a finding that fewer patients have, or lack, nor of a mean with such a finding: nothing can be told
+from one or two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +178,9 @@ def compare(
     "level", "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
     "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
     it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
-    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding; Holm's correction is over
-    the findings of a source that have a p, for each metric and run apart, without the macro.
+    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding (of a mean: one of its
+    findings); Holm's correction is over the findings of a source that have a p, for each metric and run apart, without
+    the macro.
 
     Raises:
       UserError: they cannot be compared (`in_common`).
@@ -236,23 +238,20 @@ def _compare_source(evaluations: Sequence[SavedEvaluation], rows: np.ndarray, bo
     ]
     macro: dict[str, Any] = {"name": f"mean of {len(defined)}"}
     for metric, function in METRICS.items():
-        compared = _compare_metric(function, labels, [each.scores[rows] for each in evaluations], defined, bootstrap)
-        for row, found in zip(table, compared, strict=True):
-            row[metric] = found.entry(bootstrap)
+        found = compared(function, labels, [each.scores[rows] for each in evaluations], defined, bootstrap)
+        for row, each in zip(table, found, strict=True):
+            row[metric] = each.entry(bootstrap)
         for e in range(1, len(evaluations)):
             entries = [table[k][metric]["differences"][e] for k in defined]
             tested = [entry for entry in entries if not np.isnan(entry["p"])]
             for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
                 entry["p_holm"] = adjusted
         if defined:
-            points = np.stack([compared[k].points for k in defined], axis=1)
-            drawn = np.stack([compared[k].replicates for k in defined], axis=2)
-            means = np.stack([macro_replicates(each) for each in drawn])
-            macro[metric] = Drawn(points.mean(axis=1), means).entry(bootstrap)
+            macro[metric] = mean_of([found[k] for k in defined]).entry(bootstrap)
     return {"rows": len(rows), "patients": bootstrap.count, "findings": table, "macro": macro}
 
 
-def _compare_metric(
+def compared(
     function: metrics.Metric,
     labels: np.ndarray,
     scores: Sequence[np.ndarray],
@@ -275,37 +274,51 @@ def _compare_metric(
     return result
 
 
+def mean_of(findings: Sequence["Drawn"]) -> "Drawn":
+    """The mean of findings; it gets no p where one of them gets none."""
+    drawn = np.stack([each.replicates for each in findings], axis=2)  # [E, R, K]
+    fewest = [each.fewest for each in findings]
+    own = [macro_patients(each, fewest) for each in drawn]
+    apart = [macro_patients(each - drawn[0], fewest) for each in drawn]
+    means = np.stack([macro_replicates(each) for each in drawn])
+    return Drawn(np.mean([each.points for each in findings], axis=0), means, min(fewest), behind=(own, apart))
+
+
 @dataclasses.dataclass
 class Drawn:
     """A metric of all runs: points [E], replicates [E, R] of the same resamples, and what intervals need besides.
 
-    fewest: patients of the rarer class; None for a mean over findings. left_out: of an AUPRC, [k] of each run.
+    fewest: patients of the rarer class, of a mean those of its rarest finding. left_out: of an AUPRC, [k] of each run.
+    behind: of a mean, `macro_patients` of each run's values and of its differences to the first.
     """
 
     points: np.ndarray
     replicates: np.ndarray
-    fewest: int | None = None
+    fewest: int
     left_out: Sequence[np.ndarray] | None = None
+    behind: tuple[Sequence[float], Sequence[float]] | None = None
 
     def entry(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """The values with intervals, and the differences to the first run with intervals and p."""
         left_out: Sequence[np.ndarray | None] = self.left_out if self.left_out else [None for _ in self.points]
+        behind, behind_apart = self.behind or ([self.fewest] * len(self.points),) * 2
         own = [
-            bootstrap.logit_interval(float(point), drawn, self.fewest, left)
-            for point, drawn, left in zip(self.points, self.replicates, left_out, strict=True)
+            bootstrap.logit_interval(float(point), drawn, patients, left)
+            for point, drawn, patients, left in zip(self.points, self.replicates, behind, left_out, strict=True)
         ]
         differences: list[dict[str, Any] | None] = [None]
-        for point, drawn, left in list(zip(self.points, self.replicates, left_out, strict=True))[1:]:
-            apart = float(point - self.points[0])
-            paired = drawn - self.replicates[0]
-            left_apart = None if left is None or left_out[0] is None else left - left_out[0]
-            found = bootstrap.difference_interval(apart, paired, self.fewest, left_apart)
-            few = self.fewest is not None and self.fewest < FEWEST_PATIENTS
+        for e in range(1, len(self.points)):
+            apart = float(self.points[e] - self.points[0])
+            paired = self.replicates[e] - self.replicates[0]
+            first, left = left_out[0], left_out[e]
+            left_apart = None if left is None or first is None else left - first
+            found = bootstrap.difference_interval(apart, paired, behind_apart[e], left_apart)
+            few = self.fewest < FEWEST_PATIENTS
             differences.append(
                 {
                     "difference": apart,
                     "interval": found.bounds,
-                    "p": float("nan") if few else intervals.p_value(apart, paired, self.fewest, left_apart),
+                    "p": float("nan") if few else intervals.p_value(apart, paired, behind_apart[e], left_apart),
                     "p_holm": float("nan"),
                 }
             )

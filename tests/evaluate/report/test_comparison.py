@@ -174,6 +174,25 @@ def test_chance_is_called_a_difference_no_more_often_than_said(positive: int) ->
     assert positive < 30 or small > 200 * 0.015
 
 
+@pytest.mark.parametrize(("positive", "others"), [(2, 9), (3, 3), (3, 9)])
+def test_chance_is_called_a_difference_of_means_no_more_often(positive: int, others: int) -> None:
+    """Of three findings, each of other patients: one of `positive`, two of `others`. A normal quantile errs in 10 %."""
+    rng, small, refused = np.random.default_rng(0), 0, 0
+    groups = np.repeat(np.arange(100), 2)
+    labels = np.stack([((groups - 20 * k) % 100 < (others if k else positive)) * 1.0 for k in range(3)], axis=1)
+    for trial in range(200):
+        shared = labels + rng.normal(size=(100, 3))[groups]
+        scores = [shared + rng.normal(size=(100, 3))[groups] + rng.normal(size=(200, 3)) for _ in range(2)]
+        bootstrap = Bootstrap(groups, 200, seed=trial)
+        found = comparison.mean_of(comparison.compared(metrics.auroc, labels, scores, range(3), bootstrap))
+        change = found.entry(bootstrap)["differences"][1]
+        assert change is not None
+        refused += np.isnan(change["p"])
+        small += change["p"] < 0.05
+    assert refused == (200 if positive < comparison.FEWEST_PATIENTS else 0)
+    assert small <= 200 * 0.075
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
