@@ -131,6 +131,52 @@ def test_former_names_of_options_work_and_say_the_new_one(line, old, said, tmp_p
     assert vars(given[0]) == vars(given[1])  # the same arguments to the letter
 
 
+@pytest.mark.parametrize(
+    ("command", "first", "option"),
+    [
+        ("evaluate", "{} --data {}", "--data {} --model {}"),
+        ("finetune", "{} --data {} --workdir w", "--workdir w --data {} --model={}"),
+        ("serve", "{} --port 0 --beside {}", "--port 0 --model {} --beside {}"),
+        ("serve", "--port 0 {}", "--port 0 --model={}"),
+        ("export", "{} --to numpy out", "--to numpy out --model {}"),
+        ("export", "{} out --to numpy", "--model {} --to numpy out"),
+    ],
+)
+def test_a_run_is_named_first_or_by_model(command, first, option, tmp_path, monkeypatch, capsys):
+    given: list[Any] = []
+    monkeypatch.setattr(getattr(cli, command), f"_{command}", given.append)
+    for words in (first, option):
+        assert cli.main([command, *words.format(tmp_path, tmp_path).split()]) == 0, capsys.readouterr().err
+    one, two = ({k: v for k, v in vars(each).items() if k != "parser"} for each in given)
+    assert one == two
+    assert str(tmp_path) in (str(one.get("model")), str(one.get("checkpoint")))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("predict a.png b.png --model . --csv {}/a.png", "argument --csv: {}/a.png would overwrite an image"),
+        ("predict a.png --model . --json {}", "argument --json: {} is a folder: name the file"),
+        ("embed a.png --model . --out {}", "argument --out: {} is a folder: name the file"),
+        ("data info {} --html {}/a.JPEG", "argument --html: {}/a.JPEG would overwrite an image"),
+        ("data audit {} --out {}/a.dcm", "argument --out: {}/a.dcm would overwrite an image"),
+        ("tokenizer train --data {} --out {}", "argument --out: {} is a folder: name the file"),
+        ("predict {}/film --model . --csv {}/film", "{}/film is one of the images: name another file"),
+        ("predict {}/film --model . --heatmaps {}/film", "--heatmaps {}/film is a file: name a folder"),
+        ("predict {}/film --model . --format json", "there is no option --format: write --csv FILE, --json FILE or"),
+        ("serve --model", "the following arguments are required: RUN"),
+    ],
+)  # fmt: skip
+def test_outputs_never_overwrite_images(line, said, tmp_path, capsys):
+    film = tmp_path / "film"
+    film.write_bytes(b"not read yet")
+    assert cli.main(line.replace("{}", str(tmp_path)).split()) == 2
+    err = capsys.readouterr().err
+    assert said.replace("{}", str(tmp_path)) in err
+    assert err.count("\n") == 1
+    assert film.read_bytes() == b"not read yet"
+
+
 def test_a_former_name_behind_two_dashes_is_no_option(tmp_path, capsys):
     assert cli.main(["predict", "--model", str(tmp_path), "--", "--workdir"]) == 2
     assert capsys.readouterr().err == ("mmclip: --workdir does not exist\n")

@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmclip_jax import ranges
 from mmclip_jax.errors import UserError
@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], None]
 Commands: typing.TypeAlias = "argparse._SubParsersAction[Parser]"
 _PathT = typing.TypeVar("_PathT", bound="Path | epath.Path")
+_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
@@ -51,6 +52,9 @@ class Parser(argparse.ArgumentParser):
     Attributes:
       takes_overrides: whether --config.key=value arguments are allowed.
       renamed: options by a former name -> the name they have now; the former one still works, and says so.
+      gone: options that there were -> what to write today.
+      run_is: "first" where the run is the first word, "option" where it is --model and no other word stands first, ""
+        where the command has no run or takes it both ways; either form is taken.
       more: adds the arguments that are costly to find out; called only if this parser's command was given.
     """
 
@@ -58,6 +62,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **kwargs})
         self.takes_overrides = False
         self.renamed: dict[str, str] = {}
+        self.gone: dict[str, str] = {}
+        self.run_is: Literal["", "first", "option"] = ""
         self.more: Callable[[Parser], None] | None = None
 
     def error(self, message: str) -> typing.NoReturn:
@@ -85,6 +91,16 @@ def path_of(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is an address, not a directory; mount the bucket, e.g. with gcsfuse")
     return Path(text).expanduser()
+
+
+def file_of(text: str) -> Path:
+    """A path on disk that a file is written to: no folder, and no image, which the shell may have made of a pattern."""
+    path = path_of(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder: name the file to write")
+    if path.suffix.lower() in _IMAGES:
+        raise argparse.ArgumentTypeError(f"{path} would overwrite an image: name the file to write")
+    return path
 
 
 def folder_of(text: str) -> Path:
@@ -217,7 +233,8 @@ def add_model(parser: Parser, required: bool = True, also: str = "") -> None:
 
 def add_checkpoint(parser: Parser) -> None:
     """Adds the positional RUN of commands that take nothing else first, and --step."""
-    help = "a training run, a checkpoint, a classifier's folder, or an exported directory"
+    help = "a training run, a checkpoint, a classifier's folder, or an exported directory; or as --model RUN"
+    parser.run_is = "first"
     parser.add_argument("checkpoint", type=existing_place, metavar="RUN", help=help)
     parser.add_argument("--step", type=whole(), help="the checkpoint to take; default: the newest")
 

@@ -7,7 +7,7 @@ from mmclip_jax.settings import packaged_configs
 
 _SHELLS = ("bash", "zsh", "tcsh")
 _FILES = ("FILE", "DIR", "IMAGE", "TABLE", "PATH", "RUN", "PLACE", "TRAIN", "TEST")  # of metavars
-_PATHS = ("path_of", "folder_of", "place_of", "existing", "existing_place")  # of arguments.py
+_PATHS = ("path_of", "file_of", "folder_of", "place_of", "existing", "existing_place")  # of arguments.py
 
 
 def _completion(args: argparse.Namespace) -> None:

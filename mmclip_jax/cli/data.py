@@ -10,6 +10,7 @@ from mmclip_jax.cli.arguments import (
     add_commands,
     add_id_statements,
     existing_place,
+    file_of,
     id_statements_of,
     path_of,
     whole,
@@ -68,7 +69,7 @@ def add(top: Commands) -> None:
 
     info = add_command(data, "info", "show what a data set holds", _info)
     info.add_argument("path", metavar="PATH", type=existing_place, help="directory of a built data set")
-    info.add_argument("--html", metavar="FILE", type=path_of, help="also write a page with examples as pictures")
+    info.add_argument("--html", metavar="FILE", type=file_of, help="also write a page with examples as pictures")
     info.add_argument("--show-text", action="store_true", help="show ids and reports on the page")
 
     check = add_command(data, "audit", "look for anything of test sets in training sets; exit 1 if there is", _audit)
@@ -82,4 +83,4 @@ def add(top: Commands) -> None:
     check.add_argument("--no-pixels", action="store_true", help="do not decode images to find those that are alike")
     add_id_statements(check)
     check.add_argument("--show-ids", action="store_true", help="name an example of each kind of leak")
-    check.add_argument("--out", type=path_of, metavar="FILE.csv", help="write every pair")
+    check.add_argument("--out", type=file_of, metavar="FILE.csv", help="write every pair")

@@ -2,8 +2,8 @@
 
 import argparse
 
-from mmclip_jax.cli.arguments import Commands, add_command, add_run, existing, existing_place, path_of
-from mmclip_jax.cli.predict import run_and_places, tell_left_out
+from mmclip_jax.cli.arguments import Commands, add_command, add_run, existing, existing_place, file_of
+from mmclip_jax.cli.predict import check_outputs, run_and_places, tell_left_out
 from mmclip_jax.errors import UserError
 
 
@@ -23,6 +23,7 @@ def _embed(args: argparse.Namespace) -> None:
     if len([each for each in (named, args.data, args.texts) if each]) > 1:
         raise UserError("images, --data and --texts each make a file of their own: give one of them")
     images = places.find_images(named)
+    check_outputs(images.images, args.out)
     splits = SPLITS if args.split is None else (args.split,)
     total = len(images.images)
     if args.data is not None:
@@ -55,4 +56,4 @@ def add(top: Commands) -> None:
     embed.add_argument("--data", type=existing_place, metavar="DIR", help="in place of files: a built data set")
     embed.add_argument("--split", choices=("train", "validation", "test"), help="of the data set; default: all three")
     embed.add_argument("--texts", type=existing, metavar="FILE", help="in place of files: a text a line")
-    embed.add_argument("--out", required=True, type=path_of, metavar="FILE", help="where to: .npz (NumPy) or .parquet")
+    embed.add_argument("--out", required=True, type=file_of, metavar="FILE", help="where to: .npz (NumPy) or .parquet")

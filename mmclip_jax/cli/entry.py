@@ -93,14 +93,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.more is not None:
         chosen.more(chosen)
     rest, overrides = _split_overrides(argv) if chosen.takes_overrides else (list(argv), [])
-    rest = _renamed(chosen, rest, argv)
+    rest = _with_run(chosen, _renamed(chosen, rest, argv), depth)
     known = chosen.options()
     for word in rest[depth:]:
         if word == "--":
             break
         name = word.partition("=")[0]
         if name.startswith("-") and name not in known and not _NUMBER.match(word) and name != "-":
-            raise UsageError(f"{chosen.prog}: there is no option {name}{nearest(name, known)}")
+            instead = f": write {chosen.gone[name]}" if name in chosen.gone else nearest(name, known)
+            raise UsageError(f"{chosen.prog}: there is no option {name}{instead}")
     args = parser.parse_args(rest)
     args.overrides = overrides
     return args
@@ -120,6 +121,21 @@ def _renamed(parser: Parser, words: Sequence[str], argv: Sequence[str]) -> list[
             command = shlex.join(["mmclip", *by_new_names(argv)])
             print(f"{parser.prog}: {old} is now {new}: {command}", file=sys.stderr)
     return found
+
+
+def _with_run(parser: Parser, words: Sequence[str], depth: int) -> list[str]:
+    """The arguments with the run where this command takes it: as its first word, or as --model."""
+    rest = list(words)
+    if parser.run_is == "option" and len(rest) > depth and not rest[depth].startswith("-"):
+        rest.insert(depth, "--model")
+    if parser.run_is == "first":
+        end = rest.index("--") if "--" in rest else len(rest)
+        for place, word in enumerate(rest[depth:end], depth):
+            name, equals, value = word.partition("=")
+            if name == "--model":
+                given = [value] if equals else rest[place + 1 : min(place + 2, end)]
+                return [*rest[:depth], *given, *rest[depth:place], *rest[place + 1 + len(given) * (not equals) :]]
+    return rest
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

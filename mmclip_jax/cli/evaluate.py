@@ -84,6 +84,7 @@ def add(top: Commands) -> None:
     """Adds the command."""
     evaluate = add_command(top, "evaluate", "score a checkpoint by prompts and write report.html", _evaluate)
     add_run(evaluate, required=False, also=", or of a fine-tuned classifier")
+    evaluate.run_is = "option"
     evaluate.add_argument(
         "--external",
         metavar="NAME|FILE.yaml[:NAME]|FILE.py:FUNCTION",

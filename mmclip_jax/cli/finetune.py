@@ -95,6 +95,7 @@ def add(top: Commands) -> None:
     )
     add_model(tune)
     tune.renamed["--checkpoint"] = "--model"
+    tune.run_is = "option"
     tune.add_argument("--data", required=True, nargs="+", type=existing_place, metavar="DIR", help="built data sets")
     tune.add_argument("--workdir", required=True, type=place_of, help="directory of the runs and their table")
     tune.add_argument("--split", default="test", choices=("validation", "test"), help="the part to score")

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import typing
+from collections.abc import Sequence
 
-from mmclip_jax.cli.arguments import Commands, add_command, add_run, folder_of, path_of, words_of
+from mmclip_jax.cli.arguments import Commands, add_command, add_run, file_of, folder_of, words_of
 from mmclip_jax.errors import IncompleteError, UserError
 
 if typing.TYPE_CHECKING:
@@ -25,6 +27,9 @@ def _predict(args: argparse.Namespace) -> None:
     own = own_prompts(args.prompt)
     scoring.texts_of(args.findings or [])  # refuses unknown findings before the model is loaded
     images = places.find_images(named)
+    check_outputs(images.images, args.csv, args.json)
+    if args.heatmaps is not None and args.heatmaps.exists() and not args.heatmaps.is_dir():
+        raise UserError(f"--heatmaps {args.heatmaps} is a file: name a folder")
     model = model_lib.load(run, args.step)
     if isinstance(model, Classifier):
         if own or args.heatmaps is not None:
@@ -65,6 +70,18 @@ def run_and_places(args: argparse.Namespace, least: int = 1) -> tuple[str, list[
     return str(run), named
 
 
+def check_outputs(images: Sequence[pathlib.Path], *outputs: str | pathlib.Path | None) -> None:
+    """Refuses to write over what is read.
+
+    Raises:
+      UserError: an output is one of the images.
+    """
+    read = {os.path.realpath(image) for image in images}
+    for each in outputs:
+        if each is not None and os.path.realpath(each) in read:
+            raise UserError(f"{each} is one of the images: name another file to write")
+
+
 def own_prompts(given: list[str]) -> "dict[str, Texts]":
     """What --prompt says: {name: (texts that affirm, texts that deny)}.
 
@@ -101,7 +118,7 @@ def tell_left_out(images: typing.Any, unreadable: "list[Unreadable]") -> None:
 
 
 def _json_of(text: str) -> str | pathlib.Path:
-    return text if text == "-" else path_of(text)
+    return text if text == "-" else file_of(text)
 
 
 def add(top: Commands) -> None:
@@ -118,7 +135,8 @@ def add(top: Commands) -> None:
         metavar="NAME=AFFIRMS|DENIES",
         help="a finding in your own words; may be given several times",
     )
-    predict.add_argument("--csv", type=path_of, metavar="FILE", help="write a line an image and finding")
+    predict.gone["--format"] = "--csv FILE, --json FILE or --json -"
+    predict.add_argument("--csv", type=file_of, metavar="FILE", help="write a line an image and finding")
     predict.add_argument("--json", type=_json_of, metavar="FILE|-", help="write JSON; -: to the terminal")
     predict.add_argument(
         "--heatmaps", type=folder_of, metavar="DIR", help="write a picture of each image and finding: its response map"

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from mmclip_jax.cli.arguments import Commands, add_command, add_commands, existing_place, path_of, whole
+from mmclip_jax.cli.arguments import Commands, add_command, add_commands, existing_place, file_of, whole
 from mmclip_jax.errors import UserError
 
 
@@ -30,4 +30,4 @@ def add(top: Commands) -> None:
     learn = add_command(tokenizer, "train", "train a SentencePiece model on the training reports of data sets", _train)
     learn.add_argument("--data", required=True, nargs="+", type=existing_place, metavar="DIR", help="built data sets")
     learn.add_argument("--vocab-size", type=whole(8, 10**6), default=4096, help="number of pieces")
-    learn.add_argument("--out", required=True, type=path_of, metavar="FILE", help="the model file to write")
+    learn.add_argument("--out", required=True, type=file_of, metavar="FILE", help="the model file to write")
