@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
+
 from mmclip_jax import checkpoints, files
 from mmclip_jax.checkpoints.exported import record
 from mmclip_jax.checkpoints.saved import EXPORT_RECORD
@@ -12,7 +14,7 @@ from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.report.card import CARD_FILE
 from mmclip_jax.export import cards, huggingface, numpy_files, onnx_files, open_clip, stablehlo
 from mmclip_jax.export.content import Content
-from mmclip_jax.inference import classifier
+from mmclip_jax.inference import classifier, prediction
 from mmclip_jax.inference.model import open_checkpoint
 
 Writer = Callable[[Content, pathlib.Path], str]
@@ -67,9 +69,14 @@ def run(
             )
         saved = dataclasses.replace(saved, step=int(tuned["step"]))  # its folder's name says none
     content = Content.of(saved)
+    about = record(saved, to, content.params)
+    if not tuned:
+        scale = float(np.exp(content.params["log_logit_scale"]))
+        kept = prediction.read_thresholds(checkpoint, saved.step, scale)
+        about["thresholds"] = {kind: dataclasses.asdict(each) for kind, each in kept.items()}
     card = cards.of(saved, checkpoint, evaluation)
     with files.whole_folder(out, EXPORT_RECORD) as folder:
         said = WRITERS[to](content, folder)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        files.write_json(folder / EXPORT_RECORD, record(saved, to, content.params))
+        files.write_json(folder / EXPORT_RECORD, about)
     return f"{checkpoints.absolute_path(checkpoint)}, step {saved.step:,}, as {to}: {said}\n{place}"

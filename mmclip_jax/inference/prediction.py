@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax import checkpoints, files, spreadsheet
+from mmclip_jax.checkpoints.saved import EXPORT_RECORD
 from mmclip_jax.data.images import transforms
 from mmclip_jax.errors import UserError
 from mmclip_jax.inference import pictures, places, scoring
@@ -237,13 +238,20 @@ def _plain(name: str) -> str:
 def read_thresholds(workdir: str | os.PathLike[str], step: int, logit_scale: float) -> dict[str, Threshold]:
     """The thresholds that an evaluation of a step has chosen on validation rows, by kind; {} where there is none.
 
-    workdir: of the run, or one of its checkpoints. Of several evaluations the one of the split that is scored by
-    default counts, else the first by name. Those with other prompts than the default ones, or scored by similarity
-    alone, say nothing of a probability here.
+    workdir: of the run, one of its checkpoints, or what `mmclip export` wrote of it. Of several evaluations the one of
+    the split that is scored by default counts, else the first by name. Those with other prompts than the default ones,
+    or scored by similarity alone, say nothing of a probability here.
 
     Raises:
-      UserError: a results.json is damaged.
+      UserError: a results.json is damaged, or the record of an exported directory.
     """
+    exported = files.locate(workdir) / EXPORT_RECORD
+    if exported.exists():
+        kept = files.read_json(exported, "export the run again").get("thresholds", {})
+        try:
+            return {kind: Threshold(**each) for kind, each in kept.items()}
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{exported} is damaged ({type(error).__name__}): export the run again") from error
     folder = checkpoints.run_folder(workdir) / "evaluation"
     if not folder.is_dir():
         return {}

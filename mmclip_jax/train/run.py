@@ -29,6 +29,7 @@ from mmclip_jax.checkpoints import (
     run_record,
     storage_errors_are_named,
 )
+from mmclip_jax.checkpoints.saved import EXPORT_RECORD
 from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.leakage import fingerprint
@@ -67,6 +68,11 @@ def train(
       LostProcessError, LostWorkerError: another process of the run is gone.
     """
     files.check_name(workdir)
+    if (files.locate(workdir) / EXPORT_RECORD).exists():
+        raise UserError(
+            f"{workdir} is what mmclip export wrote: train in another folder, and start from it with "
+            f"--config.init.model={workdir}"
+        )
     check_ranges(config)
     run = _prepare(config.copy_and_resolve_references(), workdir, given)
     with contextlib.ExitStack() as stack:

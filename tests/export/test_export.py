@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -13,13 +14,15 @@ import pytest
 import tiny
 
 import mmclip_jax
-from mmclip_jax import cli
+from mmclip_jax import cli, settings
 from mmclip_jax.checkpoints import find_checkpoint
 from mmclip_jax.checkpoints.arrays import read_params
 from mmclip_jax.config import default_config
 from mmclip_jax.errors import DamagedCheckpointError, UserError
 from mmclip_jax.export import run as export
+from mmclip_jax.inference import prediction
 from mmclip_jax.train import start as start_lib
+from mmclip_jax.train.run import train
 
 pytestmark = pytest.mark.compiles
 
@@ -98,6 +101,33 @@ def test_an_export_of_an_export_is_the_same(as_numpy: pathlib.Path, tmp_path: pa
     export.run(as_numpy, "numpy", tmp_path / "again")
     assert_identical(as_numpy, tmp_path / "again")
     assert (tmp_path / "again" / "model_card.md").read_text() == (as_numpy / "model_card.md").read_text()
+
+
+def test_thresholds_go_along(workdir: pathlib.Path, as_numpy: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert prediction.read_thresholds(as_numpy, 3, 10.0) == {}  # the run was not evaluated
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    (run / "evaluation" / "3").mkdir(parents=True)
+    protocol = {"ensemble": "embeddings", "default_prompts": True, "threshold": "f1", "validation": "validation"}
+    scored = {"findings": [{"finding": "edema", "decision": {"threshold": 0.02}}]}
+    zero_shot = {"protocol": protocol, "score": "difference", "primary": "a", "sources": {"a": scored}}
+    (run / "evaluation" / "3" / "results.json").write_text(json.dumps({"zero_shot": zero_shot}))
+    model = mmclip_jax.load(run)
+    there = prediction.read_thresholds(run, model.step, model.logit_scale)
+    assert list(there) == ["edema"]
+    export.run(run, "numpy", tmp_path / "out")
+    export.run(tmp_path / "out", "numpy", tmp_path / "again")
+    for place in (tmp_path / "out", tmp_path / "again"):
+        (found,) = prediction.read_thresholds(place, model.step, model.logit_scale).values()
+        assert found.probability == pytest.approx(there["edema"].probability, rel=1e-6)
+        assert found.source == there["edema"].source
+
+
+def test_nothing_is_trained_in_an_exported_directory(as_numpy: pathlib.Path) -> None:
+    before = sorted(path.name for path in as_numpy.iterdir())
+    with pytest.raises(UserError, match=r"what mmclip export wrote: train in another folder.*--config\.init\.model="):
+        train(settings.read_stored(str(as_numpy)), str(as_numpy))
+    assert sorted(path.name for path in as_numpy.iterdir()) == before
 
 
 def test_the_card_says_what_it_learnt_from_and_that_nobody_scored_it(as_numpy: pathlib.Path) -> None:
