@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 import PIL.Image
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -74,7 +75,8 @@ class _Application:
             *((f"/{name}", "GET", self._file) for name in _FILES),
         )
         routes = [Route(path, _answered(answer), methods=[method]) for path, method, answer in answers]
-        return Guard(Starlette(routes=routes), self._doors, _OPEN, self._refuse)
+        unknown = {HTTPException: _unknown}
+        return Guard(Starlette(routes=routes, exception_handlers=unknown), self._doors, _OPEN, self._refuse)
 
     def _refuse(self, status: int, reason: str, wants_page: bool) -> App:
         if status == 401 and wants_page:
@@ -217,6 +219,12 @@ def _answered(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
             return _refusal(500, f"unexpected {type(error).__name__} ({where})")
 
     return answered
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """Of a path or a method that there is not."""
+    assert isinstance(error, HTTPException)
+    return _refusal(error.status_code, f"{request.method} {request.url.path} is not answered here")
 
 
 def _refusal(status: int, reason: str) -> Response:

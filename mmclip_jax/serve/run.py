@@ -97,12 +97,33 @@ def run(served: Sequence[Served], doors: Doors, limits: Limits, listening: socke
 
     for line in greeting(served, doors, listening.getsockname()[1]):
         print(line, flush=True)
-    make_server(make_app(served, doors, limits)).run(sockets=[listening])
+    make_server(make_app(served, doors, limits), limits.seconds).run(sockets=[listening])
 
 
-def make_server(app: App) -> "uvicorn.Server":
-    """What speaks HTTP: it logs nothing, and believes no header of a proxy."""
+def make_server(app: App, seconds: float) -> "uvicorn.Server":
+    """What speaks HTTP: it logs nothing, and believes no header of a proxy.
+
+    A connection has `seconds` for the head of a request; what it sends afterwards, `Limits` bounds.
+    """
+    import asyncio
+
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Connection(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._due = self.loop.call_later(seconds, self._close_if_idle)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._due.cancel()
+            super().connection_lost(exc)
+
+        def _close_if_idle(self) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+            else:
+                self._due = self.loop.call_later(seconds, self._close_if_idle)
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -121,7 +142,7 @@ def make_server(app: App) -> "uvicorn.Server":
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -58,7 +58,7 @@ class Page(NamedTuple):
 def listening(served: Sequence[Any], doors: Doors | None = None, limits: Limits | None = None) -> Iterator[Page]:
     """served: `Served`, or what behaves so."""
     socket = run.listen("127.0.0.1", 0)
-    server = run.make_server(app.make_app(served, doors, limits))
+    server = run.make_server(app.make_app(served, doors, limits), (limits or Limits()).seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
     while not server.started:

@@ -1,5 +1,6 @@
 """Who may ask the page of `mmclip serve`, how much they may send, and what stays of it: nothing."""
 
+import contextlib
 import http.client
 import io
 import logging
@@ -278,6 +279,37 @@ def test_a_slow_upload_ends() -> None:
         head = b"POST /findings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
         raw.sendall(head + b"Content-Length: 1000\r\n\r\nx")
         assert b" 408 " in raw.recv(1000).splitlines()[0]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
+def test_connections_without_a_whole_head_end(sent: bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        page = stack.enter_context(listening.listening([Stand()], limits=Limits(seconds=0.5)))
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=60))
+            for _ in range(run._CONNECTIONS)
+        ]
+        for each in held:
+            each.sendall(sent)
+        assert [each.recv(1000) for each in held] == [b""] * len(held)  # closed
+        assert page.send(png()).status == 200
+
+
+def test_a_second_head_that_does_not_end_ends() -> None:
+    with (
+        listening.listening([Stand()], limits=Limits(seconds=0.5)) as page,
+        socket.create_connection(("127.0.0.1", page.port), timeout=60) as raw,
+    ):
+        raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost:")
+        answer = b""
+        while more := raw.recv(1 << 16):
+            answer += more
+        assert answer.count(b"HTTP/1.1 200") == 1
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/findings"])
+def test_paths_and_methods_that_there_are_not_are_a_line_too(page: Any, path: str) -> None:
+    assert page.ask("GET", path).error == f"GET {path} is not answered here"
 
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])

@@ -32,7 +32,10 @@ async function ask(path, body, headers = {}) {
       location.reload();
       return null;
     }
-    const said = await answer.json();
+    const said = await answer.json().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { error: `The server answered ${answer.status}. Try again in a moment.` }; // too many connections: plain text
+    });
     if (!answer.ok) {
       fail(said.error);
       return null;
