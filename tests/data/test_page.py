@@ -161,7 +161,8 @@ def test_a_data_set_without_labels_or_reports_has_a_page(tmp_path):
 def test_the_page_fits_a_phone_and_prints_whole(built: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = page.write_page(built, tmp_path / "page.html", show_text=True)
     with browser.opened() as chromium:
-        for width, scheme in ((320, "light"), (browser.PHONE, "light"), (browser.PHONE, "dark"), (1920, "light")):
+        wide = ((browser.LAPTOP, "dark"), (1920, "light"))
+        for width, scheme in ((320, "light"), (browser.PHONE, "light"), (browser.PHONE, "dark"), *wide):
             shown = browser.show(chromium, file, width, scheme)
             assert browser.sideways(shown) <= 0, width
             assert shown.eval_on_selector("main", "main => main.querySelector('img, table').tagName") == "IMG"

@@ -115,8 +115,10 @@ def embed(folder: pathlib.Path, pictures: Sequence[Any], texts: Sequence[str]) -
 
 
 def images(size: int, count: int = 3) -> np.ndarray:
-    """Square images uint8 [n,S,S,1] that differ from each other."""
-    return np.random.default_rng(5).integers(0, 256, (count, size, size, 1)).astype(np.uint8)
+    """`pictures` as the model sees them: padded to squares, uint8 [n,S,S,1]."""
+    return np.stack([transforms.fit_image(as_pixels(each), size) for each in pictures(count)]).reshape(
+        -1, size, size, 1
+    )
 
 
 def pictures(count: int = 3) -> list[Any]:

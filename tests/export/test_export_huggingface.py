@@ -1,6 +1,7 @@
 """Exports that transformers loads offline: its embeddings are ours, and what comes back is what went out."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -13,6 +14,8 @@ from ml_collections import ConfigDict
 
 pytest.importorskip("torch", reason="torch and transformers have an environment of their own: make test-interop")
 pytest.importorskip("timm_beside_cpu", reason="timm is part of make test-interop")
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported
 
 import torch
 from transformers import (

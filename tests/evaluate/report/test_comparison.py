@@ -262,7 +262,7 @@ def test_the_corrected_p_is_seen_at_every_width_and_on_paper(
     corrected = "table.compared tbody tr:not(.total) > :last-child, table.compared thead th:last-child"
     with browser.opened() as chromium:
         for width in (320, browser.PHONE, 768, browser.LAPTOP, 1920):
-            page = browser.show(chromium, tmp_path / "compare.html", width)
+            page = browser.show(chromium, tmp_path / "compare.html", width, "dark" if width == 768 else "light")
             assert browser.sideways(page) <= 0, width
             seen = browser.is_seen(page, corrected)
             assert len(seen) > 100
