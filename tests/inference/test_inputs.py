@@ -431,8 +431,9 @@ def test_arrays_of_zeros_and_ones_are_refused_unless_they_are_bitmaps(data: Any)
     if len(shape) == 2:
         for meant in (values, values.astype(np.float32)):
             np.testing.assert_array_equal(as_pixels(meant), np.where(values, 255, 0))
-    with pytest.raises(UserError, match="all but black, where white is 1:"):
-        as_pixels(values.astype(np.float64) / 255)
+    for dark in (values.astype(np.float64) / 255, values.astype(np.float32) * np.float32(4095 / 65535)):
+        with pytest.raises(UserError, match="all but black, where white is 1:"):
+            as_pixels(dark)
 
 
 @settings(max_examples=40, deadline=None)
