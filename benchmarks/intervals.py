@@ -139,7 +139,7 @@ KINDS = (
         lambda p, r, s: intervals.logit_interval(p, r, LEVEL),
     ),
     Kind(
-        "difference of two mean AUROCs (compare, subgroups)",
+        "difference of two mean AUROCs (subgroups)",
         lambda s: areas(s, 0) - areas(s, 1),
         lambda s, seed: drawn_areas(s, 0, seed) - drawn_areas(s, 1, seed),
         lambda p, r, s: intervals.difference_interval(p, r, LEVEL),
@@ -180,25 +180,32 @@ def coverage(kind: Kind, patients: int, rate: float, datasets: int) -> tuple[flo
 
 
 def type_one(
-    positive: int, patients: int, metric: metrics.Metric, datasets: int, findings: int = 1
+    positive: int, patients: int, metric: metrics.Metric, datasets: int, findings: int = 1, shared: bool = False
 ) -> tuple[float, int]:
     """(share of equal models with p < 0.05, how many p were refused) of the mean over findings.
 
-    Each finding has other patients: `positive` of them.
+    Each finding has `positive` patients: others than the next one has, with noise of its own, or, if `shared`, the same
+    ones, with noise that is nearly the same.
     """
     rng, small, refused = np.random.default_rng(1), 0, 0
     for seed in range(datasets):
         groups = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
-        labels = np.stack([((groups - 17 * k) % patients < positive).astype(float) for k in range(findings)], axis=1)
+        apart = 0 if shared else patients // findings
+        labels = np.stack([((groups - apart * k) % patients < positive).astype(float) for k in range(findings)], axis=1)
+
+        def normal(rows: int) -> np.ndarray:
+            own = rng.normal(size=(rows, findings))
+            return 0.9**0.5 * rng.normal(size=(rows, 1)) + 0.1**0.5 * own if shared else own
 
         def noise(of: np.ndarray = groups) -> np.ndarray:
-            return rng.normal(size=(patients, findings))[of] + rng.normal(size=(len(of), findings))
+            return normal(patients)[of] + normal(len(of))
 
         base = 1.2 * labels + 0.5**0.5 * noise()
         scores = [base + 0.5 * noise() for _ in range(2)]
         resampled = Bootstrap(groups, RESAMPLES, LEVEL, seed)
         found = comparison.compared(metric, labels, scores, range(findings), resampled)
-        change = (found[0] if findings == 1 else comparison.mean_of(found)).entry(resampled)["differences"][1]
+        mean = comparison.mean_of(found, metric, labels, scores, resampled) if findings > 1 else found[0]
+        change = mean.entry(resampled)["differences"][1]
         assert change is not None
         small += change["p"] < 0.05
         refused += bool(np.isnan(change["p"]))
@@ -217,13 +224,14 @@ def rows_of_coverage(datasets: int) -> Iterator[str]:
 
 def rows_of_comparison(datasets: int) -> Iterator[str]:
     """The lines of the second table."""
-    yield "| patients with the finding, of 150 | AUROC | AUPRC | mean AUROC of 5 findings | mean AUPRC of 5 |"
-    yield "| ---: | ---: | ---: | ---: | ---: |"
+    means = "mean AUROC of 5 | mean AUPRC of 5 | of the same patients: AUROC | AUPRC"
+    yield f"| patients with the finding, of 150 | AUROC | AUPRC | {means} |"
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for positive in (1, 2, 3, 5, 10, 30):
         cells = []
-        for findings in (1, 5):
+        for findings, shared in ((1, False), (5, False), (5, True)):
             for metric in (metrics.auroc, metrics.auprc):
-                share, refused = type_one(positive, 150, metric, datasets, findings)
+                share, refused = type_one(positive, 150, metric, datasets, findings, shared)
                 cells.append("refused" if refused == datasets else f"{share:.1%}")
         yield f"| {positive} | {' | '.join(cells)} |"
 

@@ -155,16 +155,15 @@ def test_a_run_is_named_first_or_by_model(command, first, option, tmp_path, monk
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("predict a.png b.png --model . --csv {}/a.png", "argument --csv: {}/a.png would overwrite an image"),
+        ("predict a.png b.png --model . --csv {}/a.png", "argument --csv: {}/a.png ends like an image"),
         ("predict a.png --model . --json {}", "argument --json: {} is a folder: name the file"),
         ("embed a.png --model . --out {}", "argument --out: {} is a folder: name the file"),
-        ("data info {} --html {}/a.JPEG", "argument --html: {}/a.JPEG would overwrite an image"),
-        ("data audit {} --out {}/a.dcm", "argument --out: {}/a.dcm would overwrite an image"),
+        ("data info {} --html {}/a.JPEG", "argument --html: {}/a.JPEG ends like an image"),
+        ("data audit {} --out {}/a.dcm", "argument --out: {}/a.dcm ends like an image"),
         ("tokenizer train --data {} --out {}", "argument --out: {} is a folder: name the file"),
         ("predict {}/film --model . --csv {}/film", "{}/film is one of the images: name another file"),
         ("predict {}/film --model . --heatmaps {}/film", "--heatmaps {}/film is a file: name a folder"),
-        ("predict {}/film --model . --format json", "there is no option --format: write --csv FILE, --json FILE or"),
-        ("serve --model", "the following arguments are required: RUN"),
+        ("predict a.png --model . --csv {}/" + 300 * "x", "File name too long"),
     ],
 )  # fmt: skip
 def test_outputs_never_overwrite_images(line, said, tmp_path, capsys):
@@ -175,6 +174,25 @@ def test_outputs_never_overwrite_images(line, said, tmp_path, capsys):
     assert said.replace("{}", str(tmp_path)) in err
     assert err.count("\n") == 1
     assert film.read_bytes() == b"not read yet"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("serve --model", "mmclip serve: argument --model: expected one argument"),
+        ("serve --model --port 0", "mmclip serve: argument --model: expected one argument"),
+        ("serve --model=", "mmclip serve: argument --model: expected one argument"),
+        ("serve --model {} --model {}", "the run is named twice by --model"),
+        ("serve {} --model {}", "unrecognized arguments: {}"),
+        ("evaluate {} --model {}", "the run is named twice, as {} and by --model"),
+        ("finetune {} --checkpoint {} --data {} --workdir w", "the run is named twice, as {} and by --model"),
+        ("predict a.png --model . --format json", "there is no option --format: write --csv FILE, --json FILE or"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_once(line, said, tmp_path, capsys):
+    assert cli.main(line.replace("{}", str(tmp_path)).split()) == 2
+    err = capsys.readouterr().err
+    assert said.replace("{}", str(tmp_path)) in err.splitlines()[-1]
 
 
 def test_a_former_name_behind_two_dashes_is_no_option(tmp_path, capsys):

@@ -20,7 +20,6 @@ if typing.TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], None]
 Commands: typing.TypeAlias = "argparse._SubParsersAction[Parser]"
 _PathT = typing.TypeVar("_PathT", bound="Path | epath.Path")
-_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _DECIMAL = re.compile(r"[+-]?(\d{1,30}\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
 
@@ -95,11 +94,17 @@ def path_of(text: str) -> Path:
 
 def file_of(text: str) -> Path:
     """A path on disk that a file is written to: no folder, and no image, which the shell may have made of a pattern."""
+    from mmclip_jax.data.builders.files import IMAGE_SUFFIXES
+
     path = path_of(text)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text:.80}: {error.strerror}") from error
+    if is_folder:
         raise argparse.ArgumentTypeError(f"{path} is a folder: name the file to write")
-    if path.suffix.lower() in _IMAGES:
-        raise argparse.ArgumentTypeError(f"{path} would overwrite an image: name the file to write")
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, ".bmp"):
+        raise argparse.ArgumentTypeError(f"{path} ends like an image, which it might overwrite: name the file to write")
     return path
 
 

@@ -124,17 +124,29 @@ def _renamed(parser: Parser, words: Sequence[str], argv: Sequence[str]) -> list[
 
 
 def _with_run(parser: Parser, words: Sequence[str], depth: int) -> list[str]:
-    """The arguments with the run where this command takes it: as its first word, or as --model."""
+    """The arguments with the run where this command takes it: as its first word, or as --model.
+
+    Raises:
+      UsageError: the run is named twice, or --model without a value.
+    """
     rest = list(words)
-    if parser.run_is == "option" and len(rest) > depth and not rest[depth].startswith("-"):
-        rest.insert(depth, "--model")
-    if parser.run_is == "first":
-        end = rest.index("--") if "--" in rest else len(rest)
-        for place, word in enumerate(rest[depth:end], depth):
-            name, equals, value = word.partition("=")
-            if name == "--model":
-                given = [value] if equals else rest[place + 1 : min(place + 2, end)]
-                return [*rest[:depth], *given, *rest[depth:place], *rest[place + 1 + len(given) * (not equals) :]]
+    end = rest.index("--") if "--" in rest else len(rest)
+    given = [place for place in range(depth, end) if rest[place].partition("=")[0] == "--model"]
+    if parser.run_is == "option" and end > depth and not rest[depth].startswith("-"):
+        if given:
+            raise UsageError(f"{parser.prog}: the run is named twice, as {rest[depth]} and by --model")
+        return [*rest[:depth], "--model", *rest[depth:]]
+    if parser.run_is == "first" and given:
+        if len(given) > 1:
+            raise UsageError(f"{parser.prog}: the run is named twice by --model")
+        (place,) = given
+        _, equals, value = rest[place].partition("=")
+        after = place + 1 if equals else place + 2
+        if not equals:
+            value = rest[place + 1] if after <= end and not rest[place + 1].startswith("-") else ""
+        if not value:
+            raise UsageError(f"{parser.prog}: argument --model: expected one argument")
+        return [*rest[:depth], value, *rest[depth:place], *rest[after:]]
     return rest
 
 

@@ -50,4 +50,4 @@ def add(top: Commands) -> None:
     positive = ranges.Number(0, above=True)
     serve.add_argument("--megabytes", type=Number(positive), default=50.0, help="of a file, at most")
     serve.add_argument("--megapixels", type=Number(positive), default=50.0, help="of an image, at most")
-    serve.add_argument("--seconds", type=Number(positive), default=60.0, help="for an upload, and for its answer")
+    serve.add_argument("--seconds", type=Number(positive), default=60.0, help="for a request, an upload, its answer")

@@ -53,7 +53,7 @@ def run(
 
     Raises:
       UserError: no checkpoint, a format that cannot hold this architecture (the message names the settings that it can
-        hold), or `out` holds something.
+        hold), `out` holds something, or the run's evaluation is damaged.
     """
     if to not in WRITERS:
         raise UserError(f"--to {to} is not one of {', '.join(WRITERS)}")

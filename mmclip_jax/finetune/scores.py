@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmclip_jax.evaluate.stats import metrics
-from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_patients, macro_replicates
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_replicates
 from mmclip_jax.inference.exposure import exposure
 from mmclip_jax.text import prompts
 
@@ -48,7 +48,7 @@ def spread(
     values: Sequence[float],
     replicates: np.ndarray,
     bootstrap: Bootstrap,
-    patients: float | None = None,
+    patients: int | None = None,
     left_out: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """{"mean", "sd" (n-1; None for one seed), "seeds" [...], "interval", "unusable_resamples"}.
@@ -158,11 +158,8 @@ def _rankings(
         found[k] = spread(points[:, k].tolist(), replicates[:, :, k], bootstrap, fewest, left_out)
     if not len(defined):
         return found, None
-    columns = list(defined)
-    means = np.stack([macro_replicates(replicates[:, s][:, columns]) for s in range(seeds)], axis=1)
-    rarest = [fewest_patients(labels[:, k], bootstrap.patients) for k in columns]
-    behind = macro_patients(replicates[:, :, columns].mean(axis=1), rarest)
-    return found, spread(points[:, columns].mean(axis=1).tolist(), means, bootstrap, behind)
+    means = np.stack([macro_replicates(replicates[:, s][:, list(defined)]) for s in range(seeds)], axis=1)
+    return found, spread(points[:, list(defined)].mean(axis=1).tolist(), means, bootstrap)
 
 
 def _accuracies(labels: np.ndarray, scores: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:

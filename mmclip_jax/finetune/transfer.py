@@ -134,6 +134,7 @@ class Transfer:
                 "checkpoint_every": -1,
                 "keep": 1,
                 "profile": 0,
+                "compiler_options": "",  # those of pre-training may be of another platform
             }
         )
         config.finetune = ConfigDict(

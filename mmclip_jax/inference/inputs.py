@@ -110,7 +110,7 @@ def as_pixels(image: Any) -> np.ndarray:
 
     Raises:
       UserError: it cannot be read, or shows one value alone, or is an array of numbers that are black but for rounding
-        (integers 0 and 1, which may have been meant as floats); the message names the file.
+        (integers 0 and 1, which may have been meant as floats; floats of at most 1/16); the message names the file.
     """
     as_stored = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 2
     try:

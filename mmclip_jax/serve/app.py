@@ -224,7 +224,9 @@ def _answered(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
 async def _unknown(request: Request, error: Exception) -> Response:
     """Of a path or a method that there is not."""
     assert isinstance(error, HTTPException)
-    return _refusal(error.status_code, f"{request.method} {request.url.path} is not answered here")
+    answer = _refusal(error.status_code, f"{request.method} {request.url.path} is not answered here")
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _refusal(status: int, reason: str) -> Response:

@@ -52,8 +52,8 @@ class Refusal(Exception):
 class Limits:
     """How much one image may take.
 
-    megabytes: of a file (10^6 bytes); megapixels: of the image in it; seconds: for its upload, and again for its
-    answer; waiting: images that may be on their way at once.
+    megabytes: of a file (10^6 bytes); megapixels: of the image in it; seconds: for the head of a request, for its
+    upload, and again for its answer; waiting: images that may be on their way at once.
     """
 
     megabytes: float = 50

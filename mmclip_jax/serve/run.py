@@ -103,7 +103,8 @@ def run(served: Sequence[Served], doors: Doors, limits: Limits, listening: socke
 def make_server(app: App, seconds: float) -> "uvicorn.Server":
     """What speaks HTTP: it logs nothing, and believes no header of a proxy.
 
-    A connection has `seconds` for the head of a request; what it sends afterwards, `Limits` bounds.
+    A connection has `seconds` for the head of a request, from when it is made or the last answer ended; what comes
+    afterwards, `Limits` bounds.
     """
     import asyncio
 
@@ -119,11 +120,14 @@ def make_server(app: App, seconds: float) -> "uvicorn.Server":
             self._due.cancel()
             super().connection_lost(exc)
 
+        def on_response_complete(self) -> None:
+            self._due.cancel()
+            self._due = self.loop.call_later(seconds, self._close_if_idle)
+            super().on_response_complete()
+
         def _close_if_idle(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
+            if self.cycle is None or self.cycle.response_complete:  # else `on_response_complete` comes
                 self.transport.close()
-            else:
-                self._due = self.loop.call_later(seconds, self._close_if_idle)
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager

@@ -10,7 +10,7 @@ from mmclip_jax.evaluate.evaluations.scored import SCORE_OF, SourceRows
 from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.rows import uncertain_only
 from mmclip_jax.evaluate.stats import metrics, thresholds
-from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, macro_replicates
 from mmclip_jax.inference.exposure import EXPOSURES, called
 from mmclip_jax.text import prompts
 
@@ -141,7 +141,7 @@ class SourceTables:
             usable = [k for k in columns if not self._counts[k].note and not np.isnan(points[k])]
             if usable:
                 mean = float(points[usable].mean())
-                interval = self._bootstrap.macro_interval(mean, self._labels[:, usable], replicates[:, usable])
+                interval = self._bootstrap.logit_interval(mean, macro_replicates(replicates[:, usable]))
                 macro[name] |= {measure: mean, f"{measure}_interval": interval.bounds}
 
     def _decide(

@@ -12,7 +12,7 @@ from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results,
 from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, findings_section
 from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.evaluate.stats import metrics
-from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap, macro_replicates
 
 WAYS = ("mean", "max")
 
@@ -70,11 +70,10 @@ def evaluate(
         areas: dict[str, list[float]] = {}
         for name, (label, score, first) in sets.items():
             areas[name] = [metrics.auroc(label[:, k], score[:, k]) for k in range(len(findings))]
-            resampled = bootstrap.of(patients[mine[first]])
-            replicates = resampled.metric(label, score)
+            replicates = bootstrap.of(patients[mine[first]]).metric(label, score)
             known = [area for area in areas[name] if not np.isnan(area)]
             mean = float(np.mean(known)) if known else float("nan")
-            interval = resampled.macro_interval(mean, label, replicates)
+            interval = bootstrap.logit_interval(mean, macro_replicates(replicates))
             macro[name] = {"auroc": mean, "auroc_interval": interval.bounds}
         result[source] = {
             "images": len(mine),

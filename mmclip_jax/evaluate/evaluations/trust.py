@@ -20,12 +20,7 @@ from mmclip_jax.evaluate.protocols import Protocol
 from mmclip_jax.evaluate.report import figures
 from mmclip_jax.evaluate.rows import Split, chunked
 from mmclip_jax.evaluate.stats import calibration, metrics
-from mmclip_jax.evaluate.stats.bootstrap import (
-    DEFAULT,
-    Bootstrap,
-    count_patients,
-    macro_replicates,
-)
+from mmclip_jax.evaluate.stats.bootstrap import DEFAULT, Bootstrap, count_patients, macro_replicates
 from mmclip_jax.inference import scoring
 from mmclip_jax.text import prompts
 from mmclip_jax.text.vocabulary import NO_FINDING
@@ -204,7 +199,7 @@ def sanity(asked: Asked) -> list[dict[str, Any]]:
         chosen = labels[:, columns]
         points = np.array([metrics.auroc(chosen[:, i], values[:, i]) for i in range(len(columns))])
         mean = float(points.mean())
-        interval = asked.bootstrap.macro_interval(mean, chosen, asked.bootstrap.metric(chosen, values))
+        interval = asked.bootstrap.logit_interval(mean, macro_replicates(asked.bootstrap.metric(chosen, values)))
         return {
             "name": name,
             "auroc": mean,

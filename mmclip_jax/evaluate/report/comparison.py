@@ -23,7 +23,7 @@ from mmclip_jax.evaluate.report.notes import about
 from mmclip_jax.evaluate.report.page import RESULTS_FILE
 from mmclip_jax.evaluate.report.scores_file import NAME as SCORES_FILE
 from mmclip_jax.evaluate.stats import intervals, metrics
-from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_patients, macro_replicates
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap, fewest_patients, macro_replicates
 from mmclip_jax.text import prompts
 
 COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
@@ -247,7 +247,9 @@ def _compare_source(evaluations: Sequence[SavedEvaluation], rows: np.ndarray, bo
             for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
                 entry["p_holm"] = adjusted
         if defined:
-            macro[metric] = mean_of([found[k] for k in defined]).entry(bootstrap)
+            scores = [each.scores[rows][:, defined] for each in evaluations]
+            mean = mean_of([found[k] for k in defined], function, labels[:, defined], scores, bootstrap)
+            macro[metric] = mean.entry(bootstrap)
     return {"rows": len(rows), "patients": bootstrap.count, "findings": table, "macro": macro}
 
 
@@ -274,37 +276,44 @@ def compared(
     return result
 
 
-def mean_of(findings: Sequence["Drawn"]) -> "Drawn":
-    """The mean of findings; it gets no p where one of them gets none."""
-    drawn = np.stack([each.replicates for each in findings], axis=2)  # [E, R, K]
-    fewest = [each.fewest for each in findings]
-    own = [macro_patients(each, fewest) for each in drawn]
-    apart = [macro_patients(each - drawn[0], fewest) for each in drawn]
-    means = np.stack([macro_replicates(each) for each in drawn])
-    return Drawn(np.mean([each.points for each in findings], axis=0), means, min(fewest), behind=(own, apart))
+def mean_of(
+    findings: Sequence["Drawn"],
+    function: metrics.Metric,
+    labels: np.ndarray,
+    scores: Sequence[np.ndarray],
+    bootstrap: Bootstrap,
+) -> "Drawn":
+    """The mean over findings of a metric; labels [n, K], scores [n, K] of each run.
+
+    The findings of a patient go together, so the deviation of a difference and its degrees of freedom come from leaving
+    out patients, as for the AUPRC.
+    """
+    means = np.stack([macro_replicates(each) for each in np.stack([each.replicates for each in findings], axis=2)])
+    left_out = [macro_replicates(bootstrap.jackknife(labels, each, function)) for each in scores]
+    points = np.mean([each.points for each in findings], axis=0)
+    return Drawn(points, means, min(each.fewest for each in findings), left_out, is_mean=True)
 
 
 @dataclasses.dataclass
 class Drawn:
     """A metric of all runs: points [E], replicates [E, R] of the same resamples, and what intervals need besides.
 
-    fewest: patients of the rarer class, of a mean those of its rarest finding. left_out: of an AUPRC, [k] of each run.
-    behind: of a mean, `macro_patients` of each run's values and of its differences to the first.
+    fewest: patients of the rarer class, of a mean those of its rarest finding. left_out: [k] of each run, of an AUPRC
+    and of a mean. is_mean: over findings, whose values have the interval that evaluations give.
     """
 
     points: np.ndarray
     replicates: np.ndarray
     fewest: int
     left_out: Sequence[np.ndarray] | None = None
-    behind: tuple[Sequence[float], Sequence[float]] | None = None
+    is_mean: bool = False
 
     def entry(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """The values with intervals, and the differences to the first run with intervals and p."""
         left_out: Sequence[np.ndarray | None] = self.left_out if self.left_out else [None for _ in self.points]
-        behind, behind_apart = self.behind or ([self.fewest] * len(self.points),) * 2
         own = [
-            bootstrap.logit_interval(float(point), drawn, patients, left)
-            for point, drawn, patients, left in zip(self.points, self.replicates, behind, left_out, strict=True)
+            bootstrap.logit_interval(float(point), drawn, *(() if self.is_mean else (self.fewest, left)))
+            for point, drawn, left in zip(self.points, self.replicates, left_out, strict=True)
         ]
         differences: list[dict[str, Any] | None] = [None]
         for e in range(1, len(self.points)):
@@ -312,13 +321,13 @@ class Drawn:
             paired = self.replicates[e] - self.replicates[0]
             first, left = left_out[0], left_out[e]
             left_apart = None if left is None or first is None else left - first
-            found = bootstrap.difference_interval(apart, paired, behind_apart[e], left_apart)
+            found = bootstrap.difference_interval(apart, paired, self.fewest, left_apart)
             few = self.fewest < FEWEST_PATIENTS
             differences.append(
                 {
                     "difference": apart,
                     "interval": found.bounds,
-                    "p": float("nan") if few else intervals.p_value(apart, paired, behind_apart[e], left_apart),
+                    "p": float("nan") if few else intervals.p_value(apart, paired, self.fewest, left_apart),
                     "p_holm": float("nan"),
                 }
             )

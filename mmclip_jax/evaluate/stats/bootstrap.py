@@ -156,26 +156,21 @@ class Bootstrap:
         return self.logit_interval(metric(labels, scores), drawn, fewest_patients(labels, self.patients), left_out)
 
     def logit_interval(
-        self, point: float, replicates: np.ndarray, patients: float | None = None, left_out: np.ndarray | None = None
+        self, point: float, replicates: np.ndarray, patients: int | None = None, left_out: np.ndarray | None = None
     ) -> Interval:
         """`intervals.logit_interval` at this level."""
         return intervals.logit_interval(point, replicates, self.level, patients, left_out)
-
-    def macro_interval(self, point: float, labels: np.ndarray, replicates: np.ndarray) -> Interval:
-        """Of a mean over findings: `logit_interval` with t of `macro_patients`; labels [n, K], replicates [R, K]."""
-        fewest = [fewest_patients(column, self.patients) for column in labels.T]
-        return self.logit_interval(point, macro_replicates(replicates), macro_patients(replicates, fewest))
 
     def rate_interval(self, point: float, replicates: np.ndarray, patients: int | None = None) -> Interval:
         """`intervals.rate_interval` at this level; patients: in the rate's denominator, None for all of them."""
         return intervals.rate_interval(point, replicates, self.level, self.count if patients is None else patients)
 
-    def mean_interval(self, point: float, replicates: np.ndarray, patients: float | None = None) -> Interval:
+    def mean_interval(self, point: float, replicates: np.ndarray, patients: int | None = None) -> Interval:
         """`intervals.mean_interval` at this level."""
         return intervals.mean_interval(point, replicates, self.level, patients)
 
     def difference_interval(
-        self, point: float, replicates: np.ndarray, patients: float | None = None, left_out: np.ndarray | None = None
+        self, point: float, replicates: np.ndarray, patients: int | None = None, left_out: np.ndarray | None = None
     ) -> Interval:
         """`intervals.difference_interval` at this level."""
         return intervals.difference_interval(point, replicates, self.level, patients, left_out)
@@ -238,24 +233,6 @@ def fewest_patients(labels: np.ndarray, patients: Patients) -> int:
     """Patients with a row of the class that fewer patients have; labels [n] of 1, 0 or NaN."""
     numbers = _numbers(patients, len(labels))
     return min(len(np.unique(numbers[labels == value])) for value in (0, 1))
-
-
-def macro_patients(replicates: np.ndarray, fewest: Sequence[int]) -> float:
-    """Patients that stand behind a mean over findings: one more than its degrees of freedom, by Satterthwaite (1946).
-
-    A mean over many findings is surer of its deviation than one finding is, unless one of them makes most of it.
-
-    Args:
-      replicates: [R, K] of the findings, or of their differences; NaN are left out.
-      fewest: [K], `fewest_patients` of each.
-    """
-    squares = np.array(
-        [np.var(column[~np.isnan(column)]) if (~np.isnan(column)).any() else 0 for column in replicates.T]
-    )
-    freedom = np.maximum(np.asarray(fewest, np.float64) - 1, 1)
-    if not squares.any():
-        return float(1 + freedom.min(initial=np.inf))
-    return float(1 + squares.sum() ** 2 / (squares**2 / freedom).sum())
 
 
 def macro_replicates(replicates: np.ndarray) -> np.ndarray:

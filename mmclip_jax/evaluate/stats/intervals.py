@@ -48,7 +48,7 @@ def logit_interval(
     point: float,
     replicates: np.ndarray,
     level: float = 0.95,
-    patients: float | None = None,
+    patients: int | None = None,
     left_out: np.ndarray | None = None,
 ) -> Interval:
     """logit(m) ± t · s / (m (1 - m)), taken back to (0, 1), for a metric m in that range; s: the replicates' deviation.
@@ -83,7 +83,7 @@ def logit_interval(
 
 
 def deviation_of(
-    replicates: np.ndarray, patients: float | None = None, left_out: np.ndarray | None = None
+    replicates: np.ndarray, patients: int | None = None, left_out: np.ndarray | None = None
 ) -> tuple[float, float]:
     """(standard deviation, degrees of freedom, at least 1) of a number; arguments as `logit_interval` takes them."""
     if left_out is not None and np.ptp(left_out) > 0:  # NaN is not
@@ -117,7 +117,7 @@ def mean_interval(
     point: float,
     replicates: np.ndarray,
     level: float,
-    patients: float | None = None,
+    patients: int | None = None,
     *,
     left_out: np.ndarray | None = None,
     limits: tuple[float, float] = (-np.inf, np.inf),
@@ -151,7 +151,7 @@ def difference_interval(
     point: float,
     replicates: np.ndarray,
     level: float,
-    patients: float | None = None,
+    patients: int | None = None,
     left_out: np.ndarray | None = None,
 ) -> Interval:
     """Of a difference of two numbers in [0, 1]: `mean_interval` within [-1, 1]."""
@@ -159,7 +159,7 @@ def difference_interval(
 
 
 def p_value(
-    point: float, replicates: np.ndarray, patients: float | None = None, left_out: np.ndarray | None = None
+    point: float, replicates: np.ndarray, patients: int | None = None, left_out: np.ndarray | None = None
 ) -> float:
     """Two-sided p of a difference, of the same t as `difference_interval`: below 0.05 where its 95 % leave out 0.
 

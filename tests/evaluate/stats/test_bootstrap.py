@@ -212,13 +212,3 @@ def test_resampling_images_is_too_sure_of_itself(bench: ModuleType) -> None:
 def test_a_thousand_resamples_of_fourteen_findings_and_25596_images_in_20_seconds(bench: ModuleType) -> None:
     taken = bench.seconds(1000, 14, 25_596, 2_797)
     assert sum(processor for _, processor in taken.values()) < 20  # other programs on the machine do not count
-
-
-def test_patients_behind_a_mean_over_findings() -> None:
-    rng = np.random.default_rng(0)
-    drawn = rng.normal(size=(5003, 3))
-    assert bootstrap.macro_patients(drawn[:, :1], [7]) == pytest.approx(7)  # of one finding, its own
-    assert bootstrap.macro_patients(drawn, [7, 7, 7]) == pytest.approx(1 + 3 * 6, rel=0.01)  # equal parts: added up
-    assert bootstrap.macro_patients(drawn * [10, 1, 1], [3, 101, 101]) == pytest.approx(3, rel=0.05)  # one makes it all
-    assert bootstrap.macro_patients(np.where(rng.random(drawn.shape) < 0.3, np.nan, drawn), [7, 7, 7]) > 15
-    assert bootstrap.macro_patients(np.zeros((11, 2)), [5, 3]) == 3
