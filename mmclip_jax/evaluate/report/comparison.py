@@ -29,9 +29,10 @@ from mmclip_jax.text import prompts
 COMPARISON_FILE, COMPARISON_JSON = "compare.html", "compare.json"
 RESAMPLES = 2000
 METRICS = {"auroc": metrics.auroc, "auprc": metrics.auprc}
-FEWEST_PATIENTS = 3
-"""No p is given of a finding that fewer patients have, or lack, nor of a mean with such a finding: nothing can be told
-from one or two."""
+FEWEST_PATIENTS, FEWEST_OF_MEAN = 3, 5
+"""No p is given of a finding that fewer patients have, or lack, than the first number: nothing can be told from one or
+two. A mean gets none where one of its findings has fewer than the second: with three patients who have all findings,
+chance is called a difference too often (docs/results.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +179,9 @@ def compare(
     "level", "resamples", "sources": {source: {"rows", "patients", "findings": [{"finding", "name", "positives",
     "negatives", "note", "auroc", "auprc": {"values" (one a run), "intervals", "differences" (to the first; None for
     it): {"difference", "interval", "p", "p_holm"}}}], "macro": the same for the mean of the defined findings}}. p is
-    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding (of a mean: one of its
-    findings); Holm's correction is over the findings of a source that have a p, for each metric and run apart, without
-    the macro.
+    two-sided, and NaN where fewer than `FEWEST_PATIENTS` patients have or lack the finding (of a mean: fewer than
+    `FEWEST_OF_MEAN` one of its findings); Holm's correction is over the findings of a source that have a p, for each
+    metric and run apart, without the macro.
 
     Raises:
       UserError: they cannot be compared (`in_common`).
@@ -322,7 +323,7 @@ class Drawn:
             first, left = left_out[0], left_out[e]
             left_apart = None if left is None or first is None else left - first
             found = bootstrap.difference_interval(apart, paired, self.fewest, left_apart)
-            few = self.fewest < FEWEST_PATIENTS
+            few = self.fewest < (FEWEST_OF_MEAN if self.is_mean else FEWEST_PATIENTS)
             differences.append(
                 {
                     "difference": apart,

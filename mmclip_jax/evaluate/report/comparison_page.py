@@ -9,7 +9,7 @@ import mmclip_jax
 from mmclip_jax.data.leakage import audit
 from mmclip_jax.evaluate import registry
 from mmclip_jax.evaluate.report import figures
-from mmclip_jax.evaluate.report.comparison import FEWEST_PATIENTS
+from mmclip_jax.evaluate.report.comparison import FEWEST_OF_MEAN, FEWEST_PATIENTS
 from mmclip_jax.evaluate.report.formats import interval, number
 from mmclip_jax.evaluate.report.page import page_environment
 
@@ -35,6 +35,7 @@ def render(result: Mapping[str, Any]) -> str:
         audits=[audit.text(each["audit"]) for each in result["runs"]],
         span=[number(end, 2) for end in span],
         fewest=FEWEST_PATIENTS,
+        fewest_of_mean=FEWEST_OF_MEAN,
         version=mmclip_jax.__version__,
     )
 

@@ -174,7 +174,7 @@ def test_chance_is_called_a_difference_no_more_often_than_said(positive: int) ->
     assert positive < 30 or small > 200 * 0.015
 
 
-@pytest.mark.parametrize(("positive", "shared"), [(2, False), (3, False), (3, True), (9, True)])
+@pytest.mark.parametrize(("positive", "shared"), [(4, True), (5, False), (5, True), (13, True)])
 def test_chance_is_called_a_difference_of_means_no_more_often(positive: int, shared: bool) -> None:
     """Of three findings: other patients each and noise of their own, or the same patients and the same noise."""
     rng, small, refused = np.random.default_rng(0), 0, 0
@@ -191,7 +191,7 @@ def test_chance_is_called_a_difference_of_means_no_more_often(positive: int, sha
         assert change is not None
         refused += np.isnan(change["p"])
         small += change["p"] < 0.05
-    assert refused == (100 if positive < comparison.FEWEST_PATIENTS else 0)
+    assert refused == (100 if positive < comparison.FEWEST_OF_MEAN else 0)
     assert small <= 9  # 6 % and the noise of 100 trials
 
 
