@@ -1,6 +1,6 @@
 """What an evaluation costs on large test sets: ranks of retrieval, and resamples of AUROC and AUPRC. Prints one table.
 
-    python benchmarks/large.py --json large.json     # 100,000 x 100,000 and a million rows: ten minutes on two cores
+    python benchmarks/large.py --json large.json     # 100,000 x 100,000 and a million rows: a minute on two idle cores
     python benchmarks/large.py --pairs 8192 --rows 50000 --resamples 100
 
 Retrieval: random embeddings of 128 numbers, ranks in both directions. Resamples: one finding with a prevalence of 0.1,
