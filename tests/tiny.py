@@ -240,6 +240,7 @@ def saved_run(workdir: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
     tokenizer = load_tokenizer(None)
     settings = load_config("demo", "runlocal")
     settings.data.train = (str(data),)
+    settings.train.compiler_options = "xla_tpu_of_another_machine=true"  # which must not reach what is compiled here
     settings.model.text.vocab_size = tokenizer.vocab_size
     settings.model.image.depth = settings.model.text.depth = 1
     params = random_params(build_model(settings.model), settings)
