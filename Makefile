@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 FAST := not slow and not compiles and not browser and not wheel and not shared and not torch
 
-.PHONY: demo evidence evidence-fast test test-slow test-fast test-wheel test-notebook test-pythons test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gpu test-gcs wheel-data clean
+.PHONY: demo evidence evidence-fast test test-slow test-fast test-random test-wheel test-notebook test-pythons test-beam test-interop test-medspacy lint bench bench-entities chaos attacks plan test-tpu test-gpu test-gcs wheel-data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmclip demo
@@ -23,6 +23,10 @@ test-slow: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(TWO) -m "$(FAST)"
+
+# Property tests take the same examples in every `make test`. This draws others; a failure says how to repeat it.
+test-random: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(TWO) -m "hypothesis and not slow" --hypothesis-profile random
 
 # The wheel, in an empty environment and an empty folder.
 test-wheel:

@@ -460,7 +460,7 @@ kubectl create --filename=-
         assert _run(GKE, action, "--name", "run-1", "--dry-run").stdout == expected
 
 
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(
     strategies.lists(
         strategies.text(strategies.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12), min_size=1

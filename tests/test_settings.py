@@ -114,7 +114,7 @@ def _value(default: Any) -> st.SearchStrategy[Any]:
     }[type(default)]
 
 
-@profile(max_examples=50, deadline=None)
+@profile(max_examples=50)
 @example(changes={"data.tokenizer": "a\x85b"})  # a line break of YAML that its library leaves as it is
 @given(changes=st.fixed_dictionaries({}, optional={name: _value(default) for name, default in KNOWN.items()}))
 def test_yaml_is_read_back_as_the_same_settings(

@@ -130,7 +130,7 @@ def _check_not_black(array: Any, pixels: np.ndarray) -> None:
     """Refuses an array whose range is another than its type says: shown as it is, it would be black."""
     values = np.asarray(array)
     # Floats: also 12 bits that were divided by the highest value of 16.
-    if 0 < pixels.max() <= (16 if values.dtype.kind == "f" else 1):
+    if values.max() <= 1 / 16 if values.dtype.kind == "f" else 0 < pixels.max() <= 1:
         white = 1 if values.dtype.kind == "f" else 255 if values.dtype == np.uint8 else 65535
         raise UserError(
             f"{values.dtype} from {values.min():g} to {values.max():g} is all but black, where white is {white}: give "

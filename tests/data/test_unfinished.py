@@ -30,7 +30,7 @@ _EXAMPLES = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(_EXAMPLES, max_size=4))
 def test_examples_come_back(examples: list[Example]) -> None:
     stream = io.BytesIO()

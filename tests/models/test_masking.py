@@ -54,7 +54,7 @@ def test_weights_are_affirmed_entity_tokens_else_valid_tokens() -> None:
 # Patches
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     shape=st.sampled_from(SHAPES),
     seed=st.integers(0, 2**31 - 1),
@@ -214,7 +214,7 @@ def mask_text(entity: Array, valid: Array, seed: int, **options: Any) -> tuple[A
     return positions, weights, dropped, masked
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=st.sampled_from([(3, 7), (5, 17)]),
     seed=st.integers(0, 2**31 - 1),
@@ -256,7 +256,7 @@ def test_whole_entities_are_masked_and_others_top_up(
         assert masked[row].sum() == in_entities + topped
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**31 - 1), slots=st.sampled_from([3, 7]))
 def test_the_random_control_masks_as_many_tokens(seed: int, slots: int) -> None:
     entity, valid = texts(5, 17, seed)

@@ -71,7 +71,7 @@ def test_distinct_texts_give_the_clip_loss(columns: int) -> None:
     assert metrics["positives"] == 1.0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31 - 1), columns=st.integers(0, 3), texts=st.integers(1, 9), scale=st.floats(0.1, 100))
 def test_repeated_texts_share_the_target(seed: int, columns: int, texts: int, scale: float) -> None:
     v, u = pairs(seed)
@@ -149,7 +149,7 @@ def kind_agreement(stated: Array) -> Array:
     return out
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31 - 1), kinds=st.sampled_from([1, 2, 5]))
 def test_kinds_targets_follow_the_agreement_with_polarity(seed: int, kinds: int) -> None:
     v, u = pairs(seed)
@@ -172,7 +172,7 @@ def support(known: Array, stated: Array) -> Array:
     return out
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31 - 1), kinds=st.sampled_from([1, 2, 5]))
 def test_known_targets_are_what_texts_say_that_is_known_of_images(seed: int, kinds: int) -> None:
     v, u = pairs(seed)

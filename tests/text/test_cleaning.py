@@ -75,13 +75,13 @@ _lines = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(_lines, st.sampled_from(sorted(set(LINE_ENDS.values()) - {"<br />\n", "_x000D_\n", "  \n\t"})))
 def test_line_ends_do_not_matter_in_any_report(lines: list[str], mark: str) -> None:
     assert read_report(mark.join(lines)) == read_report("\n".join(lines))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(_lines)
 def test_every_line_end_of_a_stored_text_ends_a_sentence(lines: list[str]) -> None:
     report = read_report("\n".join(lines))
@@ -183,7 +183,7 @@ _ANYTHING = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(_ANYTHING)
 @example("no effusion or pneumothorax or other things of a long line\ncardiomegaly\n\nno")
 def test_cleaning_twice_changes_nothing(text: str) -> None:
@@ -200,7 +200,7 @@ _PLAIN_PARTS = st.lists(
 ).map(" ".join)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(_PLAIN_PARTS)
 def test_the_short_way_for_plain_sections_is_no_other_way(text: str) -> None:
     if _is_plain(text):
@@ -209,7 +209,7 @@ def test_the_short_way_for_plain_sections_is_no_other_way(text: str) -> None:
         assert read_columns(text, f"IMPRESSION: {text}").impression == text
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(_ANYTHING)
 def test_any_text_can_be_read(text: str) -> None:
     report = read_report(text)

@@ -63,7 +63,7 @@ def search(text: str) -> list[tuple[int, int]]:
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_entities_are_substrings_in_order(text: str) -> None:
     entities = find_entities(text)
     for entity in entities:
@@ -75,14 +75,14 @@ def test_entities_are_substrings_in_order(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_terms_are_the_leftmost_longest(text: str) -> None:
     expected = search(text)
     assert [(start, end) for start, end, _ in find_terms(text)] == expected
 
 
 @given(st.lists(st.sampled_from(sorted(WORDS.terms)), max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_polarity_hides_no_term(terms: list[str]) -> None:
     text = "; ".join(terms)
     assert [(e.start, e.end) for e in find_entities(text)] == [(start, end) for start, end, _ in find_terms(text)]

@@ -113,7 +113,7 @@ def statements(draw: st.DrawFn) -> tuple[list[str], list[str]]:
 
 
 @given(statements(), st.integers(0, 2**32 - 1))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_entities_of_a_prompt_are_what_it_states(stated: tuple[list[str], list[str]], seed: int) -> None:
     present, absent = stated
     text = prompts.training_prompt(np.random.default_rng(seed), present, absent)
@@ -122,7 +122,7 @@ def test_entities_of_a_prompt_are_what_it_states(stated: tuple[list[str], list[s
 
 
 @given(statements(), st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_prompts_are_sentences(stated: tuple[list[str], list[str]], seed: int) -> None:
     text = prompts.training_prompt(np.random.default_rng(seed), *stated)
     for sentence in text.split(". "):
@@ -195,7 +195,7 @@ def test_meaning(present: list[str], absent: list[str], expected: str) -> None:
 
 
 @given(statements(), st.randoms())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_meaning_is_blind_to_order_and_tells_statements_apart(stated: tuple[list[str], list[str]], random) -> None:
     present, absent = stated
     expected = prompts.meaning(present, absent)

@@ -200,7 +200,7 @@ _words = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(_words)
 def test_no_word_is_lost_or_doubled(words: list[str]) -> None:
     text = " ".join(words)

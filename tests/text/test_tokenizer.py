@@ -32,7 +32,7 @@ def is_space(character: str) -> bool:
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_spans_cover_each_character_once_in_order(text: str) -> None:
     ids, spans = TOKENIZER.encode(text)
     assert len(ids) == len(spans)
@@ -48,7 +48,7 @@ def test_spans_cover_each_character_once_in_order(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_decode_gives_the_normalised_text(text: str) -> None:
     ids, _ = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids) == normalise(text)
@@ -58,7 +58,7 @@ def test_decode_gives_the_normalised_text(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_word_by_word_is_what_sentencepiece_does_with_the_whole(text: str) -> None:
     import sentencepiece
 
@@ -68,7 +68,7 @@ def test_word_by_word_is_what_sentencepiece_does_with_the_whole(text: str) -> No
 
 
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_pieces_spell_what_their_spans_cover(text: str) -> None:
     ids, spans = TOKENIZER.encode(text)
     for piece, (start, end) in zip(TOKENIZER.pieces(ids), spans, strict=True):
@@ -79,7 +79,7 @@ def test_pieces_spell_what_their_spans_cover(text: str) -> None:
 
 
 @given(TEXTS, st.integers(1, 40), st.sets(st.sampled_from(vocabulary.LABELS)), st.randoms())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_masks_against_brute_force(text: str, length: int, labels: set[str], random) -> None:
     entities = find_entities(text)
     if entities and random.random() < 0.3:  # holes between entities, as a user's own finder may leave

@@ -366,7 +366,7 @@ _rows = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(_rows, st.randoms())
 def test_fractions_are_nested_whole_patients_of_exact_number(pairs: Any, random: Any) -> None:
     rows = [fractions.Row(f"i{n}", f"p{patient}", frozenset(kinds)) for n, (patient, kinds) in enumerate(pairs)]

@@ -130,7 +130,7 @@ def test_voi_tables_are_white_at_the_depth_that_they_state(bits: int) -> None:
     np.testing.assert_array_equal(pixels(written(ds)), spread(entries[STORED], 0, 2**bits - 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_tables_are_read_by_the_rule_of_the_standard(data: Any) -> None:
     bits = data.draw(st.integers(8, 16))

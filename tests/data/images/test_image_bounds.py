@@ -166,7 +166,7 @@ def test_cut_files_are_no_pictures(name: str) -> None:
             stored.strip_metadata(data[:length])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(telling_files())), st.data())
 def test_damaged_files_are_stripped_or_refused(name: str, data: Any) -> None:
     changed = bytearray(telling_files()[name])

@@ -119,7 +119,7 @@ def test_frequent_reports_are_phrases(tmp_path: pathlib.Path) -> None:
     assert len(audited(one, str(tmp_path / "b"))["report"].pairs) == 3
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 20), st.integers(0, 20), st.randoms())
 def test_planted_counts_are_exact(train: int, test: int, patients: int, pixels: int, rng: random.Random) -> None:
     patients, pixels = min(patients, train, test), min(pixels, train, test)

@@ -66,7 +66,7 @@ def found(train: list[Row], test: list[Row], stated_ids: IdStatements = audit.NO
     return {each.kind: {b for _, b in each.pairs} for each in audit.audit([sets[0]], [sets[1]], stated_ids)}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     ids(12), st.sampled_from(sorted(SPELLINGS)), st.sampled_from(["patient", "study", "image id"]),
     st.sampled_from([("mine", "mine"), ("mine", "ours"), ("ours", "chexpert"), ("padchest", "table")]),
@@ -98,7 +98,7 @@ def test_ids_that_are_written_in_another_way(
             assert found(train, test, IdStatements.read(other=[pair])) == {}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ids(10), st.sampled_from([("mine", "ours"), ("mine", "mine")]), st.randoms())
 def test_different_ids_are_clean(names: list[str], sources: tuple[str, str], rng: random.Random) -> None:
     train = [Row(f"{n}.png", sources[0], f"p{n}", f"s{n}") for n in names[:5]]
@@ -107,7 +107,7 @@ def test_different_ids_are_clean(names: list[str], sources: tuple[str, str], rng
     assert audit.judge(sets[:1], sets[1:])["status"] == "clean"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ids(6), st.sampled_from(["id", "patient", "study", "pixels"]), st.integers(0, 5))
 def test_what_is_the_same_of_one_source_is_a_leak(names: list[str], field: str, row: int) -> None:
     def rows(side: str) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ def plain(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 9), st.integers(0, 9), st.integers(1, 5))
 def test_blocks_give_what_every_pair_gives(seed: int, ours: int, theirs: int, copies: int, block: int) -> None:
     train = looks_of(*(drawing(seed + n) for n in range(ours)))

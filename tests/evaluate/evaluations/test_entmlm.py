@@ -124,7 +124,7 @@ def test_tokens_are_grouped_by_entity_as_the_model_restores_them() -> None:
 
 
 @given(seed=st.integers(0, 10_000), patients=st.integers(2, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_other_image_is_never_of_the_same_patient(seed: int, patients: int) -> None:
     """Every patient has films with and without the finding, so that his own clear film is often the next one."""
     rng = np.random.default_rng(seed)

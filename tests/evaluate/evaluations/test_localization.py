@@ -29,7 +29,7 @@ def test_enlarged_like_pillow(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(localization.enlarge(small, 40), want, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 4, 20]))
 def test_overlaps_equal_counting(seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)

@@ -23,7 +23,7 @@ def _labelled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(_labelled(), st.integers(1, 17))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_equal_to_scikit_learn(drawn: tuple[np.ndarray, np.ndarray], bins: int) -> None:
     labels, probabilities = drawn
     assert abs(calibration.brier(labels, probabilities) - brier_score_loss(labels, probabilities)) <= 1e-12

@@ -11,7 +11,7 @@ from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 @given(
     hits=st.integers(0, 40), patients=st.integers(2, 40), level=st.sampled_from([0.8, 0.95]), seed=st.integers(0, 99)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rates_are_students_t_on_the_logit_and_exact_at_the_ends(
     hits: int, patients: int, level: float, seed: int
 ) -> None:

@@ -21,7 +21,7 @@ def _labelled_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(_labelled_scores())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_equal_to_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = drawn
     assert abs(metrics.auroc(labels, scores) - roc_auc_score(labels, scores)) <= 1e-12
@@ -29,7 +29,7 @@ def test_equal_to_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @given(_labelled_scores())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_auroc_is_the_share_of_won_pairs(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = drawn
     positive, negative = scores[labels == 1, None], scores[labels == 0][None, :]
@@ -69,7 +69,7 @@ def test_a_nan_score_is_an_error_even_of_a_row_of_unknown_label() -> None:
 
 
 @given(_labelled_scores())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_roc_curve_goes_through_scikit_learns_points(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = drawn
     x, y = metrics.roc_curve(labels, scores)

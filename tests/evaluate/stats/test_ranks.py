@@ -20,7 +20,7 @@ def _rank_by_sorting(likeness: np.ndarray, positive: np.ndarray) -> list[int]:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 23), seed=st.integers(0, 10_000), grid=st.sampled_from([0, 1, 2]))
 def test_ranks_equal_a_sort_with_ties_and_duplicates(n: int, seed: int, grid: int) -> None:
     rng = np.random.default_rng(seed)

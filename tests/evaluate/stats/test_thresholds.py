@@ -32,7 +32,7 @@ def _sklearn(labels: np.ndarray, called: np.ndarray) -> list[float]:
 
 
 @given(_labelled_scores(), st.floats(0, 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_equal_to_scikit_learn(drawn: tuple[np.ndarray, np.ndarray], quantile: float) -> None:
     labels, scores = drawn
     for threshold in (float(np.quantile(scores, quantile, method="lower")), -np.inf, np.inf):
@@ -44,7 +44,7 @@ def test_equal_to_scikit_learn(drawn: tuple[np.ndarray, np.ndarray], quantile: f
 
 
 @given(_labelled_scores())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_best_thresholds_are_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = drawn
     with warnings.catch_warnings():
