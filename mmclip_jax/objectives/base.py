@@ -1,8 +1,9 @@
 """What an objective is: a loss of the global batch, with its settings, its weight and what it costs.
 
-An objective works in two stages. `rows` takes single rows, in chunks under accumulation; what it returns of each row
-is gathered. `loss` takes these results of the whole batch. The train step, the checks and the planner go through
-the objectives that `registry` knows and name none.
+An objective works in three stages. `prepare` draws what it needs before the encoders run, and may add texts to encode.
+`rows` takes single rows, in chunks under accumulation, as `prepare` does; what it returns of each row is gathered.
+`loss` takes these results of the whole batch. The train step, the checks and the planner go through the objectives
+that `registry` knows and name none.
 """
 
 import abc
@@ -48,7 +49,7 @@ class Encoded:
 
     rows: the fields of the joined rows and "key", the key data of each row's draws; parts: the same before joining;
     images: [B,S,S,1] in [0, 1]; patches: V [B,N,D]; image_embed and text_embed: [B,E] float32, L2-normalised;
-    features: T [B,L,D_t].
+    features: T [B,L,D_t]; prepared: what each objective prepared, and "features", T of the "tokens" in it.
     """
 
     rows: Rows
@@ -58,6 +59,7 @@ class Encoded:
     image_embed: jax.Array
     features: jax.Array
     text_embed: jax.Array
+    prepared: Mapping[str, Rows]
 
     def of_part(self, joined: jax.Array, part: str) -> jax.Array:
         """The rows of one part out of an array of the joined rows."""
@@ -148,6 +150,13 @@ class Objective(abc.ABC):
         Raises:
           UserError: naming the setting and the remedy.
         """
+
+    def prepare(self, context: Context, parts: Mapping[str, Rows]) -> Rows:
+        """What it draws before the encoders run: {name: [B, ...]}, B the rows of `part`; parts: as in `Encoded`.
+
+        "tokens", int [B,L], are texts that it wants encoded: one pass of the text encoder takes them and the reports.
+        """
+        return {}
 
     @abc.abstractmethod
     def rows(self, context: Context, encoded: Encoded) -> Rows:

@@ -1,7 +1,7 @@
 """EntMLM: entities of the text are masked whole and restored from the other tokens and the image."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mmclip_jax.errors import UserError
 from mmclip_jax.models import encoders, masking
 from mmclip_jax.models.inputs import patch_count
-from mmclip_jax.models.mmclip import MMCLIP, PAD_ID
+from mmclip_jax.models.mmclip import PAD_ID
 from mmclip_jax.models.work import layers, product
 from mmclip_jax.objectives import rows as rows_lib
 from mmclip_jax.objectives.base import Buffers, Context, Encoded, Flops, Metrics, Objective, Rows, Tower
@@ -37,16 +37,23 @@ class EntMLM(Objective):
         if slots > length:
             raise UserError(f"objective.entmlm.slots={slots} is not in 1 to {length}")
 
+    def prepare(self, context: Context, parts: Mapping[str, Rows]) -> Rows:
+        """See `hide_entities`."""
+        return hide_entities(parts[self.part], self.settings(context.config), context.mask_id)
+
     def rows(self, context: Context, encoded: Encoded) -> Rows:
-        """See `entmlm_rows`."""
-        return entmlm_rows(
-            context.model,
-            context.variables,
-            encoded.of_part(encoded.patches, self.part),
-            encoded.parts[self.part],
-            context.config.objective,
-            context.mask_id,
-        )
+        """Sums a row [B] of loss, correct, count, entity tokens among the masked, dropped entities, valid tokens."""
+        rows, hidden = encoded.parts[self.part], encoded.prepared[self.name]
+        tokens, positions, weights = rows["tokens"], hidden["positions"], hidden["weights"]
+        valid = tokens != PAD_ID
+        patches = encoded.of_part(encoded.patches, self.part)
+        logits = context.model.apply(context.variables, hidden["features"], valid, patches, positions, method="restore")
+        in_entity = jnp.take_along_axis(rows["entity"], positions, axis=1) > 0
+        return restoration_sums(logits, tokens, positions, weights) | {
+            "entity": (weights * in_entity).sum(axis=1),
+            "valid": valid.sum(axis=1).astype(jnp.float32),
+            "dropped": hidden["dropped"].astype(jnp.float32),
+        }
 
     def loss(self, context: Context, rows: Rows) -> tuple[jax.Array, Metrics]:
         """Sums of the rows over the number of masked tokens in the whole batch."""
@@ -60,7 +67,7 @@ class EntMLM(Objective):
         }
 
     def flops(self, config: ConfigDict, sizes: Mapping[str, int]) -> Flops:
-        """A second pass through the text encoder, the decoder, and the vocabulary's logits at the slots."""
+        """As many rows more through the text encoder, the decoder, and the vocabulary's logits at the slots."""
         model, slots = config.model, self.settings(config).slots
         text, part, tokens = model.text, model.text_decoder, model.text.length
         if not sizes.get(self.part):
@@ -84,34 +91,27 @@ class EntMLM(Objective):
         )
 
 
-def entmlm_rows(
-    model: MMCLIP, variables: Any, patches: jax.Array, rows: Rows, config: ConfigDict, mask_id: int
-) -> Rows:
-    """EntMLM of paired rows: sums a row [B] of loss, correct, count, entity tokens among the masked, dropped entities.
+def hide_entities(rows: Rows, entmlm: ConfigDict, mask_id: int) -> Rows:
+    """Which tokens of paired rows are hidden (docs/method.md, "EntMLM"), and the texts without them.
 
-    patches: V [B,N,D]; rows: "tokens", "entity" and "key"; config: the `objective` part.
+    Args:
+      rows: "tokens", "entity" and "key"; entmlm: the settings `objective.entmlm`.
+
+    Returns:
+      {"tokens": [B,L] with `mask_id` at the hidden ones, "positions": int [B,K] of them, "weights": float32 [B,K], 1
+      for the slots in use, "dropped": int [B], entities that found no slot}.
     """
-    entmlm = config.entmlm
-    tokens, valid = rows["tokens"], rows["tokens"] != PAD_ID
     positions, weights, dropped = masking.select_masked_tokens(
         rows["entity"],
-        valid,
+        rows["tokens"] != PAD_ID,
         rows_lib.stream(rows["key"], rows_lib.TOKENS),
         probability=entmlm.probability,
         min_share=entmlm.min_share,
         slots=entmlm.slots,
         strategy=entmlm.strategy,
     )
-    masked_text = masking.mask_tokens(tokens, positions, weights, mask_id)
-    features = model.apply(variables, masked_text, method="encode_text")
-    logits = model.apply(variables, features, valid, patches, positions, method="restore")
-    sums = restoration_sums(logits, tokens, positions, weights)
-    in_entity = jnp.take_along_axis(rows["entity"], positions, axis=1) > 0
-    return sums | {
-        "entity": (weights * in_entity).sum(axis=1),
-        "valid": valid.sum(axis=1).astype(jnp.float32),
-        "dropped": dropped.astype(jnp.float32),
-    }
+    tokens = masking.mask_tokens(rows["tokens"], positions, weights, mask_id)
+    return {"tokens": tokens, "positions": positions, "weights": weights, "dropped": dropped}
 
 
 def restoration_sums(logits: jax.Array, tokens: jax.Array, positions: jax.Array, weights: jax.Array) -> Metrics:

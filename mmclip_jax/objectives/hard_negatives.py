@@ -26,12 +26,15 @@ class HardNegatives(Objective):
     fields = ("negative",)
     part = "paired"
 
+    def prepare(self, context: Context, parts: Mapping[str, Rows]) -> Rows:
+        """The flipped reports, empty where there is none."""
+        return {"tokens": parts[self.part]["negative"]}
+
     def rows(self, context: Context, encoded: Encoded) -> Rows:
         """Similarities of each image to its report and to the flipped one: "true", "flipped", and "there": 0 or 1."""
-        tokens = encoded.parts[self.part]["negative"]
-        valid = tokens != PAD_ID
-        features = context.model.apply(context.variables, tokens, method="encode_text")
-        flipped = context.model.apply(context.variables, features, valid, method="embed_text")
+        prepared = encoded.prepared[self.name]
+        valid = prepared["tokens"] != PAD_ID
+        flipped = context.model.apply(context.variables, prepared["features"], valid, method="embed_text")
         image = encoded.of_part(encoded.image_embed, self.part)
         text = encoded.of_part(encoded.text_embed, self.part)
         return {
@@ -51,7 +54,7 @@ class HardNegatives(Objective):
         }
 
     def flops(self, config: ConfigDict, sizes: Mapping[str, int]) -> Flops:
-        """One more pass of the paired rows through the text encoder."""
+        """As many rows more through the text encoder."""
         model = config.model
         one = encoders.text_encoder(model).work()
         one += head(1, model.text.width, model.embed_dim, model.text_head.hidden)

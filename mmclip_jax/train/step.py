@@ -8,7 +8,7 @@ objectives/registry.py alone.
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,21 @@ def images_of(rows: Rows, size: int) -> jax.Array:
     return augmented(rows["image"], extent, affine, tone, size)
 
 
+def encode_texts(
+    context: Context, tokens: jax.Array, prepared: Mapping[str, Rows]
+) -> tuple[jax.Array, dict[str, Rows]]:
+    """(T [B,L,D_t] of the reports int [B,L], what was prepared with "features": T of its "tokens", where it has them).
+
+    One pass of the encoder takes all texts: its gradient is summed over the devices once.
+    """
+    asked = {name: made["tokens"] for name, made in prepared.items() if "tokens" in made}
+    texts = [tokens, *asked.values()]
+    encoded = context.model.apply(context.variables, sharding.join_rows(*texts), method="encode_text")
+    features, *more = sharding.split_rows(encoded, *(len(each) for each in texts))
+    added = {name: {"features": each} for name, each in zip(asked, more, strict=True)}
+    return features, {name: made | added.get(name, {}) for name, made in prepared.items()}
+
+
 def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict[str, Rows]:
     """The work of single rows: both encoders, then what each objective makes of them: {objective: its rows}."""
     first = next(iter(parts.values()))
@@ -50,9 +65,10 @@ def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict
     model, variables = context.model, context.variables
     images = pixels(images_of(rows, context.config.model.image_size))
     patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
-    features = model.apply(variables, rows["tokens"], method="encode_text")
+    prepared = {objective.name: objective.prepare(context, parts) for objective in active}
+    features, prepared = encode_texts(context, rows["tokens"], prepared)
     text_embed = model.apply(variables, features, rows["tokens"] != PAD_ID, method="embed_text")
-    encoded = Encoded(rows, parts, images, patches, image_embed, features, text_embed)
+    encoded = Encoded(rows, parts, images, patches, image_embed, features, text_embed, prepared)
     # Those of all rows first: gradients are summed in the order of use.
     ordered = sorted(active, key=lambda objective: bool(objective.part))
     return {objective.name: objective.rows(context, encoded) for objective in ordered}

@@ -13,6 +13,7 @@ from mmclip_jax.models.mmclip import build_model, init_params
 from mmclip_jax.objectives import registry
 from mmclip_jax.objectives.base import Context, Encoded
 from mmclip_jax.text.entities import find_entities
+from mmclip_jax.train.step import encode_texts
 
 OBJECTIVE = registry.OBJECTIVES["hard_negatives"]
 
@@ -58,7 +59,10 @@ def test_similarities_are_those_of_the_embedded_texts() -> None:
     image = jax.nn.standardize(jnp.asarray(rng.normal(size=(7, tiny.EMBED))))
     rows = {"tokens": jnp.asarray(tokens[0]), "negative": jnp.asarray(tokens[1])}
     nothing = jnp.zeros(0)
-    encoded = Encoded(rows, {"paired": rows}, nothing, nothing, image, nothing, embed(tokens[0]))
+    features, prepared = encode_texts(
+        given, rows["tokens"], {"hard_negatives": OBJECTIVE.prepare(given, {"paired": rows})}
+    )
+    encoded = Encoded(rows, {"paired": rows}, nothing, nothing, image, features, embed(tokens[0]), prepared)
     found = OBJECTIVE.rows(given, encoded)
     np.testing.assert_allclose(found["true"], np.einsum("re,re->r", image, embed(tokens[0])), rtol=1e-5)
     np.testing.assert_allclose(found["flipped"], np.einsum("re,re->r", image, embed(tokens[1])), rtol=1e-5)

@@ -279,17 +279,27 @@ def test_the_first_tenth_of_the_steps_masks_at_random(params: Any, batch: Any) -
 
 
 class Spy:
-    """A model that keeps what `reconstruct` predicts."""
+    """A model that keeps what `reconstruct` predicts, and how many texts each pass of the text encoder took."""
 
     def __init__(self, model: Any):
         self._model, self.patch_size = model, model.patch_size
         self.predicted: Any = None
+        self.passes: list[int] = []
 
     def apply(self, variables: Any, *arguments: Any, method: str) -> Any:
         out = self._model.apply(variables, *arguments, method=method)
+        if method == "encode_text":
+            self.passes.append(len(arguments[0]))
         if method == "reconstruct":
             self.predicted = out
         return out
+
+
+def test_one_pass_of_the_text_encoder_takes_all_texts(params: Any) -> None:
+    config = small(objective__hard_negatives__weight=0.5)
+    spy, given = Spy(tiny.build_model(config.model)), tiny.batch(config)
+    jax.eval_shape(lambda p: step.compute_loss(spy, config, tiny.MASK_ID, p, jnp.int32(0), given), params)  # type: ignore[arg-type]
+    assert spy.passes == [8 + 8 + 8 + 8], "reports, prompts, reports with hidden entities, flipped reports"
 
 
 @pytest.mark.parametrize(("mask_at", "leaks"), [("input", False), ("features", True)])
