@@ -103,12 +103,10 @@ def main() -> int:
         args.save.write_text(text)
     found = kernels.kernels(text)
     entries, shares = table(found, topology.chip), kernels.shares(found, topology.chip)
-    sending = {
-        name: sent_by(each) / topology.bandwidth(each.group)
-        for name, each in hlo.named_collectives(text, topology.chips)
-    }
-    times = {name: each.times for name, each in hlo.named_collectives(text, topology.chips)}
-    links = sum(seconds * times[name] for name, seconds in sending.items())
+    collectives = dict(hlo.named_collectives(text, topology.chips))
+    sending = {name: sent_by(each) / topology.bandwidth(each.group) for name, each in collectives.items()}
+    links = sum(seconds * collectives[name].times for name, seconds in sending.items())
+    sent = sum(sent_by(each) * each.times for each in collectives.values())
     hidden = kernels.hidden_seconds(text, found, topology.chip, sending)
     print(f"{'ms':>9}{'GB':>9}{'TFLOP':>9}{'runs':>8}  kind       place")
     for entry in entries[: args.top]:
@@ -117,11 +115,16 @@ def main() -> int:
     if left:
         print(f"{sum(float(entry['ms']) for entry in left):9.3f}  {len(left)} more")
     facts |= {f"{kind}, ms": round(seconds * 1e3, 2) for kind, seconds in shares.items()}
+    masking = [k for k in found if "masking" in k.where]  # some gathers are within products, and not counted
     facts |= {
+        "of other: selections and gathers of masks, us": round(sum(k.seconds(topology.chip) for k in masking) * 1e6, 2),
+        "of other: their kernels": sum(k.times for k in masking),
         "all kernels, ms": round(sum(shares.values()) * 1e3, 2),
         "traffic, GB": round(sum(k.bytes * k.times for k in found) / 1e9, 1),
         "communication, ms": round(links * 1e3, 2),
         "of it hidden, ms": round(hidden * 1e3, 2),
+        "sent by a chip, MB": round(sent / 1e6, 1),
+        "sent while no kernel runs, MB": round(sent * (1 - hidden / links) / 1e6, 1) if links else 0.0,
     }
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     if args.json:

@@ -414,7 +414,7 @@ class Model:
             true = patchify(unit, patch_size)
             # The decoder predicts normalised pixels: the true patch lends its mean and spread, for the eye only.
             place = jnp.maximum(jnp.cumsum(hidden, axis=1) - 1, 0)
-            spread = jnp.take_along_axis(made["predicted"], place[:, :, None], axis=1)
+            spread = masking.take_positions(made["predicted"], place)
             spread = spread * true.std(axis=-1, keepdims=True) + true.mean(axis=-1, keepdims=True)
             restored = unpatchify(jnp.where(hidden[:, :, None], spread, true), patch_size)[..., 0]
             return {

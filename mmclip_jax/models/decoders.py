@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmclip_jax.models.attention import PLAIN
+from mmclip_jax.models.masking import take_positions
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, sincos_codes, sincos_positions
 
 
@@ -68,7 +69,7 @@ class ImageDecoder(nn.Module):
             attention=self.attention,
             name="transformer",
         )(x, None, context, valid)
-        x = jnp.take_along_axis(x, masked[:, :, None], axis=1)
+        x = take_positions(x, masked)
         return nn.Dense(self.patch_pixels, dtype=jnp.float32, name="pixels")(x.astype(jnp.float32))
 
 
@@ -107,5 +108,5 @@ class TextDecoder(nn.Module):
             attention=self.attention,
             name="transformer",
         )(x, valid, context, None)
-        x = jnp.take_along_axis(x, slots[:, :, None], axis=1).astype(jnp.float32)
+        x = take_positions(x, slots).astype(jnp.float32)
         return nn.Dense(self.output_width, dtype=jnp.float32, name="output")(x)

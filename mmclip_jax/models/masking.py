@@ -10,6 +10,8 @@ import jax.numpy as jnp
 STRATEGIES = ("attention", "random", "inverse")
 TOKEN_STRATEGIES = ("entity", "random")
 
+_named = jax.named_scope("masking")  # benchmarks/kernels.py counts selections and gathers by this name
+
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
     """One key a row [rows]: `key` itself if it is one a row already, else fold_in(key, row number).
@@ -51,6 +53,7 @@ def masked_count(patches: int, ratio: float) -> int:
     return round(ratio * patches)
 
 
+@_named
 def select_masked_patches(
     response: jax.Array, key: jax.Array, *, ratio: float, hint: float, strategy: str
 ) -> tuple[jax.Array, jax.Array]:
@@ -98,6 +101,7 @@ def select_masked_patches(
     return _positions(masked, count), _positions(~masked, patches - count)
 
 
+@_named
 def select_masked_tokens(
     entity: jax.Array,
     valid: jax.Array,
@@ -182,9 +186,16 @@ def mask_tokens(tokens: jax.Array, positions: jax.Array, weights: jax.Array, mas
     return jnp.where(hit_BxKxL.any(axis=1), mask_id, tokens)
 
 
+@_named
 def hidden_patches(masked: jax.Array, patches: int) -> jax.Array:
     """bool [B,N], True at the masked positions int [B,K]."""
     return (masked[:, :, None] == jnp.arange(patches)[None, None, :]).any(axis=1)
+
+
+@_named
+def take_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B,K,D]: x [B,N,D] at the positions int [B,K] of each row."""
+    return jnp.take_along_axis(x, positions[:, :, None], axis=1)
 
 
 def token_weights(affirmed: jax.Array, valid: jax.Array) -> jax.Array:

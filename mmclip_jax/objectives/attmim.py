@@ -135,7 +135,7 @@ def _spread_visible(features: jax.Array, masked: jax.Array, patches: int) -> jax
     """Features of the visible patches [B,N-K,D] -> [B,N,D] in image order; hidden positions hold some visible one."""
     hidden = masking.hidden_patches(masked, patches)
     place = jnp.maximum(jnp.cumsum(~hidden, axis=1) - 1, 0)
-    return jnp.take_along_axis(features, place[:, :, None], axis=1)
+    return masking.take_positions(features, place)
 
 
 def attmim_rows(
@@ -186,5 +186,5 @@ def reconstruction_error(predicted: jax.Array, patches: jax.Array, masked: jax.A
       patches: true pixels [B,N,P*P] in [0, 1].
       masked: int [B,K].
     """
-    target = normalized_pixels(jnp.take_along_axis(patches, masked[:, :, None], axis=1))
+    target = normalized_pixels(masking.take_positions(patches, masked))
     return jnp.square(predicted.astype(jnp.float32) - target).mean(axis=(1, 2))

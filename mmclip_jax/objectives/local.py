@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mmclip_jax import sharding
 from mmclip_jax.errors import UserError
+from mmclip_jax.models import masking
 from mmclip_jax.models.inputs import patch_count
 from mmclip_jax.models.mmclip import MMCLIP, PAD_ID
 from mmclip_jax.models.work import head, product
@@ -103,7 +104,7 @@ def local_rows(model: MMCLIP, variables: Any, patches: jax.Array, features: jax.
     draw = jax.vmap(lambda key: jax.random.uniform(key, affirmed.shape[1:]))(keys)
     affirmed = jnp.where(affirmed, rows["tokens"], -1)
     place = jnp.argsort(jnp.where(affirmed >= 0, draw, -1.0), axis=1, descending=True)[:, :count]
-    token = jnp.take_along_axis(features, place[:, :, None], axis=1)
+    token = masking.take_positions(features, place)
     return {
         "token": model.apply(variables, token, method="project_tokens"),
         "patches": model.apply(variables, patches, method="project_patches"),

@@ -11,6 +11,7 @@ from mmclip_jax.models import work
 from mmclip_jax.models.attention import PLAIN
 from mmclip_jax.models.encoders.base import Stage, transformer_layer_numbers
 from mmclip_jax.models.inputs import patch_count, patchify
+from mmclip_jax.models.masking import take_positions
 from mmclip_jax.models.transformer import OURS, Dtype, Transformer, Variant, layer_norm, sincos_positions
 
 STEMS = ("patch", "conv")
@@ -94,7 +95,7 @@ class ViT(nn.Module):
         position = self.param("position", _positions, side, self.width)
         x = x + position.astype(self.dtype)[None]
         if visible is not None:
-            x = jnp.take_along_axis(x, visible[:, :, None], axis=1)
+            x = take_positions(x, visible)
         first = [("class_token", 1)] * self.class_token + [("registers", self.registers)] * bool(self.registers)
         tokens = [self.param(name, nn.initializers.normal(0.02), (1, n, self.width)) for name, n in first]
         if tokens:
