@@ -23,7 +23,8 @@ PACKAGED = pathlib.Path(__file__).parent / "protocols.yaml"
 DEFAULT = "table"
 LABELLED = "labelled"
 UNCERTAIN = {"ignore": float("nan"), "present": 1.0, "absent": 0.0}
-SCORES = ("softmax", "cosine")
+BESIDE_NORMAL = "softmax_no_finding"
+SCORES = ("softmax", BESIDE_NORMAL, "cosine")
 ENSEMBLES = ("embeddings", "scores")
 _POLARITIES = ("present", "absent")
 
@@ -206,6 +207,8 @@ def _protocol(file: pathlib.Path, name: str, entry: Any) -> Protocol:
     for field, allowed in choices.items():
         if field in entry:
             fields[field] = _choice(where, field, entry[field], allowed)
+    if fields.get("score") == BESIDE_NORMAL and fields.get("ensemble", "embeddings") != "embeddings":
+        raise UserError(f"{where}: score {BESIDE_NORMAL} needs ensemble: embeddings")
     fields["uncertain"] = _uncertain(where, entry.get("uncertain", "ignore"))
     fields["seen"] = entry.get("seen", False)
     if not isinstance(fields["seen"], bool):

@@ -274,7 +274,7 @@ def _thresholds_of(scored: Mapping[str, Any], logit_scale: float, name: str) -> 
     """Of the source that is the evaluation's headline."""
     protocol, source = scored["protocol"], scored["primary"]
     usual = protocol["ensemble"] == "embeddings" and protocol.get("default_prompts", False)
-    if scored["score"] != "difference" or source is None or not usual:
+    if protocol["score"] != "softmax" or source is None or not usual:
         return {}
     said = f"highest {protocol['threshold']} on {protocol['validation']} rows of {source}, evaluation {name}"
     found = {}

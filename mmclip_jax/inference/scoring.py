@@ -162,11 +162,19 @@ def score_beside_normal(
     if prompts.NO_FINDING in map(prompts.kind_of, findings):
         raise UserError("no finding is what this score compares with: score it by score_images")
     positive, negative = prompt_embeddings(model, [*findings, prompts.NO_FINDING], prompts_of)
+    return beside_normal(model, image_embed, positive[:-1], negative[:-1], positive[-1:])
+
+
+def beside_normal(
+    model: TextEncoder, image_embed: np.ndarray, positive: np.ndarray, negative: np.ndarray, normal: np.ndarray
+) -> np.ndarray:
+    """`score_beside_normal` from the embeddings of the prompts [K, E], and of what affirms "no finding" [1, E]."""
     images, margins = image_embed.astype(np.float64), []
     for columns, scale, root in members(model):
-        affirmed, denied = (images[:, columns] @ texts[:, columns].T for texts in (positive, negative))
-        absent = np.logaddexp(scale * root**2 * denied[:, :-1], scale * root**2 * affirmed[:, -1:])
-        margins.append(scale * root**2 * affirmed[:, :-1] - absent)
+        affirmed, denied, healthy = (
+            scale * root**2 * images[:, columns] @ texts[:, columns].T for texts in (positive, negative, normal)
+        )
+        margins.append(affirmed - np.logaddexp(denied, healthy))
     return mean_logit(np.stack(margins, axis=-1)) / float(model.logit_scale)
 
 

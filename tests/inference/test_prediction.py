@@ -150,10 +150,16 @@ def test_mistakes_are_one_line(
 def results(**changes: Any) -> dict[str, Any]:
     finding = {"finding": "edema", "decision": {"threshold": 0.02}}
     nothing = {"finding": "pneumothorax", "decision": {"threshold": None}}
-    protocol = {"ensemble": "embeddings", "default_prompts": True, "threshold": "f1", "validation": "validation"}
+    protocol = {
+        "score": "softmax",
+        "ensemble": "embeddings",
+        "default_prompts": True,
+        "threshold": "f1",
+        "validation": "validation",
+    }
     scored: dict[str, Any] = {
         "protocol": protocol | {k: v for k, v in changes.items() if k in protocol},
-        "score": changes.get("score", "difference"),
+        "score": "positive" if changes.get("score") == "cosine" else "difference",
         "primary": changes.get("primary", "phantom-a"),
         "sources": {"phantom-a": {"findings": [finding, nothing]}, "phantom-b": {"findings": [nothing]}},
     }
@@ -170,7 +176,7 @@ def test_thresholds_are_those_of_the_steps_evaluation(tmp_path: pathlib.Path) ->
     assert prediction.read_thresholds(tmp_path, 7, 10.0) == {}
     write(tmp_path, "70", results())
     assert prediction.read_thresholds(tmp_path, 7, 10.0) == {}
-    write(tmp_path, "7-validation", results(score="positive"))
+    write(tmp_path, "7-validation", results(score="cosine"))
     write(tmp_path, "7", results())
     (found,) = prediction.read_thresholds(tmp_path, 7, 10.0).items()
     assert found[0] == "edema"
@@ -180,7 +186,14 @@ def test_thresholds_are_those_of_the_steps_evaluation(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize(
-    "changes", [{"score": "positive"}, {"primary": None}, {"default_prompts": False}, {"ensemble": "scores"}]
+    "changes",
+    [
+        {"score": "cosine"},
+        {"score": "softmax_no_finding"},
+        {"primary": None},
+        {"default_prompts": False},
+        {"ensemble": "scores"},
+    ],
 )
 def test_thresholds_of_another_score_or_other_prompts_are_none(changes: Any, tmp_path: pathlib.Path) -> None:
     write(tmp_path, "7", results(**changes))

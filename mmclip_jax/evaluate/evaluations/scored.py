@@ -9,13 +9,13 @@ import numpy as np
 from mmclip_jax.data.schema import Example, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate.model import Encoder, Supervised
-from mmclip_jax.evaluate.protocols import Protocol
+from mmclip_jax.evaluate.protocols import BESIDE_NORMAL, Protocol
 from mmclip_jax.evaluate.rows import Split
 from mmclip_jax.evaluate.stats import metrics
 from mmclip_jax.inference import scoring
 from mmclip_jax.text import prompts
 
-SCORE_OF = {"softmax": "difference", "cosine": "positive"}
+SCORE_OF = {"softmax": "difference", BESIDE_NORMAL: "difference", "cosine": "positive"}
 """What a protocol calls its score, and the column that holds it."""
 
 
@@ -67,8 +67,30 @@ def score_by_protocol(
         return dict.fromkeys(scoring.SCORES, model.logits_of(image_embed)[:, columns])
     if protocol.ensemble == "embeddings":
         embedded = scoring.prompt_embeddings(model, findings, protocol.prompts_of)
-        return scoring.score_images(image_embed, *embedded, model)
+        return score_embedded(model, image_embed, findings, *embedded, protocol)
     return scoring.score_pairs(model, image_embed, findings, protocol.prompts_of)
+
+
+def score_embedded(
+    model: scoring.TextEncoder,
+    image_embed: np.ndarray,
+    findings: Sequence[str],
+    positive: np.ndarray,
+    negative: np.ndarray,
+    protocol: Protocol,
+) -> dict[str, np.ndarray]:
+    """The scores [n, K] of images [n, E] by the embeddings [K, E] of the findings' prompts.
+
+    Where the protocol asks for it, "difference" compares with "no finding" too, but for "no finding" itself and for
+    devices: a normal image may have one.
+    """
+    scores = scoring.score_images(image_embed, positive, negative, model)
+    others = [k for k, name in enumerate(findings) if name != prompts.NO_FINDING and not prompts.is_device(name)]
+    if protocol.score == BESIDE_NORMAL and others:
+        normal, _ = scoring.prompt_embeddings(model, [prompts.NO_FINDING], protocol.prompts_of)
+        beside = scoring.beside_normal(model, image_embed, positive[others], negative[others], normal)
+        scores["difference"][:, others] = beside
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +117,8 @@ def member_aurocs(
     here = scored.of_source(source)
     defined = [k for k in range(len(findings)) if not metrics.counts(here.labels[:, k]).note]
     asked = [findings[k] for k in defined]
-    texts = list(dict.fromkeys(text for finding in asked for part in protocol.prompts_of(finding) for text in part))
+    named = [*asked, prompts.NO_FINDING]
+    texts = list(dict.fromkeys(text for finding in named for part in protocol.prompts_of(finding) for text in part))
     embedded = dict(zip(texts, np.asarray(model.encode_text(texts), np.float64), strict=True))
     areas = []
     for columns, scale, root in scoring.members(model):

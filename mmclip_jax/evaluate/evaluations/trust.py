@@ -13,7 +13,7 @@ import numpy as np
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results, Section, template
 from mmclip_jax.evaluate.evaluations import subgroups
-from mmclip_jax.evaluate.evaluations.scored import SourceRows, score_by_protocol
+from mmclip_jax.evaluate.evaluations.scored import SourceRows, score_by_protocol, score_embedded
 from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, ZeroShot
 from mmclip_jax.evaluate.model import Encoder, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
@@ -157,7 +157,8 @@ def prompt_sensitivity(asked: Asked, model: Encoder) -> dict[str, Any]:
     embedded = np.asarray(model.encode_text([text for row in texts for pair in row for text in pair]), np.float64)
     embedded = embedded.reshape(count, len(findings), 2, -1)
     for t in range(count):
-        single = scoring.score_images(asked.here.embedded, embedded[t, :, 0], embedded[t, :, 1], model)[scored.score]
+        pair = embedded[t, :, 0], embedded[t, :, 1]
+        single = score_embedded(model, asked.here.embedded, findings, *pair, scored.protocol)[scored.score]
         by_template[t] = [metrics.auroc(labels[:, k], single[:, k]) for k in range(len(findings))]
     ensemble = np.array([metrics.auroc(labels[:, k], asked.scores[:, k]) for k in range(len(findings))])
 

@@ -280,6 +280,31 @@ def test_an_ensemble_of_scores_is_the_mean_of_softmax_probabilities() -> None:
             assert scores["positive"][n, k] == pytest.approx(np.mean(positive @ image), abs=1e-12)
 
 
+def test_softmax_no_finding_is_the_chance_among_three_texts(rows: list[Example]) -> None:
+    """Not for "no finding" itself, and not for devices, which a normal image may have."""
+    rng, findings = np.random.default_rng(3), ["nodule", "no_finding", "support_device", "edema"]
+    vectors: dict[str, np.ndarray] = {}
+
+    class Fixed(toy.ToyModel):
+        def encode_text(self, texts: Any) -> np.ndarray:
+            drawn = [vectors.setdefault(text, rng.normal(size=12)) for text in texts]
+            return np.stack([each / np.linalg.norm(each) for each in drawn])
+
+    model, images = Fixed(), rng.normal(size=(7, 12)) / 5
+    scores = score_by_protocol(model, images, findings, _protocol(score="softmax_no_finding"))["difference"]
+
+    def similarity(finding: str, polarity: int) -> np.ndarray:
+        mean = model.encode_text(_protocol().prompts_of(finding)[polarity]).mean(axis=0)
+        return 10.0 * images @ (mean / np.linalg.norm(mean))
+
+    for k, finding in enumerate(findings):
+        against = [similarity(finding, 1)]
+        if k in (0, 3):
+            against.append(similarity("no_finding", 0))
+        odds = np.exp(similarity(finding, 0)) / np.exp(against).sum(axis=0)
+        np.testing.assert_allclose(scores[:, k], np.log(odds) / 10.0, atol=1e-9)
+
+
 def test_cosine_is_the_similarity_to_the_affirming_prompts(rows: list[Example]) -> None:
     scored = _with(rows, score="cosine")
     assert (scored.score, scored.summary["score"]) == ("positive", "positive")
