@@ -115,7 +115,8 @@ def main() -> int:
     if left:
         print(f"{sum(float(entry['ms']) for entry in left):9.3f}  {len(left)} more")
     facts |= {f"{kind}, ms": round(seconds * 1e3, 2) for kind, seconds in shares.items()}
-    masking = [k for k in found if "masking" in k.where]  # some gathers are within products, and not counted
+    # By the name of a kernel's first operation: what is fused into another kernel is not counted.
+    masking = [k for k in found if k.kind == "other" and "masking" in k.where]
     facts |= {
         "of other: selections and gathers of masks, us": round(sum(k.seconds(topology.chip) for k in masking) * 1e6, 2),
         "of other: their kernels": sum(k.times for k in masking),
@@ -124,7 +125,7 @@ def main() -> int:
         "communication, ms": round(links * 1e3, 2),
         "of it hidden, ms": round(hidden * 1e3, 2),
         "sent by a chip, MB": round(sent / 1e6, 1),
-        "sent while no kernel runs, MB": round(sent * (1 - hidden / links) / 1e6, 1) if links else 0.0,
+        "of it beside no kernel, MB, at the mean bandwidth": round(sent / 1e6 * (1 - hidden / max(links, 1e-12)), 1),
     }
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     if args.json:

@@ -150,7 +150,7 @@ def print_head(*cells: str) -> None:
     print(f"|{'---|' * len(cells)}")
 
 
-def beside_normal(model: Any, embedded: np.ndarray, finding: str) -> np.ndarray:
+def beside_no_finding(model: Any, embedded: np.ndarray, finding: str) -> np.ndarray:
     """Scores by the finding's prompts and those of "no finding"."""
     return scoring.score_beside_normal(model, embedded, [finding])[:, 0]
 
@@ -175,7 +175,7 @@ def print_scores(sites: Sequence[Site], model: Any, chosen: Sequence[str]) -> No
             scores = {"floor": floor_scores(site.train.flat[train], train_labels, site.scored.flat[rows])}
             if embedded:
                 scores["prompts"] = by_prompts(model, embedded[0][rows], task.finding)
-                how = by_prompts if task.finding == texts.NO_FINDING else beside_normal
+                how = by_prompts if task.finding == texts.NO_FINDING else beside_no_finding
                 scores["beside no finding"] = how(model, embedded[0][rows], task.finding)
                 scores["probe"] = linear_scores(embedded[1][train], train_labels, embedded[0][rows])
             cells = [cell(labels, values, patients) for values in scores.values()]

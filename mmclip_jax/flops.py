@@ -53,9 +53,10 @@ def train_step_flops(config: ConfigDict) -> dict[str, float]:
       config: a run's settings, with `model.text.vocab_size` set where EntMLM is on.
 
     Returns:
-      {component: FLOPs}: "image_encoder", "text_encoder", each objective by its name (0 where it is off; a second pass
-      through an encoder belongs to the objective that makes it), and "recompute": the forward work that is done again
-      in the backward pass to save memory, by `model.remat` and `optimizer.accumulate`. The model does not need it.
+      {component: FLOPs}: "image_encoder", "text_encoder", each objective by its name (0 where it is off; further rows
+      of an encoder, or a second pass, belong to the objective that asks for them), and "recompute": the forward work
+      that is done again in the backward pass to save memory, by `model.remat` and `optimizer.accumulate`. The model
+      does not need it.
 
     Raises:
       UserError: `model.text.vocab_size` is 0.

@@ -19,9 +19,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Property tests take the same examples on every run, however slow the machine is. `make test-random` draws new ones.
-_UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+_CHECKS = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+_UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": _CHECKS}
 hypothesis.settings.register_profile("repeatable", derandomize=True, **_UNTIMED)
-hypothesis.settings.register_profile("random", print_blob=True, **_UNTIMED)
+hypothesis.settings.register_profile("random", derandomize=False, print_blob=True, **_UNTIMED)
 hypothesis.settings.load_profile("repeatable")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

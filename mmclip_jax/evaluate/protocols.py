@@ -1,4 +1,4 @@
-"""Protocols of evaluation by prompts, read from resources/protocols.yaml or a file of the user's own.
+"""Protocols of evaluation by prompts, read from protocols.yaml or a file of the user's own.
 
 A protocol fixes whatever could be chosen after seeing the numbers: findings, splits, what uncertain labels count as,
 prompts, score, ensemble, threshold. Its digest is kept with the results, so that runs are compared only under the same.
@@ -31,7 +31,7 @@ _POLARITIES = ("present", "absent")
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One entry of a protocol file; the head of resources/protocols.yaml describes the fields.
+    """One entry of a protocol file; the head of protocols.yaml describes the fields.
 
     findings: kinds; None for every kind with a known label. uncertain: one of `UNCERTAIN`, or one a kind.
     """
@@ -65,7 +65,8 @@ class Protocol:
         """Of all that may change a number: the fields, and the words that prompts are made of."""
         apart = ("title", "data", "note", "prompts_of_model", "given_digest")
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
-        wording = {kind: self.prompts_of(kind) for kind in (self.findings or prompts.KINDS)}
+        asked = set(self.findings or prompts.KINDS) | ({prompts.NO_FINDING} if self.score == BESIDE_NORMAL else set())
+        wording = {kind: self.prompts_of(kind) for kind in asked}
         return hashlib.sha256(json.dumps([fields, wording], sort_keys=True).encode()).hexdigest()[:16]
 
     def with_prompts(self, model: str, prompts: Mapping[str, Any]) -> "Protocol":

@@ -158,7 +158,9 @@ class Split:
 
     def image(self, row: int) -> bytes:
         """The stored file of a row."""
-        data: bytes = self._sources[self._places[row][0]][self._places[row][1]].image
+        number, index = self._places[row]
+        source = self._sources[number]
+        data: bytes = source.image(index) if isinstance(source, record_files.Records) else source[index].image
         return data
 
     def pixels(self, rows: Iterable[int]) -> list[Pixels]:

@@ -12,6 +12,7 @@ import PIL.Image
 from jax.experimental import multihost_utils
 
 from mmclip_jax.data.images import grey
+from mmclip_jax.data.images.dicom import check_pixels
 from mmclip_jax.data.images.store import check_not_flat
 from mmclip_jax.errors import UserError
 
@@ -105,8 +106,8 @@ def as_pixels(image: Any) -> np.ndarray:
 
     image: a path, a file's bytes (or a stream of them), a PIL image of any mode, a pydicom data set, or an array [H,W],
     [H,W,1], [H,W,3] or [H,W,4] (alpha): uint8; wider integers, which are what a 16-bit file holds; bool; or floats from
-    0 to 1. An array uint8 [H,W] is pixels as records hold them: it alone may be of one value, as the grey images of an
-    evaluation are.
+    0 to 1. An array uint8 [H,W] is pixels as records hold them, and is given back, not copied: it alone may be of one
+    value, as the grey images of an evaluation are.
 
     Raises:
       UserError: it cannot be read, or shows one value alone, or is an array of numbers that are black but for rounding
@@ -114,8 +115,11 @@ def as_pixels(image: Any) -> np.ndarray:
     """
     as_stored = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 2
     try:
-        pixels = grey.to_pixels(_source(image).grey)
-        if not as_stored:
+        if as_stored:
+            check_pixels(image.shape[1], image.shape[0])
+            pixels = np.asarray(image)
+        else:
+            pixels = grey.to_pixels(_source(image).grey)
             check_not_flat(pixels)
         if hasattr(image, "dtype"):
             _check_not_black(image, pixels)
@@ -130,7 +134,7 @@ def _check_not_black(array: Any, pixels: np.ndarray) -> None:
     """Refuses an array whose range is another than its type says: shown as it is, it would be black."""
     values = np.asarray(array)
     # Floats: also 12 bits that were divided by the highest value of 16.
-    if values.max() <= 1 / 16 if values.dtype.kind == "f" else 0 < pixels.max() <= 1:
+    if 0 < pixels.max() <= (16 if values.dtype.kind == "f" else 1):
         white = 1 if values.dtype.kind == "f" else 255 if values.dtype == np.uint8 else 65535
         raise UserError(
             f"{values.dtype} from {values.min():g} to {values.max():g} is all but black, where white is {white}: give "

@@ -240,7 +240,7 @@ def read_thresholds(workdir: str | os.PathLike[str], step: int, logit_scale: flo
 
     workdir: of the run, one of its checkpoints, or what `mmclip export` wrote of it. Of several evaluations the one of
     the split that is scored by default counts, else the first by name. Those with other prompts than the default ones,
-    or scored by similarity alone, say nothing of a probability here.
+    or with another score than "softmax", say nothing of a probability here.
 
     Raises:
       UserError: a results.json is damaged, or the record of an exported directory.

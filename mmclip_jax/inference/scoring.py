@@ -1,7 +1,8 @@
 """Findings by prompts: an image's similarity to what affirms a finding, against what denies it.
 
 Two scores of an image v for a finding, from the normalised means p and n of its affirming and denying prompts:
-"difference" is v.p - v.n, whose softmax is sigmoid(logit scale * difference); "positive" is v.p alone.
+"difference" is v.p - v.n, whose softmax is sigmoid(logit scale * difference); "positive" is v.p alone. A protocol may
+compare with what affirms "no finding", too (`beside_normal`): its evaluation has that under "difference".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -171,10 +172,10 @@ def beside_normal(
     """`score_beside_normal` from the embeddings of the prompts [K, E], and of what affirms "no finding" [1, E]."""
     images, margins = image_embed.astype(np.float64), []
     for columns, scale, root in members(model):
-        affirmed, denied, healthy = (
+        present, absent, none = (
             scale * root**2 * images[:, columns] @ texts[:, columns].T for texts in (positive, negative, normal)
         )
-        margins.append(affirmed - np.logaddexp(denied, healthy))
+        margins.append(present - np.logaddexp(absent, none))
     return mean_logit(np.stack(margins, axis=-1)) / float(model.logit_scale)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 STRATEGIES = ("attention", "random", "inverse")
 TOKEN_STRATEGIES = ("entity", "random")
 
-_named = jax.named_scope("masking")  # benchmarks/kernels.py counts selections and gathers by this name
+in_masking = jax.named_scope("masking")  # benchmarks/kernels.py counts selections and gathers by this name
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
@@ -53,7 +53,7 @@ def masked_count(patches: int, ratio: float) -> int:
     return round(ratio * patches)
 
 
-@_named
+@in_masking
 def select_masked_patches(
     response: jax.Array, key: jax.Array, *, ratio: float, hint: float, strategy: str
 ) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +101,7 @@ def select_masked_patches(
     return _positions(masked, count), _positions(~masked, patches - count)
 
 
-@_named
+@in_masking
 def select_masked_tokens(
     entity: jax.Array,
     valid: jax.Array,
@@ -180,19 +180,20 @@ def _choose_entities(
     return (is_member_BxExL & kept[:, :, None]).any(axis=1), dropped
 
 
+@in_masking
 def mask_tokens(tokens: jax.Array, positions: jax.Array, weights: jax.Array, mask_id: int) -> jax.Array:
     """Replaces the tokens [B,L] at the used positions [B,K] by `mask_id`."""
     hit_BxKxL = (positions[:, :, None] == jnp.arange(tokens.shape[1])[None, None, :]) & (weights[:, :, None] > 0)
     return jnp.where(hit_BxKxL.any(axis=1), mask_id, tokens)
 
 
-@_named
+@in_masking
 def hidden_patches(masked: jax.Array, patches: int) -> jax.Array:
     """bool [B,N], True at the masked positions int [B,K]."""
     return (masked[:, :, None] == jnp.arange(patches)[None, None, :]).any(axis=1)
 
 
-@_named
+@in_masking
 def take_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """[B,K,D]: x [B,N,D] at the positions int [B,K] of each row."""
     return jnp.take_along_axis(x, positions[:, :, None], axis=1)

@@ -115,6 +115,7 @@ def _patches(config: ConfigDict) -> int:
     return patch_count(config.model.image_size, config.model.patch_size)
 
 
+@masking.in_masking
 def masked_patches(
     response: jax.Array, key_data: jax.Array, config: ConfigDict, use_random: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -131,6 +132,7 @@ def masked_patches(
     return tuple(jnp.where(use_random, r, c) for r, c in zip(at_random, chosen, strict=True))  # type: ignore[return-value]
 
 
+@masking.in_masking
 def _spread_visible(features: jax.Array, masked: jax.Array, patches: int) -> jax.Array:
     """Features of the visible patches [B,N-K,D] -> [B,N,D] in image order; hidden positions hold some visible one."""
     hidden = masking.hidden_patches(masked, patches)

@@ -154,7 +154,9 @@ class Objective(abc.ABC):
     def prepare(self, context: Context, parts: Mapping[str, Rows]) -> Rows:
         """What it draws before the encoders run: {name: [B, ...]}, B the rows of `part`; parts: as in `Encoded`.
 
-        "tokens", int [B,L], are texts that it wants encoded: one pass of the text encoder takes them and the reports.
+        "tokens", int [B,L] with the L of the batch, are texts that it wants encoded: one pass of the text encoder takes
+        them and those of the batch. `rows` finds T of them as "features" [B,L,D_t]. The rows of an objective of all
+        parts stand in the order of `sharding.join_rows`.
         """
         return {}
 

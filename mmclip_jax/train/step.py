@@ -46,11 +46,18 @@ def images_of(rows: Rows, size: int) -> jax.Array:
 def encode_texts(
     context: Context, tokens: jax.Array, prepared: Mapping[str, Rows]
 ) -> tuple[jax.Array, dict[str, Rows]]:
-    """(T [B,L,D_t] of the reports int [B,L], what was prepared with "features": T of its "tokens", where it has them).
+    """T [B,L,D_t] of the texts int [B,L] of all rows, and {objective: what it prepared}, "features" added.
 
-    One pass of the encoder takes all texts: its gradient is summed over the devices once.
+    "features" are T [b,L,D_t] of the "tokens" int [b,L] that an objective prepared, where it did. One pass of the
+    encoder takes all texts: its gradient is summed over the devices once.
+
+    Raises:
+      ValueError: prepared texts of another length.
     """
     asked = {name: made["tokens"] for name, made in prepared.items() if "tokens" in made}
+    for name, others in asked.items():
+        if others.shape[1:] != tokens.shape[1:]:
+            raise ValueError(f"objective {name}: prepared texts of {others.shape}, the batch's are {tokens.shape}")
     texts = [tokens, *asked.values()]
     encoded = context.model.apply(context.variables, sharding.join_rows(*texts), method="encode_text")
     features, *more = sharding.split_rows(encoded, *(len(each) for each in texts))
@@ -64,8 +71,8 @@ def forward(context: Context, active: Sequence[Objective], parts: Batch) -> dict
     rows = {name: sharding.join_rows(*(part[name] for part in parts.values())) for name in first}
     model, variables = context.model, context.variables
     images = pixels(images_of(rows, context.config.model.image_size))
-    patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
     prepared = {objective.name: objective.prepare(context, parts) for objective in active}
+    patches, image_embed = model.apply(variables, standardize(images), method="encode_image")
     features, prepared = encode_texts(context, rows["tokens"], prepared)
     text_embed = model.apply(variables, features, rows["tokens"] != PAD_ID, method="embed_text")
     encoded = Encoded(rows, parts, images, patches, image_embed, features, text_embed, prepared)

@@ -80,6 +80,22 @@ def test_the_digest_changes_with_whatever_changes_a_number(tmp_path: pathlib.Pat
     assert protocols.load(_write(tmp_path, MINE.replace("My reading room", "Ours"))).digest == digest
 
 
+def test_the_digest_holds_the_words_of_no_finding_where_they_count(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digests() -> list[str]:
+        scores = ("softmax", "softmax_no_finding")
+        return [protocols.load(_write(tmp_path, f"mine: {{findings: [nodule], score: {s}}}")).digest for s in scores]
+
+    before, usual = digests(), prompts.zero_shot_prompts
+    monkeypatch.setattr(
+        prompts, "zero_shot_prompts", lambda kind, *words: usual("edema" if kind == "no_finding" else kind, *words)
+    )
+    after = digests()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
 def test_single_prompts_have_one_wording_each() -> None:
     pairs = protocols.load("table").single_prompts_of("nodule")
     assert pairs[0] == ("Nodule.", "No nodule.")

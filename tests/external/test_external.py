@@ -23,9 +23,10 @@ from mmclip_jax.data.schema import SPLITS, LabelState
 from mmclip_jax.errors import UserError
 from mmclip_jax.evaluate import protocols
 from mmclip_jax.evaluate import rows as rows_lib
-from mmclip_jax.evaluate.evaluations import retrieval
+from mmclip_jax.evaluate.evaluations import retrieval, trust, zeroshot
 from mmclip_jax.evaluate.evaluations.scored import score_by_protocol
 from mmclip_jax.evaluate.model import Foreign
+from mmclip_jax.evaluate.stats.bootstrap import Bootstrap
 from mmclip_jax.external import run as external
 from mmclip_jax.inference import exposure, scoring
 
@@ -202,11 +203,17 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize("ensemble", ["embeddings", "scores"])
-def test_an_ensemble_is_the_mean_of_probabilities(ensemble: str) -> None:
+def mean_text(model: Planted, texts: Sequence[str], member: int) -> np.ndarray:
+    return unit(np.mean([model.parts_of(text)[member] for text in texts], axis=0))
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "score"), [("embeddings", "softmax"), ("embeddings", "softmax_no_finding"), ("scores", "softmax")]
+)
+def test_an_ensemble_is_the_mean_of_probabilities(ensemble: str, score: str) -> None:
     model = Planted()
     assert isinstance(model, Foreign)
-    protocol = dataclasses.replace(protocols.load("chexpert-5"), ensemble=ensemble)
+    protocol = dataclasses.replace(protocols.load("chexpert-5"), ensemble=ensemble, score=score)
     findings = ["edema", "pleural_effusion"]
     images = [f"image {number}" for number in range(4)]
     made = score_by_protocol(model, model.encode_text(images), findings, protocol)
@@ -220,11 +227,41 @@ def test_an_ensemble_is_the_mean_of_probabilities(ensemble: str) -> None:
                 )
                 if ensemble == "embeddings":
                     p, n = unit(p.mean(axis=0))[None], unit(n.mean(axis=0))[None]
-                probabilities += [sigmoid(scale * (v @ a - v @ b)) for a in p for b in n]
+                against = [np.exp(scale * v @ b) for b in n]
+                if score == "softmax_no_finding":
+                    healthy = mean_text(model, protocol.prompts_of("no_finding")[0], member)
+                    against = [against[0] + np.exp(scale * v @ healthy)]
+                probabilities += [1 / (1 + b / np.exp(scale * v @ a)) for a in p for b in against]
                 similarities.append((p @ v).mean())
             wanted = np.mean(probabilities)
             assert sigmoid(5.0 * made["difference"][row, k]) == pytest.approx(wanted, abs=1e-6)
             assert made["positive"][row, k] == pytest.approx(np.mean(similarities), abs=1e-6)
+
+
+def test_members_and_single_templates_are_scored_by_the_protocols_score() -> None:
+    """With one template there is nothing between its score and that of all templates."""
+    words = {"present": ("{present}",), "absent": ("no {absent}",)}
+    protocol = dataclasses.replace(
+        protocols.load("chexpert-5"), score="softmax_no_finding", templates=words, phrases=False
+    )
+    model, split = Planted(), rows_lib.Split.of([e for e in toy.collection(patients=60) if e.part == "paired"])
+    embedded = rows_lib.embed_images(model, split)
+    findings = tuple(toy.KINDS[:2])
+    scored = zeroshot.evaluate(model, split, embedded, protocol=dataclasses.replace(protocol, findings=findings))
+    alone = []
+    for member, scale in enumerate((3.0, 7.0)):
+        v = embedded[:, slice(0, 3) if member == 0 else slice(3, 5)] * 2**0.5
+        healthy = v @ mean_text(model, protocol.prompts_of("no_finding")[0], member)
+        areas = []
+        for k, finding in enumerate(findings):
+            p, n = (v @ mean_text(model, texts, member) for texts in protocol.prompts_of(finding))
+            known = ~np.isnan(scored.labels[:, k])
+            odds = np.exp(scale * p) / (np.exp(scale * n) + np.exp(scale * healthy))
+            areas.append(roc_auc_score(scored.labels[known, k], odds[known]))
+        alone.append(np.mean(areas))
+    assert scored.summary["members"] == pytest.approx(alone, abs=1e-9)
+    found = trust.prompt_sensitivity(trust.Asked.of(model, scored, Bootstrap(resamples=11)), model)
+    assert [entry["lowest"] for entry in found["findings"]] == [entry["ensemble"] for entry in found["findings"]]
 
 
 def test_one_member_is_scored_as_any_model() -> None:

@@ -307,7 +307,7 @@ def test_arrays_are_what_their_files_are(data: Any) -> None:
         expected = values * (255.0 / white)
     if np.ptp(np.rint(expected)) <= 1:
         return
-    if kind[-2] == "f" and values.max() <= 1 / 16:
+    if kind[-2] == "f" and expected.max() <= 16:
         with pytest.raises(UserError, match="all but black"):
             as_pixels(values)
         return
@@ -317,6 +317,15 @@ def test_arrays_are_what_their_files_are(data: Any) -> None:
     if kind in ("u1", "u2", "bool"):
         np.testing.assert_array_equal(as_pixels(encoded(values, "PNG")), found)
         np.testing.assert_array_equal(as_pixels(Image.fromarray(values)), found)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_dark_floats_are_refused_whatever_their_alpha(channels: int) -> None:
+    dark = np.repeat(GREY[..., None] * np.float32(4095 / 65535 / 255), channels, axis=2)
+    if channels in (2, 4):
+        dark[..., -1] = 1.0
+    with pytest.raises(UserError, match="all but black"):
+        as_pixels(dark)
 
 
 def test_colour_arrays() -> None:

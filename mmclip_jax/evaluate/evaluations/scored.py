@@ -71,6 +71,11 @@ def score_by_protocol(
     return scoring.score_pairs(model, image_embed, findings, protocol.prompts_of)
 
 
+def diseases(findings: Sequence[str]) -> list[int]:
+    """The places of those that a normal image cannot have: neither "no finding" nor a device."""
+    return [k for k, name in enumerate(findings) if name != prompts.NO_FINDING and not prompts.is_device(name)]
+
+
 def score_embedded(
     model: scoring.TextEncoder,
     image_embed: np.ndarray,
@@ -85,7 +90,7 @@ def score_embedded(
     devices: a normal image may have one.
     """
     scores = scoring.score_images(image_embed, positive, negative, model)
-    others = [k for k, name in enumerate(findings) if name != prompts.NO_FINDING and not prompts.is_device(name)]
+    others = diseases(findings)
     if protocol.score == BESIDE_NORMAL and others:
         normal, _ = scoring.prompt_embeddings(model, [prompts.NO_FINDING], protocol.prompts_of)
         beside = scoring.beside_normal(model, image_embed, positive[others], negative[others], normal)
@@ -117,7 +122,7 @@ def member_aurocs(
     here = scored.of_source(source)
     defined = [k for k in range(len(findings)) if not metrics.counts(here.labels[:, k]).note]
     asked = [findings[k] for k in defined]
-    named = [*asked, prompts.NO_FINDING]
+    named = [*asked, prompts.NO_FINDING] if protocol.score == BESIDE_NORMAL else asked
     texts = list(dict.fromkeys(text for finding in named for part in protocol.prompts_of(finding) for text in part))
     embedded = dict(zip(texts, np.asarray(model.encode_text(texts), np.float64), strict=True))
     areas = []

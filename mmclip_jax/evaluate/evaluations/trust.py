@@ -13,7 +13,7 @@ import numpy as np
 from mmclip_jax.data.schema import Example
 from mmclip_jax.evaluate.base import Context, Evaluation, Part, Result, Results, Section, template
 from mmclip_jax.evaluate.evaluations import subgroups
-from mmclip_jax.evaluate.evaluations.scored import SourceRows, score_by_protocol, score_embedded
+from mmclip_jax.evaluate.evaluations.scored import SourceRows, diseases, score_by_protocol, score_embedded
 from mmclip_jax.evaluate.evaluations.zeroshot import ZERO_SHOT, ZeroShot
 from mmclip_jax.evaluate.model import Encoder, Supervised
 from mmclip_jax.evaluate.protocols import Protocol
@@ -146,6 +146,8 @@ def negation(asked: Asked, model: Encoder) -> dict[str, Any]:
 def prompt_sensitivity(asked: Asked, model: Encoder) -> dict[str, Any]:
     """How much hangs on the wording: the AUROC by each single template, against that of the ensemble.
 
+    Where the protocol compares with "no finding", all of its texts stand beside each template.
+
     Returns (for JSON): "templates": [{"present", "absent" (the texts of the first finding), "macro"}], "macro" and
     "findings" [...], each with "name", "ensemble", "lowest", "highest", "sd" (over templates, n - 1).
     """
@@ -217,10 +219,10 @@ def sanity(asked: Asked) -> list[dict[str, Any]]:
         entry("blank image", every, unseen, True),
         entry("another image", every, scores[moved], True),
     ]
-    diseases = [k for k in every if findings[k] != NO_FINDING]
-    if len(diseases) > 1:
+    named = [k for k in every if findings[k] != NO_FINDING]
+    if len(named) > 1:
         other = "another finding's output" if isinstance(asked.model, Supervised) else "another finding's prompts"
-        checks.append(entry(other, diseases, scores[:, np.roll(diseases, 1)], False))
+        checks.append(entry(other, named, scores[:, np.roll(named, 1)], False))
     return checks
 
 
@@ -234,12 +236,12 @@ def no_finding(asked: Asked) -> dict[str, Any] | None:
     if isinstance(asked.model, Supervised) and NO_FINDING not in asked.model.findings:
         return None
     normal = _labels_of(here.examples, protocol) == 1
-    diseases = [k for k, finding in enumerate(findings) if finding != NO_FINDING and not prompts.is_device(finding)]
-    if not normal.any() or not diseases:
+    abnormal = diseases(findings)
+    if not normal.any() or not abnormal:
         return None
     values = score_by_protocol(asked.model, here.embedded, [NO_FINDING], protocol)[asked.scored.score]
     table = []
-    for k in diseases:
+    for k in abnormal:
         contrast = np.where(normal, 1.0, np.where(asked.labels[:, k] == 1, 0.0, np.nan))
         known = ~np.isnan(contrast)
         interval = asked.bootstrap.among(known).ranking_interval(contrast[known], values[known, 0])

@@ -64,7 +64,7 @@ def test_one_table_in_many_forms(tmp_path: pathlib.Path, separator: str, encode:
     st.lists(st.lists(st.text(alphabet=',;|\t"\n abä1', max_size=8), min_size=3, max_size=3), min_size=1, max_size=6),
     st.sampled_from(",;\t|"),
 )
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=60)
+@hypothesis.settings(max_examples=60)
 def test_cells_come_back_whatever_they_hold(tmp_path: pathlib.Path, rows: list[list[str]], separator: str) -> None:
     filled = [[f"x{cell}y" for cell in row] for row in rows]
     table = read(tmp_path, text(separator, [["image", "patient", "report"], *filled]).encode(), separator=separator)
@@ -131,7 +131,7 @@ def test_what_is_no_table_is_one_line(tmp_path: pathlib.Path, data: bytes, name:
 
 
 @hypothesis.given(st.binary(max_size=300), st.sampled_from(["t.csv", "t.tsv", "t.csv.gz", "t.parquet", "t.xlsx"]))
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=150)
+@hypothesis.settings(max_examples=150)
 def test_any_bytes_are_a_table_or_one_line(tmp_path: pathlib.Path, data: bytes, name: str) -> None:
     with contextlib.suppress(UserError):
         read(tmp_path, data, name)

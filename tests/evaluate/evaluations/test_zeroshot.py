@@ -280,7 +280,7 @@ def test_an_ensemble_of_scores_is_the_mean_of_softmax_probabilities() -> None:
             assert scores["positive"][n, k] == pytest.approx(np.mean(positive @ image), abs=1e-12)
 
 
-def test_softmax_no_finding_is_the_chance_among_three_texts(rows: list[Example]) -> None:
+def test_softmax_no_finding_is_the_chance_among_three_texts() -> None:
     """Not for "no finding" itself, and not for devices, which a normal image may have."""
     rng, findings = np.random.default_rng(3), ["nodule", "no_finding", "support_device", "edema"]
     vectors: dict[str, np.ndarray] = {}
