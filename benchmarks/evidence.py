@@ -3,6 +3,7 @@
     python benchmarks/evidence.py                   # 3 seeds, 500 steps a run: hours; goes on where it stopped
     python benchmarks/evidence.py --claims attmim
     python benchmarks/evidence.py --known docs/evidence.json   # takes over the runs that this file has
+    python benchmarks/evidence.py --known docs/evidence.json --tables     # of these runs alone: makes none
     python benchmarks/evidence.py --fast            # tries the same path in minutes: one seed, a tiny model
 
 The grids are the studies `claim_…` of `mmclip ablate` with `configs/demo.py`, scored on the test split of a phantom.
@@ -22,6 +23,7 @@ verdicts go into `--out`, and every run with its measures into evidence.json bes
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,14 @@ from mmclip_jax.memory import keep_freed_memory
 if __name__ == "__main__":  # before NumPy and JAX start threads
     keep_freed_memory()
 
+from ml_collections import ConfigDict
+
 from mmclip_jax import ablate, files
-from mmclip_jax.ablate.running import RUN_FILE, slug
+from mmclip_jax.ablate.running import RUN_FILE, Train, slug
 from mmclip_jax.ablate.studies import MEASURES
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
+from mmclip_jax.errors import TrainingError
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
 from mmclip_jax.finetune import run as finetuning
@@ -115,8 +120,11 @@ def measured(workdir: Path, data: Sequence[str], split: str) -> dict[str, float]
     return values
 
 
-def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> tuple[float, Sequence[float]]:
-    """(macro AUROC of the row less the method's, its interval over patients), of the runs of one seed."""
+def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> tuple[float, Sequence[float]] | None:
+    """(macro AUROC of the row less the method's, its interval over patients), of the runs of one seed.
+
+    None where a run has neither scores nor checkpoints: it was taken over, or is missing.
+    """
     kept = folder / slug(row) / f"seed_{seed}" / OVER_PATIENTS
     if not kept.exists():
         runs = []
@@ -126,6 +134,8 @@ def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> 
                 run = run / same
             place = run / "scored"
             if not (place / "results.json").exists():
+                if not (run / "checkpoints").exists():
+                    return None
                 evaluation.run(run, None, [data], split="test", out=place, progress=False)
             runs.append(comparison.SavedEvaluation.read(place))
         macro = comparison.compare(runs)["sources"][PAIRED_SOURCE]["macro"]["auroc"]["differences"][1]
@@ -146,6 +156,15 @@ def all_runs(workdir: Path, studies: Sequence[str]) -> list[dict[str, Any]]:
                 if beside.exists():
                     found[-1]["over_patients"] = json.loads(beside.read_text(encoding="utf-8"))
     return found
+
+
+def no_run(config: Any, workdir: str) -> None:
+    """Stands for the trainer where only tables are asked for.
+
+    Raises:
+      TrainingError: always; the table then counts the run as missing.
+    """
+    raise TrainingError("not made yet")
 
 
 def take_over(known: Sequence[dict[str, Any]], workdir: Path) -> None:
@@ -178,7 +197,10 @@ def verdicts(claim: Claim, table: dict[str, Any], folder: Path, data: str) -> li
             lines.append(f"| {row} | {_NAMES[measure]} | {said} | {verdict(difference, _BETTER[measure])} |")
     lines.append("")
     for row in claim.against:
-        apart, (low, high) = over_patients(folder, table["reference"], row, table["seeds"][0], data)
+        difference = over_patients(folder, table["reference"], row, table["seeds"][0], data)
+        if difference is None:
+            continue
+        apart, (low, high) = difference
         found = f"{apart:+.3f} [{low:+.3f}, {high:+.3f}]"
         lines.append(f"- {row}, seed {table['seeds'][0]}: macro AUROC {found} over patients of the paired source.")
     return [line.replace("-0", "−0") for line in lines]
@@ -193,28 +215,56 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--out", type=Path, help="a Markdown file; default: WORKDIR/evidence.md")
     parser.add_argument("--known", type=Path, metavar="FILE", help="an evidence.json: its runs are not made again")
+    parser.add_argument("--tables", action="store_true", help="of the runs that there are: makes none")
     parser.add_argument("--fast", action="store_true", help="one seed, few steps, small data: tries the path only")
     args = parser.parse_args(argv)
     seeds, steps, scale = (args.seeds[:1], FAST_STEPS, FAST_SCALE) if args.fast else (args.seeds, args.steps, 1.0)
     config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
-    data = args.workdir / "data" / "phantom"
+    data, out = args.workdir / "data" / "phantom", args.out or args.workdir / "evidence.md"
+    config.data.train = (str(data),)
+    known = json.loads(args.known.read_text(encoding="utf-8")) if args.known else []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if args.tables:
+        with tempfile.TemporaryDirectory() as elsewhere:  # what is missing must leave no trace
+            take_over([*all_runs(args.workdir, list(ablate.STUDIES)), *known], Path(elsewhere))
+            write(config, args.claims, seeds, Path(elsewhere), data, steps, out, no_run)
+        return
     if not data.exists():
         build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
-    config.data.train = (str(data),)
-    if args.known:
-        take_over(json.loads(args.known.read_text(encoding="utf-8")), args.workdir)
+    take_over(known, args.workdir)
+    write(config, args.claims, seeds, args.workdir, data, steps, out)
+
+
+def write(
+    config: ConfigDict,
+    claims: Sequence[str],
+    seeds: Sequence[int],
+    workdir: Path,
+    data: Path,
+    steps: int,
+    out: Path,
+    train: Train | None = None,
+) -> None:
+    """Runs the studies of the claims, and writes the page `out` and what is known of the runs beside it."""
     page = []
-    out = args.out or args.workdir / "evidence.md"
-    for name in args.claims:
+    for name in claims:
         claim = CLAIMS[name]
         ablate.run(
-            config, claim.study, seeds, args.workdir, data=[str(data)], split="test", steps=steps, evaluate=measured
+            config,
+            claim.study,
+            seeds,
+            workdir,
+            data=[str(data)],
+            split="test",
+            steps=steps,
+            train=train,
+            evaluate=measured,
         )
-        folder = args.workdir / claim.study
+        folder = workdir / claim.study
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         page += [(folder / "table.md").read_text(encoding="utf-8"), *verdicts(claim, table, folder, str(data)), ""]
         out.write_text("\n".join(page), encoding="utf-8")
-        files.write_json(out.with_suffix(".json"), all_runs(args.workdir, [claim.study for claim in CLAIMS.values()]))
+        files.write_json(out.with_suffix(".json"), all_runs(workdir, [claim.study for claim in CLAIMS.values()]))
     print("\n".join(page))
 
 

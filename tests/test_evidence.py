@@ -71,3 +71,26 @@ def test_runs_that_are_known_are_not_made_again(bench: ModuleType, tmp_path: pat
     config.optimizer.peak_lr *= 2
     with pytest.raises(UserError, match="other settings"):
         table("fourth", known)
+
+
+def test_tables_say_which_runs_are_missing_and_make_none(
+    bench: ModuleType, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, made = read_config("demo:runlocal", []), tmp_path / "made"
+    ablate.run(
+        config, "claim_entmlm", [0, 1], made, data=["nowhere"], split="test", steps=3,
+        train=lambda config, folder: None, evaluate=lambda folder, data, split: {"macro_auroc": 0.75},
+    )  # fmt: skip
+    known = bench.all_runs(made, ["claim_entmlm"])
+    missing = next(run for run in known if run["run"] == "claim_entmlm/none/seed_1")
+    known.remove(missing)
+    bench.take_over(known, tmp_path / "again")
+    bench.write(
+        config, ["entmlm"], [0, 1], tmp_path / "again", pathlib.Path("nowhere"), 3, tmp_path / "page.md", bench.no_run
+    )
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| none (1 of 2 runs) | 0.750 |" in page
+    assert "| entities | 0.750 ± 0.000 |" in page
+    assert "| random tokens | macro AUROC | +0.000 [+0.000, +0.000] | not shown |" in page
+    assert "over patients" not in page, "there are no scores to resample"
+    assert capsys.readouterr().out == page + "\n"
