@@ -70,6 +70,12 @@ CLAIMS = {
         ("none", "random"),
         ("macro_auroc", "pointing_similarity"),
     ),
+    "attmim_input": Claim(
+        "claim_attmim_input",
+        "The same with the patches masked at the input, and a stem of one linear map.",
+        ("none",),
+        ("macro_auroc", "pointing_similarity"),
+    ),
     "entmlm": Claim(
         "claim_entmlm",
         "Masking medical entities, and restoring them with the image, helps.",

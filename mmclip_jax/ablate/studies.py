@@ -34,9 +34,11 @@ STUDIES: dict[str, dict[str, dict[str, Setting]]] = {
         "random": {_STRATEGY: "random"},
         "inverse": {_STRATEGY: "inverse"},
         "none": {_ATTMIM: 0.0},
-        # Pixels in place of features are masked, which a stem of convolutions would see through.
-        "attention at the input, plain stem": {"objective.attmim.mask_at": "input", "model.stem": "patch"},
-        "none, plain stem": {_ATTMIM: 0.0, "model.stem": "patch"},
+    },
+    # The same with pixels masked in place of features, which a stem of convolutions would see through.
+    "claim_attmim_input": {
+        "attention at the input": {"objective.attmim.mask_at": "input", "model.stem": "patch"},
+        "none": {_ATTMIM: 0.0, "model.stem": "patch"},
     },
     "claim_entmlm": {
         "entities": {},
