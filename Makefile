@@ -132,7 +132,7 @@ chaos: $(VENV)/.installed
 attacks: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py
 
-# What the paper-scale recipe needs of slices and GPUs; 4 to 15 minutes a slice. Augmentation on the device would be compiled
+# What the paper-scale recipe needs of slices and GPUs; 8 to 32 minutes a slice. Augmentation on the device would be compiled
 # for three times as long, and adds 0.1 ms to a step.
 plan: .tpu/.installed .gpu/.installed $(VENV)/.installed
 	set -e; for topology in v5p:4x4x8 v5e:16x16 v6e:16x16 h100:8x4; do \

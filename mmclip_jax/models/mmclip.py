@@ -173,7 +173,7 @@ class MMCLIP(nn.Module):
         return similarity.text_response(queries, keys, weights, temperature)
 
     def attend_text(self, patches: jax.Array, features: jax.Array, valid: jax.Array) -> jax.Array:
-        """A_r = softmax_l(E_img E_text^T / sqrt(d_k)) E_text: for each patch the text it attends to, [B,N,D_t]."""
+        """A_r = softmax_l(E_img E_text^T / sqrt(d_k)) T: for each patch the text it attends to, [B,N,D_t]."""
         return similarity.attended_text(self.response_query(patches), self.response_key(features), features, valid)
 
     def reconstruct(

@@ -34,6 +34,7 @@ from mmclip_jax.data import batch as batch_lib
 from mmclip_jax.data import pipeline
 from mmclip_jax.data.leakage import fingerprint
 from mmclip_jax.data.records import open_records
+from mmclip_jax.data.schema import PARTS
 from mmclip_jax.errors import UserError
 from mmclip_jax.models.mmclip import MMCLIP, build_model
 from mmclip_jax.state import TrainState
@@ -99,7 +100,7 @@ def _prepare(config: ConfigDict, workdir: str, given: Collection[str]) -> _Run:
     mesh = make_mesh(config)
     if not config.data.train:
         raise UserError("data.train names no data set: give directories, e.g. --config.data.train='(\"DIR\",)'")
-    leave_out_missing_part(config)
+    leave_out_missing_parts(config)
     batch_lib.settle_augmentation(config, accelerated=jax.default_backend() != "cpu")
     start = start_lib.prepare(config, workdir, given)
     check.check_config(config, mesh.size)
@@ -189,17 +190,25 @@ def _norm_writer(run: _Run, writer: Any, first: int) -> BeforeStep:
     return write
 
 
-def leave_out_missing_part(config: ConfigDict) -> None:
-    """Sets `data.batch_unpaired` to 0 where no data set has unpaired images for training, and says so."""
-    if not config.data.batch_unpaired:
-        return
-    if any(len(open_records(directory, "train", "unpaired")) for directory in config.data.train):
-        return
-    config.data.batch_unpaired = 0
-    logging.info(
-        "no unpaired images in data.train: data.batch_unpaired = 0, and a step has the %d paired rows alone",
-        config.data.batch_paired,
-    )
+def leave_out_missing_parts(config: ConfigDict) -> None:
+    """Sets `data.batch_PART` to 0 where no data set has such images for training and there are others, and says so."""
+    missing = [
+        part
+        for part in PARTS
+        if config.data[f"batch_{part}"]
+        and not any(len(open_records(directory, "train", part)) for directory in config.data.train)
+    ]
+    for part in missing:
+        (other,) = set(PARTS) - {part}
+        if other in missing or not config.data[f"batch_{other}"]:
+            return  # nothing would be left: whoever opens the data says which is missing
+        config.data[f"batch_{part}"] = 0
+        rows = config.data[f"batch_{other}"]
+        logging.info(
+            "no %s images in data.train: data.batch_%s = 0, and a step has the %d %s rows alone "
+            "(data.batch_%s changes it)",
+            *(part, part, rows, other, other),
+        )
 
 
 def _missed_evaluation(config: ConfigDict, workdir: str, first: int) -> bool:

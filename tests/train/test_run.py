@@ -160,18 +160,34 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def test_where_nothing_is_unpaired_the_batch_is_paired_and_this_is_said(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("there", "given", "left", "said"),
+    [
+        ({"paired": 3, "unpaired": 2}, (16, 8), (16, 8), ""),
+        ({"paired": 3}, (16, 8), (16, 0), "no unpaired images in data.train: data.batch_unpaired = 0, and a step has "
+         "the 16 paired rows alone (data.batch_paired changes it)"),
+        ({"unpaired": 2}, (16, 8), (0, 8), "no paired images in data.train: data.batch_paired = 0, and a step has the "
+         "8 unpaired rows alone (data.batch_unpaired changes it)"),
+        ({"unpaired": 2}, (16, 0), (16, 0), ""),  # refused later, as the next one
+        ({}, (16, 8), (16, 8), ""),
+    ],
+)  # fmt: skip
+def test_a_part_that_no_data_set_has_is_left_out_and_this_is_said(
+    there: dict[str, int],
+    given: tuple[int, int],
+    left: tuple[int, int],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sizes = {("a", "unpaired"): 0, ("b", "unpaired"): 0}
-    monkeypatch.setattr(training, "open_records", lambda directory, split, part: range(sizes[directory, part]))
+    monkeypatch.setattr(
+        training, "open_records", lambda directory, split, part: range(there.get(part, 0) if directory == "b" else 0)
+    )
     caplog.set_level("INFO")
-    for unpaired, left in ((3, 8), (0, 0)):
-        sizes["b", "unpaired"] = unpaired
-        config = tiny.config(data__train=("a", "b"))
-        training.leave_out_missing_part(config)
-        assert config.data.batch_unpaired == left
-        assert ("data.batch_unpaired = 0, and a step has the 16 paired rows alone" in caplog.text) == (left == 0)
+    config = tiny.config(data__train=("a", "b"), data__batch_paired=given[0], data__batch_unpaired=given[1])
+    training.leave_out_missing_parts(config)
+    assert (config.data.batch_paired, config.data.batch_unpaired) == left
+    assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
 
 
 @pytest.fixture(scope="module")
