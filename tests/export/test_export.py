@@ -108,7 +108,13 @@ def test_thresholds_go_along(workdir: pathlib.Path, as_numpy: pathlib.Path, tmp_
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
     (run / "evaluation" / "3").mkdir(parents=True)
-    protocol = {"ensemble": "embeddings", "default_prompts": True, "threshold": "f1", "validation": "validation"}
+    protocol = {
+        "score": "softmax",
+        "ensemble": "embeddings",
+        "default_prompts": True,
+        "threshold": "f1",
+        "validation": "validation",
+    }
     scored = {"findings": [{"finding": "edema", "decision": {"threshold": 0.02}}]}
     zero_shot = {"protocol": protocol, "score": "difference", "primary": "a", "sources": {"a": scored}}
     (run / "evaluation" / "3" / "results.json").write_text(json.dumps({"zero_shot": zero_shot}))
