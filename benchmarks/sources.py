@@ -2,11 +2,10 @@
 
     python benchmarks/sources.py runs/demo --data runs/demo/data/phantom
 
-For each run: the source probe's AUROC is not repeated here (`mmclip evaluate` has it). Printed are the macro AUROC by
-prompts in each source and in all of them together, over the findings that have both classes in every source, and the
-shift: the difference of the mean scores of two sources in standard deviations of a finding's scores, the mean over
-findings of its absolute value (the largest of all pairs of sources). A finding that is rarer in one source shifts its
-scores, too: compare runs, not with 0.
+A row a run: the macro AUROC by prompts in each source and in all of them together, over the findings that have both
+classes in every source, and the shift. That is how far the mean scores of two sources are apart, in standard
+deviations of a finding's scores: its mean over the findings, for the two sources that are furthest apart. A finding
+that is rarer in one source shifts its scores, too: compare runs, not with 0. `mmclip evaluate` has the source probe.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import chosen
 import exports
 import numpy as np
 import pytest
@@ -107,17 +108,7 @@ def test_thresholds_go_along(workdir: pathlib.Path, as_numpy: pathlib.Path, tmp_
     assert prediction.read_thresholds(as_numpy, 3, 10.0) == {}  # the run was not evaluated
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
-    (run / "evaluation" / "3").mkdir(parents=True)
-    protocol = {
-        "score": "softmax",
-        "ensemble": "embeddings",
-        "default_prompts": True,
-        "threshold": "f1",
-        "validation": "validation",
-    }
-    scored = {"findings": [{"finding": "edema", "decision": {"threshold": 0.02}}]}
-    zero_shot = {"protocol": protocol, "score": "difference", "primary": "a", "sources": {"a": scored}}
-    (run / "evaluation" / "3" / "results.json").write_text(json.dumps({"zero_shot": zero_shot}))
+    chosen.write(run, "3", chosen.results())
     model = mmclip_jax.load(run)
     there = prediction.read_thresholds(run, model.step, model.logit_scale)
     assert list(there) == ["edema"]

@@ -6,6 +6,7 @@ import math
 import pathlib
 from typing import Any
 
+import chosen
 import numpy as np
 import pytest
 import tiny
@@ -147,37 +148,12 @@ def test_mistakes_are_one_line(
 # Thresholds
 
 
-def results(**changes: Any) -> dict[str, Any]:
-    finding = {"finding": "edema", "decision": {"threshold": 0.02}}
-    nothing = {"finding": "pneumothorax", "decision": {"threshold": None}}
-    protocol = {
-        "score": "softmax",
-        "ensemble": "embeddings",
-        "default_prompts": True,
-        "threshold": "f1",
-        "validation": "validation",
-    }
-    scored: dict[str, Any] = {
-        "protocol": protocol | {k: v for k, v in changes.items() if k in protocol},
-        "score": "positive" if changes.get("score") == "cosine" else "difference",
-        "primary": changes.get("primary", "phantom-a"),
-        "sources": {"phantom-a": {"findings": [finding, nothing]}, "phantom-b": {"findings": [nothing]}},
-    }
-    return {"zero_shot": scored}
-
-
-def write(run: pathlib.Path, name: str, content: Any) -> None:
-    folder = run / "evaluation" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
-
-
 def test_thresholds_are_those_of_the_steps_evaluation(tmp_path: pathlib.Path) -> None:
     assert prediction.read_thresholds(tmp_path, 7, 10.0) == {}
-    write(tmp_path, "70", results())
+    chosen.write(tmp_path, "70", chosen.results())
     assert prediction.read_thresholds(tmp_path, 7, 10.0) == {}
-    write(tmp_path, "7-validation", results(score="cosine"))
-    write(tmp_path, "7", results())
+    chosen.write(tmp_path, "7-validation", chosen.results(score="cosine"))
+    chosen.write(tmp_path, "7", chosen.results())
     (found,) = prediction.read_thresholds(tmp_path, 7, 10.0).items()
     assert found[0] == "edema"
     assert found[1].probability == pytest.approx(1 / (1 + math.exp(-0.2)))
@@ -196,12 +172,12 @@ def test_thresholds_are_those_of_the_steps_evaluation(tmp_path: pathlib.Path) ->
     ],
 )
 def test_thresholds_of_another_score_or_other_prompts_are_none(changes: Any, tmp_path: pathlib.Path) -> None:
-    write(tmp_path, "7", results(**changes))
+    chosen.write(tmp_path, "7", chosen.results(**changes))
     assert prediction.read_thresholds(tmp_path, 7, 10.0) == {}
 
 
 def test_damaged_results_are_one_line(tmp_path: pathlib.Path) -> None:
-    write(tmp_path, "7", {"zero_shot": {"protocol": 3}})
+    chosen.write(tmp_path, "7", {"zero_shot": {"protocol": 3}})
     with pytest.raises(UserError, match=r"results\.json is damaged .*: evaluate the run again"):
         prediction.read_thresholds(tmp_path, 7, 10.0)
 
