@@ -15,16 +15,16 @@ The method is the first row of a study. The claim is that another row is less go
 
 Which rows and measures count is written here, before any run. Beside it stands the difference of the macro AUROC of the
 first seed's two runs with its interval over patients (`mmclip compare`). To the measures of `mmclip ablate` come the
-macro AUROCs of linear probes (`mmclip finetune`) that learn from 1 % and from 10 % of the training patients. Tables and
-verdicts go into `--out`, and every run with its measures into evidence.json beside it. Two processes with different
-`--seeds` may share a workdir; a last call with all seeds then makes the tables.
+macro AUROCs of linear probes (`mmclip finetune`) that learn from 1 % and from 10 % of the training patients. The page
+`--out` begins with the verdicts and the rows, which docs/results.md shows, and then has every study's table; every run
+with its measures goes into evidence.json beside it. Two processes with different `--seeds` may share a workdir; a last
+call with all seeds then makes the tables.
 """
 
 import argparse
 import dataclasses
 import json
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,12 @@ from mmclip_jax.memory import keep_freed_memory
 if __name__ == "__main__":  # before NumPy and JAX start threads
     keep_freed_memory()
 
-from ml_collections import ConfigDict
-
 from mmclip_jax import ablate, files
-from mmclip_jax.ablate.running import RUN_FILE, Train, slug
-from mmclip_jax.ablate.studies import MEASURES
+from mmclip_jax.ablate.running import RUN_FILE, slug
+from mmclip_jax.ablate.studies import MEASURES, STUDIES
+from mmclip_jax.ablate.table import as_markdown, summarize
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
-from mmclip_jax.errors import TrainingError
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
 from mmclip_jax.finetune import run as finetuning
@@ -55,48 +53,64 @@ PROBES = {0.01: "linear probe, 1 %", 0.1: "linear probe, 10 %"}  # shares of the
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """study: of the ablation; says: the claim; against: the rows that must be less good; by: by which measures."""
+    """name: for tables; study: of the ablation; against: the rows that must be less good; by: by which measures."""
 
+    name: str
     study: str
-    says: str
     against: tuple[str, ...]
     by: tuple[str, ...]
 
 
 CLAIMS = {
-    "attmim": Claim(
+    "attmim": Claim(  # masking the patches that respond most to the text, and restoring them, helps
+        "AttMIM",
         "claim_attmim",
-        "Masking the patches that respond most to the text, and restoring them, helps.",
         ("none", "random"),
         ("macro_auroc", "pointing_similarity"),
     ),
-    "attmim_input": Claim(
+    "attmim_input": Claim(  # the same with the patches masked at the input, and a stem of one linear map
+        "AttMIM at the input",
         "claim_attmim_input",
-        "The same with the patches masked at the input, and a stem of one linear map.",
         ("none",),
         ("macro_auroc", "pointing_similarity"),
     ),
-    "entmlm": Claim(
+    "entmlm": Claim(  # masking medical entities, and restoring them with the image, helps
+        "EntMLM",
         "claim_entmlm",
-        "Masking medical entities, and restoring them with the image, helps.",
         ("none", "random tokens"),
         ("macro_auroc", "entmlm_drop"),
     ),
-    "unpaired": Claim(
+    "unpaired": Claim(  # images with labels alone help, through prompts
+        "unpaired",
         "claim_unpaired",
-        "Images with labels alone help, through prompts.",
         ("none", "labels of other images"),
         ("macro_auroc", "pointing_similarity"),
     ),
-    "total": Claim(
+    "total": Claim(  # the three objectives together are better than the contrastive loss alone
+        "total",
         "claim_total",
-        "The three objectives together are better than the contrastive loss alone.",
         ("contrastive only", "contrastive and local"),
         ("macro_auroc", "pointing_similarity"),
     ),
 }
 _BETTER = {key: better for key, _, better in MEASURES}
 _NAMES = {key: heading for key, heading, _ in MEASURES}
+# What the table of all rows shows of the measures; every study's own table has them all.
+_COLUMNS = {
+    "macro_auroc": "macro AUROC",
+    "report_only_auroc": "report-only",
+    "pointing_similarity": "pointing",
+    "iou_similarity": "IoU",
+    "entmlm_drop": "EntMLM, drop",
+    "image_to_text": "recall@1",
+    "polarity": "polarity",
+    "side": "side",
+    "severity": "severity",
+    "source_probe_auroc": "source probe",
+    PROBES[0.01]: "probe, 1 %",
+    PROBES[0.1]: "10 %",
+}
+_METHOD = "the method"
 
 
 def verdict(difference: dict[str, Any] | None, better: bool | None) -> str:
@@ -164,15 +178,6 @@ def all_runs(workdir: Path, studies: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def no_run(config: Any, workdir: str) -> None:
-    """Stands for the trainer where only tables are asked for.
-
-    Raises:
-      TrainingError: always; the table then counts the run as missing.
-    """
-    raise TrainingError("not made yet")
-
-
 def take_over(known: Sequence[dict[str, Any]], workdir: Path) -> None:
     """Lays out the runs of `all_runs` that the workdir has not; those made with other settings are refused later."""
     for content in known:
@@ -185,35 +190,80 @@ def take_over(known: Sequence[dict[str, Any]], workdir: Path) -> None:
             files.write_json(place / OVER_PATIENTS, content["over_patients"])
 
 
-def verdicts(claim: Claim, table: dict[str, Any], folder: Path, data: str) -> list[str]:
-    """Lines of Markdown: for each row and measure the difference and the verdict, then the interval over patients."""
+def tabulate(claim: Claim, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """The study's table as `mmclip ablate` makes it, of the runs of `all_runs` that there are."""
+    known = {content["run"]: content for content in runs}
+    results = []
+    for row in STUDIES[claim.study]:
+        for seed in seeds:
+            if content := known.get(f"{claim.study}/{slug(row)}/seed_{seed}"):
+                results.append({"row": row, "seed": seed, **content})
+    table = summarize(claim.study, {row: len(seeds) for row in STUDIES[claim.study]}, results)
+    return table | {"seeds": list(seeds), "split": "test"}
+
+
+def _bracket(mean: float, low: float | None, high: float | None) -> str:
+    said = f"{mean:+.3f}" if low is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return said.replace("-", "−")
+
+
+def verdicts(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[str]:
+    """Lines of Markdown: for each claim, row and measure the difference, the seeds behind it, and the verdict."""
     lines = [
-        f"**{claim.says}**",
-        "",
-        "| less the method | measure | difference over seeds | verdict |",
-        "|---|---|---|---|",
+        f"| claim | less the method | measure | difference over seeds | over patients of seed {seeds[0]} | verdict |",
+        "|---|---|---|---|---|---|",
     ]
-    rows = {line["row"]: line for line in table["rows"]}
-    for row in claim.against:
-        for measure in claim.by:
-            difference = rows[row]["values"].get(measure, {}).get("difference")
-            said = "–" if difference is None else f"{difference['mean']:+.3f}"
-            if difference is not None and difference["low"] is not None:
-                said += f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-            lines.append(f"| {row} | {_NAMES[measure]} | {said} | {verdict(difference, _BETTER[measure])} |")
-    lines.append("")
-    for row in claim.against:
-        difference = over_patients(folder, table["reference"], row, table["seeds"][0], data)
-        if difference is None:
-            continue
-        apart, (low, high) = difference
-        found = f"{apart:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(f"- {row}, seed {table['seeds'][0]}: macro AUROC {found} over patients of the paired source.")
-    return [line.replace("-0", "−0") for line in lines]
+    beside = {content["run"]: content.get("over_patients") for content in runs}
+    for claim in claims:
+        rows = {line["row"]: line["values"] for line in tabulate(claim, runs, seeds)["rows"]}
+        for row in claim.against:
+            patients = beside.get(f"{claim.study}/{slug(row)}/seed_{seeds[0]}")
+            for measure in claim.by:
+                difference = rows[row].get(measure, {}).get("difference")
+                told = over = "–"
+                if difference:
+                    bracket = _bracket(difference["mean"], difference["low"], difference["high"])
+                    told = f"{bracket} ({difference['seeds']})"
+                if measure == "macro_auroc" and patients:
+                    over = _bracket(patients[0], *patients[1])
+                said = verdict(difference, _BETTER[measure]) if difference else "not run"
+                lines.append(f"| {claim.name} | {row} | {_NAMES[measure]} | {told} | {over} | {said} |")
+    return lines
+
+
+def all_rows(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[str]:
+    """Lines of Markdown: every row once, mean ± standard deviation over its seeds.
+
+    Where no finding has labels, all are "report-only": such a row has no figure there, as others' is of some findings.
+    """
+    lines = [f"| row | seeds | {' | '.join(_COLUMNS.values())} |", f"|{'---|' * (len(_COLUMNS) + 2)}"]
+    there = set()
+    for claim in claims:
+        for line in tabulate(claim, runs, seeds)["rows"]:
+            name = f"{claim.name}: {line['row']}" if STUDIES[claim.study][line["row"]] else _METHOD
+            if name in there or not line["runs"]:
+                continue
+            there.add(name)
+            cells = []
+            for measure in _COLUMNS:
+                value = line["values"].get(measure)
+                macro = line["values"].get("macro_auroc")
+                if measure == "report_only_auroc" and value and macro and value["by_seed"] == macro["by_seed"]:
+                    value = None
+                sd = "" if not value or value["sd"] is None else f" ± {value['sd']:.3f}"
+                cells.append("–" if value is None else f"{value['mean']:.3f}{sd}".replace("-", "−"))
+            lines.append(f"| {name} | {line['runs']} | {' | '.join(cells)} |")
+    return lines
+
+
+def page(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
+    """The verdicts, all rows, and every study's table, in Markdown."""
+    studies = [as_markdown(tabulate(claim, runs, seeds)) for claim in claims]
+    return "\n".join([*verdicts(claims, runs, seeds), "", *all_rows(claims, runs, seeds), "", *studies])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is not there yet and writes the page."""
+    """Makes the runs that are not there yet, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--claims", nargs="+", choices=tuple(CLAIMS), default=tuple(CLAIMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
@@ -225,53 +275,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="one seed, few steps, small data: tries the path only")
     args = parser.parse_args(argv)
     seeds, steps, scale = (args.seeds[:1], FAST_STEPS, FAST_SCALE) if args.fast else (args.seeds, args.steps, 1.0)
-    config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
-    data, out = args.workdir / "data" / "phantom", args.out or args.workdir / "evidence.md"
-    config.data.train = (str(data),)
+    claims, out = [CLAIMS[name] for name in args.claims], args.out or args.workdir / "evidence.md"
     known = json.loads(args.known.read_text(encoding="utf-8")) if args.known else []
     out.parent.mkdir(parents=True, exist_ok=True)
-    if args.tables:
-        with tempfile.TemporaryDirectory() as elsewhere:  # what is missing must leave no trace
-            take_over([*all_runs(args.workdir, list(ablate.STUDIES)), *known], Path(elsewhere))
-            write(config, args.claims, seeds, Path(elsewhere), data, steps, out, no_run)
-        return
-    if not data.exists():
-        build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
-    take_over(known, args.workdir)
-    write(config, args.claims, seeds, args.workdir, data, steps, out)
-
-
-def write(
-    config: ConfigDict,
-    claims: Sequence[str],
-    seeds: Sequence[int],
-    workdir: Path,
-    data: Path,
-    steps: int,
-    out: Path,
-    train: Train | None = None,
-) -> None:
-    """Runs the studies of the claims, and writes the page `out` and what is known of the runs beside it."""
-    page = []
-    for name in claims:
-        claim = CLAIMS[name]
-        ablate.run(
-            config,
-            claim.study,
-            seeds,
-            workdir,
-            data=[str(data)],
-            split="test",
-            steps=steps,
-            train=train,
-            evaluate=measured,
-        )
-        folder = workdir / claim.study
-        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-        page += [(folder / "table.md").read_text(encoding="utf-8"), *verdicts(claim, table, folder, str(data)), ""]
-        out.write_text("\n".join(page), encoding="utf-8")
-        files.write_json(out.with_suffix(".json"), all_runs(workdir, [claim.study for claim in CLAIMS.values()]))
-    print("\n".join(page))
+    if not args.tables:
+        config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
+        data = args.workdir / "data" / "phantom"
+        config.data.train = (str(data),)
+        if not data.exists():
+            build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
+        take_over(known, args.workdir)
+    for claim in claims:
+        if not args.tables:
+            ablate.run(
+                config,
+                claim.study,
+                seeds,
+                args.workdir,
+                data=[str(data)],
+                split="test",
+                steps=steps,
+                evaluate=measured,
+            )
+            for row in claim.against:
+                method = next(iter(STUDIES[claim.study]))
+                over_patients(args.workdir / claim.study, method, row, seeds[0], str(data))
+        runs = all_runs(args.workdir, [claim.study for claim in CLAIMS.values()])
+        made = {content["run"] for content in runs}
+        runs = sorted([*runs, *(one for one in known if one["run"] not in made)], key=lambda one: str(one["run"]))
+        out.write_text(page(claims, runs, seeds), encoding="utf-8")
+        files.write_json(out.with_suffix(".json"), runs)
+    print(out.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,6 +29,20 @@ from mmclip_jax.inference import scoring
 def macro(labels: np.ndarray, scores: np.ndarray) -> float:
     """The mean AUROC of the findings: labels [n,K] (NaN: unknown), scores [n,K]."""
     return float(np.mean([metrics.auroc(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]))
+
+
+def compare(labels: np.ndarray, scores: np.ndarray, sources: Sequence[np.ndarray]) -> tuple[list[float], float]:
+    """The macro AUROC of each source and of all rows, and the largest shift between two sources.
+
+    Args:
+      labels: [n,K], 0 or 1 (NaN: unknown), both in every source.
+      scores: [n,K].
+      sources: the rows of each.
+    """
+    areas = [macro(labels[rows], scores[rows]) for rows in sources] + [macro(labels, scores)]
+    means = [scores[rows].mean(axis=0) for rows in sources]
+    shift = max(float((np.abs(a - b) / scores.std(axis=0)).mean()) for a, b in itertools.combinations(means, 2))
+    return areas, shift
 
 
 def main() -> None:
@@ -56,9 +71,7 @@ def main() -> None:
         model = mmclip_jax.load(run)
         texts = scoring.prompt_embeddings(model, findings)
         scores = scoring.score_images(embed_images(model, split), *texts)["difference"]
-        means = [scores[rows].mean(axis=0) for rows in sources.values()]
-        shift = max(float((np.abs(a - b) / scores.std(axis=0)).mean()) for a, b in itertools.combinations(means, 2))
-        areas = [macro(labels[rows], scores[rows]) for rows in sources.values()] + [macro(labels, scores)]
+        areas, shift = compare(labels, scores, list(sources.values()))
         print(f"| {run} | {' | '.join(f'{area:.3f}' for area in areas)} | {shift:.2f} |", flush=True)
 
 

@@ -1,5 +1,6 @@
 """The benchmark of the claims: its rows and measures are there, and its verdicts are those that it says."""
 
+import json
 import pathlib
 from types import ModuleType
 
@@ -73,24 +74,50 @@ def test_runs_that_are_known_are_not_made_again(bench: ModuleType, tmp_path: pat
         table("fourth", known)
 
 
-def test_tables_say_which_runs_are_missing_and_make_none(
+def _made(workdir: pathlib.Path, values: dict[tuple[str, int], float]) -> None:
+    """Runs of claim_entmlm at made-up macro AUROCs: {(row's folder, seed): value}."""
+    for (row, seed), value in values.items():
+        place = workdir / "claim_entmlm" / row / f"seed_{seed}"
+        place.mkdir(parents=True)
+        report_only = value if row == "none" else value / 2
+        measures = {"macro_auroc": value, "report_only_auroc": report_only}
+        (place / "ablation.json").write_text(json.dumps({"fingerprint": "f", "measures": measures}))
+
+
+def test_tables_are_of_the_runs_that_there_are(
     bench: ModuleType, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, made = read_config("demo:runlocal", []), tmp_path / "made"
-    ablate.run(
-        config, "claim_entmlm", [0, 1], made, data=["nowhere"], split="test", steps=3,
-        train=lambda config, folder: None, evaluate=lambda folder, data, split: {"macro_auroc": 0.75},
-    )  # fmt: skip
-    known = bench.all_runs(made, ["claim_entmlm"])
-    missing = next(run for run in known if run["run"] == "claim_entmlm/none/seed_1")
-    known.remove(missing)
-    bench.take_over(known, tmp_path / "again")
-    bench.write(
-        config, ["entmlm"], [0, 1], tmp_path / "again", pathlib.Path("nowhere"), 3, tmp_path / "page.md", bench.no_run
-    )
-    page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "| none (1 of 2 runs) | 0.750 |" in page
-    assert "| entities | 0.750 ± 0.000 |" in page
-    assert "| random tokens | macro AUROC | +0.000 [+0.000, +0.000] | not shown |" in page
-    assert "over patients" not in page, "there are no scores to resample"
+    aurocs = {("entities", 0): 0.75, ("entities", 1): 0.81, ("entities", 2): 0.78}
+    aurocs |= {("none", 0): 0.70, ("none", 1): 0.77, ("none", 2): 0.735, ("random_tokens", 1): 0.9}
+    _made(tmp_path / "run", aurocs)
+    one = tmp_path / "run" / "claim_entmlm" / "none" / "seed_0" / bench.OVER_PATIENTS
+    one.write_text("[-0.05, [-0.08, -0.02]]")
+    command = ["--tables", "--claims", "entmlm", "attmim"]
+    bench.main([*command, "--workdir", str(tmp_path / "run")])
+    page = (tmp_path / "run" / "evidence.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == page + "\n"
+    lines = page.split("\n")
+    # Student's t of the differences -0.05, -0.04 and -0.045: 0.005 * 4.303 / sqrt(3) = 0.0124 to each side.
+    told = "−0.045 [−0.057, −0.033] (3) | −0.050 [−0.080, −0.020]"
+    assert f"| EntMLM | none | macro AUROC | {told} | shown |" in lines
+    assert "| EntMLM | random tokens | macro AUROC | +0.090 (1) | – | not shown |" in lines
+    assert "| EntMLM | none | EntMLM, drop | – | – | not run |" in lines
+    assert "| AttMIM | none | macro AUROC | – | – | not run |" in lines
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:4] for line in lines if line.startswith(("| the", "| EntMLM: "))}
+    assert rows == {
+        "| the method": ["3", "0.780 ± 0.030", "0.390 ± 0.015"],
+        "| EntMLM: random tokens": ["1", "0.900", "0.450"],
+        "| EntMLM: none": ["3", "0.735 ± 0.035", "–"],  # all findings are report-only there
+    }
+    assert "| random tokens (1 of 3 runs) | 0.900 |" in page
+
+    bench.main([*command, "--workdir", str(tmp_path / "new"), "--known", str(tmp_path / "run" / "evidence.json")])
+    assert (tmp_path / "new" / "evidence.md").read_text(encoding="utf-8") == page
+
+
+def test_the_results_show_the_tables_of_the_known_runs(bench: ModuleType) -> None:
+    docs = pathlib.Path(__file__).resolve().parents[1] / "docs"
+    runs = json.loads((docs / "evidence.json").read_text(encoding="utf-8"))
+    shown = (docs / "results.md").read_text(encoding="utf-8")
+    for table in (bench.verdicts, bench.all_rows):
+        assert "\n".join(table(list(bench.CLAIMS.values()), runs, (0, 1, 2))) in shown
