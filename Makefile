@@ -138,7 +138,10 @@ plan: .tpu/.installed .gpu/.installed $(VENV)/.installed
 	set -e; for topology in v5p:4x4x8 v5e:16x16 v6e:16x16 h100:8x4; do \
 	  plan="mmclip plan --config mmclip_vitb16 --topology $$topology --batch 8192 --config.data.augment_on=host"; \
 	  out=docs/plans/$$(echo $$topology | tr : _).txt; \
-	  case $$topology in h*) compiler=.gpu;; *) compiler=.tpu;; esac; \
+	  case $$topology in \
+	    h*) compiler=.gpu; plan="$$plan --config.model.remat=false --config.model.unroll=true";; \
+	    *) compiler=.tpu;; \
+	  esac; \
 	  { echo "\$$ $$plan"; echo; PYTHONPATH=$$compiler $(BIN)/$$plan; } > $$out.part; \
 	  mv $$out.part $$out; \
 	done

@@ -7,11 +7,14 @@ Parts, each in a process of its own, so that its memory is given back and that o
 
 - equality: attention by cuDNN against the plain form, outputs and gradients, with padding; then the whole step;
 - ceiling: what the chip does in bfloat16 products, 8192 x 8192 x 8192;
-- step: ViT-B/16, 224 px, 192 paired and 64 unpaired rows: the full step and contrastive alone; MFU of the published
-  peak and of the measured ceiling; memory;
+- full, contrastive: the step of ViT-B/16, 224 px, 192 paired and 64 unpaired rows, with all objectives and with the
+  contrastive loss alone; MFU of the published peak and of the measured ceiling; memory. Layers are unrolled and nothing
+  is computed again, as in the peers;
 - peers: contrastive alone of the same sizes and batch in open_clip (compiled) and transformers (compiled): bfloat16
   autocast, scaled_dot_product_attention, fused AdamW. Their images have three channels, ours one;
-- pipeline: rows a second that training input makes on this machine.
+- pipeline: rows a second that training input makes on this machine;
+- remat (only if named in --parts: two more minutes): the full step as the config has it, a loop over layers that are
+  computed again. It needs a fifth of the memory.
 
 What could not run is said and is no zero. Writes gpu_day.json after every part.
 """
@@ -34,8 +37,11 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-# Seconds that each part may take; together they leave a minute of the ten.
-LIMITS = {"equality": 120, "ceiling": 40, "step": 170, "open_clip": 80, "transformers": 80, "pipeline": 50}
+# Seconds that each part may take; those of the default parts together leave half a minute of the ten.
+LIMITS = {
+    "equality": 90, "ceiling": 30, "full": 160, "contrastive": 110, "open_clip": 70, "transformers": 70, "pipeline": 40,
+    "remat": 120,
+}  # fmt: skip
 # bfloat16 has 8 bits; outputs and gradients are of order 1, and the forms round at other places.
 TOLERANCE = 0.04
 STEPS, ROUNDS = 5, 5
@@ -138,21 +144,42 @@ def ceiling(small: bool) -> Facts:
     return {"side": side, "TFLOP/s": 2 * side**3 * chain / seconds / 1e12, "seconds": seconds}
 
 
-def step(small: bool) -> Facts:
-    """The full step and contrastive alone."""
+def _step(config: Any, variant: str) -> Facts:
     import dataclasses
 
     import jax
     import step as bench
 
-    made = bench.Bench(_configured(small), ["contrastive", "full"])
-    rows = made.measure(ROUNDS, STEPS)
+    rows = bench.Bench(config, [variant]).measure(ROUNDS, STEPS)
     stats = jax.devices()[0].memory_stats() or {}
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
         "machine": bench.machine(),
         "peak_bytes_in_use": stats.get("peak_bytes_in_use"),
     }
+
+
+def _unrolled(small: bool) -> Any:
+    config = _configured(small)
+    config.model.remat, config.model.unroll = False, True
+    return config
+
+
+def full(small: bool) -> Facts:
+    """The step with all objectives, in the fastest form that the memory of an H100 allows."""
+    return _step(_unrolled(small), "full")
+
+
+def contrastive(small: bool) -> Facts:
+    """The same with the contrastive loss alone."""
+    return _step(_unrolled(small), "contrastive")
+
+
+def remat(small: bool) -> Facts:
+    """The full step that computes layers again."""
+    config = _configured(small)
+    config.model.remat, config.model.unroll = True, False
+    return _step(config, "full")
 
 
 def _torch_step(build: Callable[[Any], Any], small: bool) -> Facts:
@@ -220,9 +247,10 @@ def pipeline(small: bool) -> Facts:
 
 
 PARTS: dict[str, Callable[[bool], Facts]] = {
-    "equality": equality, "ceiling": ceiling, "step": step,
-    "open_clip": open_clip, "transformers": transformers, "pipeline": pipeline,
+    "equality": equality, "ceiling": ceiling, "full": full, "contrastive": contrastive,
+    "open_clip": open_clip, "transformers": transformers, "pipeline": pipeline, "remat": remat,
 }  # fmt: skip
+DEFAULT = [part for part in PARTS if part != "remat"]
 
 
 def summary(found: dict[str, Facts]) -> list[tuple[str, str, str]]:
@@ -234,11 +262,12 @@ def summary(found: dict[str, Facts]) -> list[tuple[str, str, str]]:
     top = found.get("ceiling", {}).get("TFLOP/s")
     if top:
         lines.append(("bfloat16 products", f"{top:,.3g} TFLOP/s", ""))
-    rows = {row["name"]: row for row in found.get("step", {}).get("rows", [])}
+    rows = {part: row for part in ("full", "contrastive", "remat") for row in found.get(part, {}).get("rows", [])}
     for name, row in rows.items():
         if not row["seconds"]:
             continue
         lines.append((f"step, {name}", f"{row['seconds'] * 1e3:,.1f} ms", ""))
+        lines.append(("  memory", f"{row['memory_bytes'] / 1e9:,.1f} GB", "at most 9 GB" if name == "remat" else ""))
         if top:
             work = sum(value for part, value in row["flops"].items() if part != "recompute")
             share = work / row["seconds"] / 1e12 / top
@@ -262,7 +291,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--small", action="store_true", help="tiny sizes, for any machine")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of: {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=",".join(DEFAULT), help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)  # what a process of its own does
     args = parser.parse_args()
     if args.one:
