@@ -34,9 +34,10 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|(?:true|false)_computation|branch_computations|called_computations)="
     r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
 )
-_CONDITION = re.compile(r" while\(.*\bcondition=%?([\w.\-]+)")
+_LOOP = re.compile(r" while\(.*\bcondition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
-_BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+_INTEGER = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -54,27 +55,43 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
     return lines, entry
 
 
+def turns(condition: Sequence[str], body: Sequence[str]) -> int:
+    """How often a loop turns whose counter starts at 0; 1 if its condition names no integer to compare with.
+
+    The counter grows by the constant that the body adds to it, or by 1 where that is not to be seen (in a fusion).
+    """
+    bound = max((int(value) for row in condition for _, value in _INTEGER.findall(row)), default=1)
+    index = next((int(found) for row in condition for found in _ELEMENT.findall(row)), None)
+    root = next((found[4] for row in body if "ROOT " in row and (found := RESULT.match(row))), "")
+    results = OPERAND.findall(root.split(")", 1)[0])
+    if index is None or index >= len(results):
+        return bound
+    added = next((found[4] for row in body if (found := RESULT.match(row)) and found[1] == results[index]), "")
+    integers = dict(pair for row in body for pair in _INTEGER.findall(row))
+    step = max((int(integers[name]) for name in OPERAND.findall(added) if name in integers), default=1)
+    return math.ceil(bound / max(step, 1))
+
+
 def repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
     """How often a step runs each computation.
 
-    The layers are a loop. The compiler notes how often it turns, or else its condition compares with a constant.
+    The layers are a loop, and the compiler makes further ones. It notes how often one turns, or else `turns` tells.
     """
     callers: dict[str, list[tuple[str, int]]] = {}
     for caller, own in lines.items():
         for line in own:
-            turns = 1
-            if loop := _CONDITION.search(line):
+            each = 1
+            if loop := _LOOP.search(line):
                 noted = _TRIPS.findall(line)
-                bounds = [int(bound) for row in lines.get(loop[1], ()) for bound in _BOUND.findall(row)]
-                turns = int(noted[0]) if noted else max(bounds, default=1)
+                each = int(noted[0]) if noted else turns(lines.get(loop[1], ()), lines.get(loop[2], ()))
             for several, single in _CALLED.findall(line):
                 for name in (several or single).split(", "):
-                    callers.setdefault(name.lstrip("%"), []).append((caller, turns))
+                    callers.setdefault(name.lstrip("%"), []).append((caller, each))
     times = {entry: 1}
 
     def count(name: str) -> int:
         if name not in times:
-            times[name] = sum(count(caller) * turns for caller, turns in callers.get(name, ()))
+            times[name] = sum(count(caller) * each for caller, each in callers.get(name, ()))
         return times[name]
 
     return {name: count(name) for name in lines}

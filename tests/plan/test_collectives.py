@@ -195,3 +195,34 @@ def test_what_gpus_send_by_hand() -> None:
     assert (h100.bandwidth(2), h100.bandwidth(16)) == (450e9, 400e9)  # inside a node, and out of it
     local = memory.pairs_bytes(settings, 128, 32) - memory.pairs_bytes(config(), 128, 32)
     assert local == 2 * 4 * (128 / 32) * 25 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound", "body", "turns"),
+    [
+        # The windowed products of TPUs: the counter is unsigned, and two pieces are computed in a turn.
+        ("u32", 8, "%next = u32[]{:T(128)} add(%g.1, %two)", 4),
+        ("u32", 9, "%next = u32[]{:T(128)} add(%g.1, %two)", 5),
+        ("s32", 12, "%next = s32[]{:T(128)} add(%one, %g.1)", 12),
+        ("s64", 12, "%next = s64[] fusion(%g.1), kind=kLoop, calls=%inner", 12),  # what it adds is not to be seen
+    ],
+)
+def test_a_loop_turns_until_its_counter_reaches_the_bound(dtype: str, bound: int, body: str, turns: int) -> None:
+    condition = f"""\
+      %c = {dtype}[]{{:T(128)}} constant({bound})
+      %p = (f32[7], /*index=5*/{dtype}[]) parameter(0)
+      %g.0 = {dtype}[]{{:T(128)}} get-tuple-element(%p), index=1
+      ROOT %lt = pred[] compare(%g.0, %c), direction=LT"""
+    rows = f"""\
+      %one = {dtype}[] constant(1)
+      %two = {dtype}[]{{:T(128)}} constant(2)
+      %more = {dtype}[] constant(15)
+      %g.1 = {dtype}[] get-tuple-element(%p), index=1
+      %beside = {dtype}[] add(%g.1, %more)
+      {body}
+      ROOT %t = (f32[7], /*index=1*/{dtype}[]{{:T(128)}}) tuple(%beside, /*index=1*/%next)"""
+    assert hlo.turns(condition.split("\n"), rows.split("\n")) == turns
+
+
+def test_a_loop_whose_end_is_not_to_be_seen_counts_once() -> None:
+    assert hlo.turns(["  ROOT %lt = pred[] compare(%i, %n), direction=LT"], []) == 1
