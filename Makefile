@@ -140,7 +140,7 @@ plan: .tpu/.installed .gpu/.installed $(VENV)/.installed
 	  out=docs/plans/$$(echo $$topology | tr : _).txt; \
 	  case $$topology in \
 	    h*) compiler=.gpu; plan="$$plan --config.model.remat=false --config.model.unroll=true";; \
-	    *) compiler=.tpu;; \
+	    *) compiler=.tpu; plan="$$plan --config.mesh.shard_optimizer=true";; \
 	  esac; \
 	  { echo "\$$ $$plan"; echo; PYTHONPATH=$$compiler $(BIN)/$$plan; } > $$out.part; \
 	  mv $$out.part $$out; \
