@@ -24,6 +24,7 @@ call with all seeds then makes the tables.
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,15 @@ from mmclip_jax.memory import keep_freed_memory
 if __name__ == "__main__":  # before NumPy and JAX start threads
     keep_freed_memory()
 
+from ml_collections import ConfigDict
+
 from mmclip_jax import ablate, files
-from mmclip_jax.ablate.running import RUN_FILE, slug
+from mmclip_jax.ablate.running import RUN_FILE, Train, slug
 from mmclip_jax.ablate.studies import MEASURES, STUDIES
-from mmclip_jax.ablate.table import as_markdown, summarize
+from mmclip_jax.ablate.table import as_markdown
 from mmclip_jax.cli.build import build_phantom
 from mmclip_jax.data.phantom.generate import PAIRED_SOURCE
+from mmclip_jax.errors import TrainingError
 from mmclip_jax.evaluate import run as evaluation
 from mmclip_jax.evaluate.report import comparison
 from mmclip_jax.finetune import run as finetuning
@@ -143,15 +147,17 @@ def measured(workdir: Path, data: Sequence[str], split: str) -> dict[str, float]
 def over_patients(folder: Path, method: str, row: str, seed: int, data: str) -> tuple[float, Sequence[float]] | None:
     """(macro AUROC of the row less the method's, its interval over patients), of the runs of one seed.
 
-    None where a run has neither scores nor checkpoints: it was taken over, or is missing.
+    None where a run failed, is missing, or was taken over and has neither scores nor checkpoints.
     """
     kept = folder / slug(row) / f"seed_{seed}" / OVER_PATIENTS
     if not kept.exists():
         runs = []
         for name in (method, row):
             run = folder / slug(name) / f"seed_{seed}"
-            if same := json.loads((run / RUN_FILE).read_text(encoding="utf-8")).get("same_as"):
-                run = run / same
+            content = json.loads((run / RUN_FILE).read_text(encoding="utf-8")) if (run / RUN_FILE).exists() else {}
+            if "measures" not in content:
+                return None
+            run = run / content.get("same_as", "")
             place = run / "scored"
             if not (place / "results.json").exists():
                 if not (run / "checkpoints").exists():
@@ -178,7 +184,16 @@ def all_runs(workdir: Path, studies: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def take_over(known: Sequence[dict[str, Any]], workdir: Path) -> None:
+def no_run(config: Any, workdir: str) -> None:
+    """Stands for the trainer where only tables are asked for.
+
+    Raises:
+      TrainingError: always; the table then names the run.
+    """
+    raise TrainingError("not made yet")
+
+
+def take_over(known: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     """Lays out the runs of `all_runs` that the workdir has not; those made with other settings are refused later."""
     for content in known:
         place = workdir / content["run"]
@@ -190,34 +205,26 @@ def take_over(known: Sequence[dict[str, Any]], workdir: Path) -> None:
             files.write_json(place / OVER_PATIENTS, content["over_patients"])
 
 
-def tabulate(claim: Claim, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """The study's table as `mmclip ablate` makes it, of the runs of `all_runs` that there are."""
-    known = {content["run"]: content for content in runs}
-    results = []
-    for row in STUDIES[claim.study]:
-        for seed in seeds:
-            if content := known.get(f"{claim.study}/{slug(row)}/seed_{seed}"):
-                results.append({"row": row, "seed": seed, **content})
-    table = summarize(claim.study, {row: len(seeds) for row in STUDIES[claim.study]}, results)
-    return table | {"seeds": list(seeds), "split": "test"}
-
-
 def _bracket(mean: float, low: float | None, high: float | None) -> str:
     said = f"{mean:+.3f}" if low is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     return said.replace("-", "−")
 
 
-def verdicts(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[str]:
+# A study's table (`mmclip ablate`'s table.json), and {row: what `over_patients` found}.
+Found = tuple[Mapping[str, Any], Mapping[str, tuple[float, Sequence[float]] | None]]
+
+
+def verdicts(claims: Sequence[Claim], found: Sequence[Found]) -> list[str]:
     """Lines of Markdown: for each claim, row and measure the difference, the seeds behind it, and the verdict."""
+    seed = found[0][0]["seeds"][0]
     lines = [
-        f"| claim | less the method | measure | difference over seeds | over patients of seed {seeds[0]} | verdict |",
+        f"| claim | less the method | measure | difference over seeds | over patients of seed {seed} | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    beside = {content["run"]: content.get("over_patients") for content in runs}
-    for claim in claims:
-        rows = {line["row"]: line["values"] for line in tabulate(claim, runs, seeds)["rows"]}
+    for claim, (table, over_patients_of) in zip(claims, found, strict=True):
+        rows = {line["row"]: line["values"] for line in table["rows"]}
         for row in claim.against:
-            patients = beside.get(f"{claim.study}/{slug(row)}/seed_{seeds[0]}")
+            patients = over_patients_of.get(row)
             for measure in claim.by:
                 difference = rows[row].get(measure, {}).get("difference")
                 told = over = "–"
@@ -231,15 +238,15 @@ def verdicts(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: 
     return lines
 
 
-def all_rows(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[str]:
+def all_rows(claims: Sequence[Claim], found: Sequence[Found]) -> list[str]:
     """Lines of Markdown: every row once, mean ± standard deviation over its seeds.
 
     Where no finding has labels, all are "report-only": such a row has no figure there, as others' is of some findings.
     """
     lines = [f"| row | seeds | {' | '.join(_COLUMNS.values())} |", f"|{'---|' * (len(_COLUMNS) + 2)}"]
     there = set()
-    for claim in claims:
-        for line in tabulate(claim, runs, seeds)["rows"]:
+    for claim, (table, _) in zip(claims, found, strict=True):
+        for line in table["rows"]:
             name = f"{claim.name}: {line['row']}" if STUDIES[claim.study][line["row"]] else _METHOD
             if name in there or not line["runs"]:
                 continue
@@ -256,10 +263,38 @@ def all_rows(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: 
     return lines
 
 
-def page(claims: Sequence[Claim], runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """The verdicts, all rows, and every study's table, in Markdown."""
-    studies = [as_markdown(tabulate(claim, runs, seeds)) for claim in claims]
-    return "\n".join([*verdicts(claims, runs, seeds), "", *all_rows(claims, runs, seeds), "", *studies])
+def write(
+    config: ConfigDict,
+    claims: Sequence[Claim],
+    seeds: Sequence[int],
+    workdir: Path,
+    data: Path,
+    steps: int,
+    out: Path,
+    train: Train | None = None,
+) -> None:
+    """Runs the studies of the claims, and writes the page `out` and what is known of the runs beside it."""
+    found: list[Found] = []
+    for number, claim in enumerate(claims, 1):
+        ablate.run(
+            config,
+            claim.study,
+            seeds,
+            workdir,
+            data=[str(data)],
+            split="test",
+            steps=steps,
+            train=train,
+            evaluate=measured,
+        )
+        folder = workdir / claim.study
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        beside = {row: over_patients(folder, table["reference"], row, seeds[0], str(data)) for row in claim.against}
+        found.append((table, beside))
+        lines = [*verdicts(claims[:number], found), "", *all_rows(claims[:number], found), ""]
+        out.write_text("\n".join([*lines, *(as_markdown(table) for table, _ in found)]), encoding="utf-8")
+        files.write_json(out.with_suffix(".json"), all_runs(workdir, [claim.study for claim in CLAIMS.values()]))
+    print(out.read_text(encoding="utf-8"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -275,37 +310,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="one seed, few steps, small data: tries the path only")
     args = parser.parse_args(argv)
     seeds, steps, scale = (args.seeds[:1], FAST_STEPS, FAST_SCALE) if args.fast else (args.seeds, args.steps, 1.0)
-    claims, out = [CLAIMS[name] for name in args.claims], args.out or args.workdir / "evidence.md"
+    config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
+    data, out = args.workdir / "data" / "phantom", args.out or args.workdir / "evidence.md"
+    config.data.train = (str(data),)
+    claims = [CLAIMS[name] for name in args.claims]
     known = json.loads(args.known.read_text(encoding="utf-8")) if args.known else []
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not args.tables:
-        config = read_config("demo:runlocal" if args.fast else "demo", [f"--config.train.checkpoint_every={steps}"])
-        data = args.workdir / "data" / "phantom"
-        config.data.train = (str(data),)
-        if not data.exists():
-            build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
-        take_over(known, args.workdir)
-    for claim in claims:
-        if not args.tables:
-            ablate.run(
-                config,
-                claim.study,
-                seeds,
-                args.workdir,
-                data=[str(data)],
-                split="test",
-                steps=steps,
-                evaluate=measured,
-            )
-            for row in claim.against:
-                method = next(iter(STUDIES[claim.study]))
-                over_patients(args.workdir / claim.study, method, row, seeds[0], str(data))
-        runs = all_runs(args.workdir, [claim.study for claim in CLAIMS.values()])
-        made = {content["run"] for content in runs}
-        runs = sorted([*runs, *(one for one in known if one["run"] not in made)], key=lambda one: str(one["run"]))
-        out.write_text(page(claims, runs, seeds), encoding="utf-8")
-        files.write_json(out.with_suffix(".json"), runs)
-    print(out.read_text(encoding="utf-8"))
+    if args.tables:
+        with tempfile.TemporaryDirectory() as elsewhere:  # what is missing must leave no trace
+            others = [content for content in known if not (args.workdir / content["run"]).exists()]
+            take_over([*all_runs(args.workdir, list(STUDIES)), *others], Path(elsewhere))
+            write(config, claims, seeds, Path(elsewhere), data, steps, out, no_run)
+        return
+    if not data.exists():
+        build_phantom(args.workdir / "data", config.model.image_size, 0, scale, None)
+    take_over(known, args.workdir)
+    write(config, claims, seeds, args.workdir, data, steps, out)
 
 
 if __name__ == "__main__":

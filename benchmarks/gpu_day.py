@@ -265,9 +265,13 @@ def summary(found: dict[str, Facts]) -> list[tuple[str, str, str]]:
     rows = {part: row for part in ("full", "contrastive", "remat") for row in found.get(part, {}).get("rows", [])}
     for name, row in rows.items():
         if not row["seconds"]:
+            lines.append((f"step, {name}", "not measured: it does not fit into the device's memory", ""))
             continue
         lines.append((f"step, {name}", f"{row['seconds'] * 1e3:,.1f} ms", ""))
-        lines.append(("  memory", f"{row['memory_bytes'] / 1e9:,.1f} GB", "at most 9 GB" if name == "remat" else ""))
+        if row["memory_bytes"]:
+            lines.append(
+                ("  memory", f"{row['memory_bytes'] / 1e9:,.1f} GB", "at most 9 GB" if name == "remat" else "")
+            )
         if top:
             work = sum(value for part, value in row["flops"].items() if part != "recompute")
             share = work / row["seconds"] / 1e12 / top
@@ -300,27 +304,30 @@ def main() -> int:
         except Unavailable as error:
             print(json.dumps({"failed": str(error)}))
         return 0
+    chosen = args.parts.split(",")
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Facts] = {}
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so that the peak is what was needed
-    for name in args.parts.split(","):
+    for name in chosen:
         command = [sys.executable, __file__, "--one", name, *(["--small"] if args.small else [])]
         start = time.perf_counter()
+        limit = LIMITS[name] * (20 if args.small else 1)  # a small machine may be a slow one
         try:
-            limit = LIMITS[name] * (20 if args.small else 1)  # a small machine may be a slow one
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
             last = done.stdout.strip().splitlines()[-1:]
             found[name] = json.loads(last[0]) if done.returncode == 0 and last else {
                 "failed": (done.stderr.strip().splitlines() or ["no output"])[-1]
             }  # fmt: skip
         except subprocess.TimeoutExpired:
-            found[name] = {"failed": f"more than {LIMITS[name]} s"}
+            found[name] = {"failed": f"more than {limit} s"}
         found[name]["wall_seconds"] = round(time.perf_counter() - start, 1)
         (args.out / "gpu_day.json").write_text(json.dumps(found, indent=1) + "\n")
         print(f"{name}: {found[name]['wall_seconds']} s", file=sys.stderr, flush=True)
     for what, figure, target in summary(found):
         print(f"{what:<52}{figure:>18}  {target}")
-    return 0 if found.get("equality", {}).get("passed", "equality" not in args.parts.split(",")) else 1
+    return 0 if found.get("equality", {}).get("passed", "equality" not in chosen) else 1
 
 
 if __name__ == "__main__":

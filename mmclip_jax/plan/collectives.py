@@ -16,6 +16,7 @@ from mmclip_jax.plan import hlo
 SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
 SCALARS = "scalars"
 GRADIENTS, PARAMETERS, FORBIDDEN = "parameter gradients", "sharded parameters", "NOT ALLOWED"
+PIECES = "pieces of sharded parameters or gradients"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _classifier(
             if operation in ("all-reduce", "reduce-scatter"):
                 return GRADIENTS
             if config.mesh.fsdp > 1 or config.mesh.shard_optimizer:
-                return PARAMETERS
+                return PIECES if operation == "collective-permute" else PARAMETERS
         return SCALARS if operation == "all-reduce" and size <= SCALAR_BYTES else FORBIDDEN
 
     return what

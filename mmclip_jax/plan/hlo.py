@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from absl import logging
+
 
 class Operation(NamedTuple):
     """One collective of a program.
@@ -36,8 +38,7 @@ _CALLED = re.compile(
 )
 _LOOP = re.compile(r" while\(.*\bcondition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
-_INTEGER = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
-_ELEMENT = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
+_ELEMENT = re.compile(r"\), index=(\d+)")
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -56,20 +57,48 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def turns(condition: Sequence[str], body: Sequence[str]) -> int:
-    """How often a loop turns whose counter starts at 0; 1 if its condition names no integer to compare with.
+    """How often a loop turns whose counter starts at 0 and stays below a constant (or up to it).
 
-    The counter grows by the constant that the body adds to it, or by 1 where that is not to be seen (in a fusion).
+    It grows by the constant that the body adds to it; by 1 where that is not to be seen, as in a fusion. A condition of
+    another kind counts as one turn, with a warning.
     """
-    bound = max((int(value) for row in condition for _, value in _INTEGER.findall(row)), default=1)
-    index = next((int(found) for row in condition for found in _ELEMENT.findall(row)), None)
-    root = next((found[4] for row in body if "ROOT " in row and (found := RESULT.match(row))), "")
-    results = OPERAND.findall(root.split(")", 1)[0])
-    if index is None or index >= len(results):
-        return bound
-    added = next((found[4] for row in body if (found := RESULT.match(row)) and found[1] == results[index]), "")
-    integers = dict(pair for row in body for pair in _INTEGER.findall(row))
-    step = max((int(integers[name]) for name in OPERAND.findall(added) if name in integers), default=1)
-    return math.ceil(bound / max(step, 1))
+
+    def parsed(lines: Sequence[str]) -> tuple[dict[str, tuple[str, str]], str]:
+        found = {match[1]: (match[3], match[4]) for line in lines if (match := RESULT.match(line))}
+        root = next((match[1] for line in lines if "ROOT " in line and (match := RESULT.match(line))), "")
+        return found, root
+
+    def integer(operations: Mapping[str, tuple[str, str]], name: str) -> int | None:
+        code, rest = operations.get(name, ("", ""))
+        value = rest.split(")", 1)[0]
+        return int(value) if code == "constant" and value.isdecimal() else None
+
+    def element(operations: Mapping[str, tuple[str, str]], name: str) -> int | None:
+        code, rest = operations.get(name, ("", ""))
+        index = _ELEMENT.search(rest)
+        return int(index[1]) if code == "get-tuple-element" and index else None
+
+    asked, root = parsed(condition)
+    code, rest = asked.get(root, ("", ""))
+    counter, bound = [*OPERAND.findall(rest.split(")", 1)[0]), "", ""][:2]
+    end = integer(asked, bound)
+    direction = next((each for each in ("LT", "LE") if f"direction={each}" in rest), "")
+    if code != "compare" or not direction or end is None:
+        logging.warning("a loop of the compiled program counts as one turn: its end is not to be seen")
+        return 1
+    step, index = 1, element(asked, counter)
+    done, root = parsed(body)
+    code, rest = done.get(root, ("", ""))
+    results = OPERAND.findall(rest.split(")", 1)[0]) if code == "tuple" else []
+    if index is not None and index < len(results):
+        name = results[index]
+        while done.get(name, ("", ""))[0] == "copy":
+            name = OPERAND.findall(done[name][1])[0]
+        code, rest = done.get(name, ("", ""))
+        operands = OPERAND.findall(rest.split(")", 1)[0])
+        if code == "add" and index in (element(done, each) for each in operands):
+            step = max((integer(done, each) or 1 for each in operands), default=1)
+    return max(math.ceil((end + (direction == "LE")) / step), 1)
 
 
 def repetitions(lines: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Collectives of a written program, and those that a formula gives."""
 
+import math
 import textwrap
 from typing import Any
 
@@ -9,7 +10,7 @@ from small_plan import config
 
 from mmclip_jax import sharding
 from mmclip_jax.plan import collectives, hlo, memory, topologies
-from mmclip_jax.plan.collectives import EMBEDDINGS, FORBIDDEN, GRADIENTS, IDS, PARAMETERS, SCALARS
+from mmclip_jax.plan.collectives import EMBEDDINGS, FORBIDDEN, GRADIENTS, IDS, PARAMETERS, PIECES, SCALARS
 
 pytestmark = pytest.mark.compiles
 
@@ -25,6 +26,20 @@ PROGRAM = textwrap.dedent("""\
     %wide.condition (p: (s32[], f32[12,20,36])) -> pred[] {
       %c = s32[]{:T(128)} constant(12)
       ROOT %lt = pred[] compare(%i, %c), direction=LT
+    }
+
+    %cut.condition (p: (f32[12,20,36], u32[])) -> pred[] {
+      %c.2 = u32[]{:T(128)} constant(16)
+      %i.2 = u32[]{:T(128)} get-tuple-element(%p), index=1
+      ROOT %lt.3 = pred[] compare(%i.2, %c.2), direction=LT
+    }
+
+    %cut.body (p: (f32[12,20,36], u32[])) -> (f32[12,20,36], u32[]) {
+      %two = u32[] constant(2)
+      %i.3 = u32[] get-tuple-element(%p), index=1
+      %next = u32[] add(%i.3, %two)
+      %piece = bf16[12,20]{1,0} reduce-scatter(%a), channel_id=8
+      ROOT %t.2 = (f32[12,20,36], u32[]) tuple(%a, %next)
     }
 
     %wide.body (p: (s32[], f32[12,20,36])) -> (s32[], f32[12,20,36]) {
@@ -55,6 +70,7 @@ PROGRAM = textwrap.dedent("""\
 
     ENTRY %main (p: f32[8,7]) -> f32[] {
       %w = (s32[], f32[12,20,36]) while(%t), condition=%wide.condition, body=%wide.body
+      %w.4 = (f32[12,20,36], u32[]) while(%t), condition=%cut.condition, body=%cut.body
       %w.2 = (s32[]) while(%t), condition=%noted.condition, body=%noted.body, config={"known_trip_count":{"n":"5"}}
       %x.1 = f32[64,7] fusion(%p), kind=kOutput, calls=%piece.1
       %x.2 = f32[64,7] fusion(%p), kind=kOutput, calls=%piece.2
@@ -80,6 +96,7 @@ def test_collectives_are_counted_once_a_turn_and_named_by_what_they_carry() -> N
         # In the loop; the f32[20] lies in a fusion there.
         (GRADIENTS, "all-reduce"): (12, 2 * (20 * 36 + 36) + 4 * 20),
         (EMBEDDINGS, "collective-permute"): (5, per_chip),
+        (GRADIENTS, "reduce-scatter"): (8, 2 * 12 * 20),  # in a loop whose counter grows by two
         (EMBEDDINGS, "all-gather"): (1, gathered),  # in two pieces of one channel
         (EMBEDDINGS, "all-reduce"): (1, gathered),
         (IDS, "all-gather"): (1, 64 * 2 * 4),
@@ -106,6 +123,7 @@ def test_collectives_are_counted_once_a_turn_and_named_by_what_they_carry() -> N
         ),  # of a chip's rows, which need no gather
         ("  %t = f32[8,7]{1,0} reduce-scatter(%i), channel_id=9", EMBEDDINGS),
         ("  %t = bf16[36,20]{0,1} reduce-scatter(%i), channel_id=9", GRADIENTS),
+        ("  %t = bf16[36,20]{0,1} collective-permute(%i), channel_id=9", FORBIDDEN),
     ],
 )
 def test_what_a_collective_carries(line: str, carries: str) -> None:
@@ -198,31 +216,55 @@ def test_what_gpus_send_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bound", "body", "turns"),
+    ("dtype", "bound", "body", "step"),
     [
         # The windowed products of TPUs: the counter is unsigned, and two pieces are computed in a turn.
-        ("u32", 8, "%next = u32[]{:T(128)} add(%g.1, %two)", 4),
-        ("u32", 9, "%next = u32[]{:T(128)} add(%g.1, %two)", 5),
-        ("s32", 12, "%next = s32[]{:T(128)} add(%one, %g.1)", 12),
-        ("s64", 12, "%next = s64[] fusion(%g.1), kind=kLoop, calls=%inner", 12),  # what it adds is not to be seen
+        ("u32", 8, "%next = u32[]{:T(128)} add(%g.1, %two)", 2),
+        ("u32", 9, "%next = u32[]{:T(128)} add(%g.1, %two)", 2),
+        ("s32", 12, "%next = s32[]{:T(128)} add(%one, %g.1)", 1),
+        ("s32", 12, "%next = s32[] copy(%sum)\n %sum = s32[] add(%g.1, %two)", 2),
+        ("s64", 12, "%next = s64[] fusion(%g.1, %more), kind=kLoop, calls=%inner", 1),  # what it adds is not seen
+        ("s32", 12, "%next = s32[] add(%g.2, %more)", 1),  # not the counter
     ],
 )
-def test_a_loop_turns_until_its_counter_reaches_the_bound(dtype: str, bound: int, body: str, turns: int) -> None:
+def test_a_loop_turns_until_its_counter_reaches_the_bound(dtype: str, bound: int, body: str, step: int) -> None:
     condition = f"""\
       %c = {dtype}[]{{:T(128)}} constant({bound})
       %p = (f32[7], /*index=5*/{dtype}[]) parameter(0)
+      %g.9 = {dtype}[]{{:T(128)}} get-tuple-element(%p), index=0
       %g.0 = {dtype}[]{{:T(128)}} get-tuple-element(%p), index=1
+      %c.9 = {dtype}[] constant(999)
       ROOT %lt = pred[] compare(%g.0, %c), direction=LT"""
     rows = f"""\
       %one = {dtype}[] constant(1)
       %two = {dtype}[]{{:T(128)}} constant(2)
       %more = {dtype}[] constant(15)
       %g.1 = {dtype}[] get-tuple-element(%p), index=1
+      %g.2 = {dtype}[] get-tuple-element(%p), index=0
       %beside = {dtype}[] add(%g.1, %more)
       {body}
       ROOT %t = (f32[7], /*index=1*/{dtype}[]{{:T(128)}}) tuple(%beside, /*index=1*/%next)"""
-    assert hlo.turns(condition.split("\n"), rows.split("\n")) == turns
+    for direction, end in (("LT", bound), ("LE", bound + 1)):
+        asked = condition.replace("LT", direction).split("\n")
+        assert hlo.turns(asked, rows.split("\n")) == math.ceil(end / step)
 
 
-def test_a_loop_whose_end_is_not_to_be_seen_counts_once() -> None:
-    assert hlo.turns(["  ROOT %lt = pred[] compare(%i, %n), direction=LT"], []) == 1
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "ROOT %lt = pred[] compare(%i, %n), direction=LT",
+        "%n = s32[] constant(0)\n ROOT %lt = pred[] compare(%i, %n), direction=GT",
+        "%n = s32[] constant(12)\n ROOT %lt = pred[] fusion(%i, %n), kind=kLoop, calls=%inner",
+    ],
+)
+def test_a_loop_whose_end_is_not_to_be_seen_counts_once_and_is_told(
+    condition: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        assert hlo.turns(condition.split("\n"), []) == 1
+    assert "one turn" in caplog.text
+
+
+def test_a_sharded_state_sends_pieces_of_parameters_and_gradients() -> None:
+    line = "  %t = bf16[36,20]{0,1} collective-permute(%i), channel_id=9"
+    assert (PIECES, "collective-permute") in found_in(line, mesh__shard_optimizer=True)
