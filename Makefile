@@ -135,9 +135,10 @@ attacks: $(VENV)/.installed-dev
 # What the paper-scale recipe needs of slices and GPUs; 8 to 32 minutes a slice. Augmentation on the device would be compiled
 # for three times as long, and adds 0.1 ms to a step.
 plan: .tpu/.installed .gpu/.installed $(VENV)/.installed
-	set -e; for topology in v5p:4x4x8 v5e:16x16 v6e:16x16 h100:8x4; do \
-	  plan="mmclip plan --config mmclip_vitb16 --topology $$topology --batch 8192 --config.data.augment_on=host"; \
-	  out=docs/plans/$$(echo $$topology | tr : _).txt; \
+	set -e; for of in v5p:4x4x8 v5e:16x16 v5e:16x16_1024 v6e:16x16 h100:8x4 h100:8x4_1024; do \
+	  topology=$${of%_*}; case $$of in *_*) batch=$${of#*_};; *) batch=8192;; esac; \
+	  plan="mmclip plan --config mmclip_vitb16 --topology $$topology --batch $$batch --config.data.augment_on=host"; \
+	  out=docs/plans/$$(echo $$of | tr : _).txt; \
 	  case $$topology in \
 	    h*) compiler=.gpu; plan="$$plan --config.model.remat=false --config.model.unroll=true";; \
 	    *) compiler=.tpu; plan="$$plan --config.mesh.shard_optimizer=true";; \
