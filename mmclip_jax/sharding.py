@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 ROW_AXES = ("data", "fsdp")
 
@@ -130,7 +130,9 @@ def unchunk_rows(x: jax.Array) -> jax.Array:
     return shard_rows(jnp.moveaxis(by_chunk, 0, 1).reshape(-1, *x.shape[2:]))
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, over_data: bool = False) -> PartitionSpec:
+def parameter_spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, over_data: bool = False
+) -> PartitionSpec:
     """The spec of a parameter by its path "a/b/kernel"; an axis that does not divide stays whole.
 
     over_data: the largest of the axes that are whole and that "data" divides is cut along it, too.
@@ -156,7 +158,7 @@ def _tree_specs(tree: Any, mesh: Any, over_data: bool) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def tree_shardings(tree: Any, mesh: Mesh, over_data: bool = False) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh, over_data: bool = False) -> Any:
     """A NamedSharding for every array of a state tree (optimizer moments carry their parameter's path).
 
     over_data: cut along "data" too, see `parameter_spec` (`mesh.shard_optimizer`, ZeRO's first stage).

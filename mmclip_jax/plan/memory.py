@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mmclip_jax import objectives
+from mmclip_jax import objectives, sharding
 from mmclip_jax.data import batch
 from mmclip_jax.objectives.base import Buffers, Tower, image_towers
 from mmclip_jax.plan.topologies import Topology
@@ -44,23 +44,55 @@ def compiled_memory(compiled: jax.stages.Compiled, state: Any) -> Memory:
     )
 
 
-def scaled_memory(memory: Memory, config: ConfigDict, parameters: int, rows: int, chips: int) -> Memory:
-    """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but the float32 gradients.
+def scaled_memory(memory: Memory, config: ConfigDict, params: Any, rows: int, chips: int) -> Memory:
+    """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but the gradients.
 
-    The optimizer's buffers do not grow either, so it errs towards too much for larger batches. Logits grow with the
-    square of the rows, as far as the loss does not chunk them.
+    The optimizer's buffers do not grow either, so it errs towards too much for larger batches. Where few rows leave
+    hardly more than the gradients, they grow by the formula. Logits grow with the square of the rows, as far as the
+    loss does not chunk them.
     """
     before = batch.total_rows(config)
     factor = rows / before
-    gradients = min(4.0 * parameters / config.mesh.fsdp, memory.buffers)
+    growing = max(memory.buffers - gradient_bytes(config, params), activation_bytes(config, before, chips))
+    growing = min(growing, memory.buffers)
     pairs = pairs_bytes(config, rows, chips) - factor * pairs_bytes(config, before, chips)
-    buffers = gradients + factor * (memory.buffers - gradients) + max(pairs, 0.0)
+    buffers = memory.buffers + (factor - 1) * growing + max(pairs, 0.0)
     return Memory(memory.state, memory.batch * factor, buffers, memory.program)
 
 
-def state_shards(config: ConfigDict, chips: int) -> int:
-    """Over how many chips parameters, moments and average are cut."""
-    return chips if config.mesh.shard_optimizer else int(config.mesh.fsdp)
+def gradient_bytes(config: ConfigDict, params: Any) -> float:
+    """Bytes on a chip of float32 gradients; with `mesh.shard_optimizer` of the gathered parameters in their place.
+
+    These are in the dtype of computing. Their gradients are reduced as each layer makes them, so few are held at a
+    time: a quarter more, as programs that were compiled for TPUs have it.
+    """
+    numbers = count_parameters(params) / config.mesh.fsdp
+    return numbers * (1.25 * _wide(config) if config.mesh.shard_optimizer else 4.0)
+
+
+def _wide(config: ConfigDict) -> int:
+    return 2 if config.model.dtype == "bfloat16" else 4
+
+
+def count_parameters(params: Any) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def state_bytes(params: Any, config: ConfigDict, chips: int, shard_optimizer: bool) -> float:
+    """Bytes on a chip of float32 parameters, two moments and the average; an array that does not divide stays whole.
+
+    Args:
+      params: a tree of arrays or shapes.
+      config: a run's settings.
+      chips: of the mesh.
+      shard_optimizer: cut over all chips (`mesh.shard_optimizer`); else over `mesh.fsdp` of them.
+    """
+    fsdp = int(config.mesh.fsdp)
+    mesh = jax.sharding.AbstractMesh((chips // fsdp, fsdp), sharding.ROW_AXES)
+    shardings = sharding.tree_shardings(params, mesh, shard_optimizer)
+    sizes = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), params, shardings)
+    return 4.0 * (4 if config.optimizer.ema else 3) * sum(jax.tree.leaves(sizes))
 
 
 def _buffers(config: ConfigDict, rows: float, chips: int) -> list[Buffers]:
@@ -72,16 +104,29 @@ def pairs_bytes(config: ConfigDict, rows: float, chips: int) -> float:
     return sum(each.pairs for each in _buffers(config, rows, chips))
 
 
-def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int) -> Memory:
-    """Bytes a chip for a global batch of `rows`, without compiling.
+def memory_by_formula(config: ConfigDict, params: Any, rows: int, chips: int) -> Memory:
+    """Bytes a chip for a global batch of `rows`, without compiling; params: a tree of shapes.
 
-    State: float32 parameters, two moments, and the average, cut over all chips by `mesh.shard_optimizer`. Buffers:
-    gradients and updates in float32 (with it gathered parameters and gradients), and activations
-    counted by hand: with `model.remat` the input of every layer, and the products of the largest layer twice over, for
-    their gradients; without it the products of all layers.
+    State: see `state_bytes`. Buffers: gradients (`gradient_bytes`), as much again for float32 updates of a whole state,
+    activations (`activation_bytes`), and what the losses hold for pairs of rows.
     """
-    model = config.model
-    wide = 2 if model.dtype == "bfloat16" else 4
+    gradients = gradient_bytes(config, params)
+    return Memory(
+        state_bytes(params, config, chips, config.mesh.shard_optimizer),
+        rows / chips * batch.row_bytes(config),
+        gradients * (1 if config.mesh.shard_optimizer else 2)
+        + activation_bytes(config, rows, chips)
+        + pairs_bytes(config, rows, chips),
+    )
+
+
+def activation_bytes(config: ConfigDict, rows: int, chips: int) -> float:
+    """Bytes on a chip of what the backward pass needs of the forward pass, for a global batch of `rows`.
+
+    With `model.remat` the input of every layer, and the products of the largest layer twice over, for their gradients;
+    without it the products of all layers.
+    """
+    model, wide = config.model, _wide(config)
     more = _buffers(config, rows, chips)
     towers = [
         *image_towers(model),
@@ -98,13 +143,7 @@ def memory_by_formula(config: ConfigDict, parameters: int, rows: int, chips: int
         row: float = sum(inputs) + 2 * max(products)
     else:
         row = sum(layer * tower.part["depth"] for layer, tower in zip(products, towers, strict=True))
-    return Memory(
-        4.0 * parameters * (4 if config.optimizer.ema else 3) / state_shards(config, chips),
-        rows / chips * batch.row_bytes(config),
-        8.0 * parameters / config.mesh.fsdp
-        + rows / chips / config.optimizer.accumulate * (row + sum(each.row for each in more))
-        + sum(each.pairs for each in more),
-    )
+    return rows / chips / config.optimizer.accumulate * (row + sum(each.row for each in more))
 
 
 def largest_batch(config: ConfigDict, topology: Topology, memory_at: Callable[[int], Memory]) -> int:

@@ -6,7 +6,6 @@ faster, real ones are slower.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -30,7 +29,16 @@ from mmclip_jax.plan.collectives import (
     parameter_shapes,
     sent_by,
 )
-from mmclip_jax.plan.memory import REMEDY, Memory, compiled_memory, largest_batch, memory_by_formula, scaled_memory
+from mmclip_jax.plan.memory import (
+    REMEDY,
+    Memory,
+    compiled_memory,
+    count_parameters,
+    largest_batch,
+    memory_by_formula,
+    scaled_memory,
+    state_bytes,
+)
 from mmclip_jax.plan.roofline import Point
 from mmclip_jax.plan.topologies import Topology, parse_topology
 from mmclip_jax.text.tokenizer import load_tokenizer
@@ -43,7 +51,8 @@ class Plan:
 
     asked: the batch that was asked for; recipe: the config's own, None where it does not divide over the chips;
     largest: the largest that fits by the estimate, None where none does. compiled: with what, "" if by formula. axes:
-    sizes that axes of parameters have.
+    sizes that axes of parameters have. unsharded: bytes of parameters and optimizer a chip without
+    `mesh.shard_optimizer`.
     """
 
     topology: Topology
@@ -54,6 +63,7 @@ class Plan:
     largest: Point | None
     compiled: str
     axes: Collection[int] = ()
+    unsharded: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -107,9 +117,9 @@ def with_batch(config: ConfigDict, rows: int, chips: int) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What is known of a step: its parameters, collectives, memory and seconds (None: not compiled), sizes of axes."""
+    """What is known of a step; memory and counted are None where nothing was compiled. params: shapes."""
 
-    parameters: int
+    params: Any
     collectives: Sequence[Collective]
     memory: Memory | None = None
     axes: Collection[int] = ()
@@ -118,10 +128,10 @@ class _Found:
     def memory_at(self, config: ConfigDict, rows: int, chips: int) -> Memory:
         """The memory of `rows` rows; config: with the batch that was compiled."""
         if self.memory is None:
-            return memory_by_formula(config, self.parameters, rows, chips)
+            return memory_by_formula(config, self.params, rows, chips)
         if rows == batch.total_rows(config):
             return self.memory
-        return scaled_memory(self.memory, config, self.parameters, rows, chips)
+        return scaled_memory(self.memory, config, self.params, rows, chips)
 
 
 def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
@@ -133,7 +143,7 @@ def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
     logging.info("compiled in %.0f s", time.perf_counter() - start)
     shapes, text = parameter_shapes(state.params), compiled.as_text() or ""
     return _Found(
-        count_parameters(state.params),
+        state.params,
         collectives_of(text, config, shapes, topology.chips),
         compiled_memory(compiled, state),
         {size for shape in shapes for size in shape},
@@ -150,8 +160,8 @@ def _count_kernels(text: str, topology: Topology) -> roofline.Counted:
 
 
 def _counted(config: ConfigDict, topology: Topology) -> _Found:
-    parameters = count_parameters(abstract_params(config))
-    return _Found(parameters, collectives_by_formula(config, parameters, topology.chips))
+    params = abstract_params(config)
+    return _Found(params, collectives_by_formula(config, count_parameters(params), topology.chips))
 
 
 def make_plan(
@@ -205,19 +215,15 @@ def make_plan(
     most = largest_batch(config, topology, memory_at)
     return Plan(
         topology,
-        found.parameters,
+        count_parameters(found.params),
         found.collectives,
         at(config),
         at(recipe) if recipe_divides else None,
         at(with_batch(recipe, most, chips)) if most else None,
         compiling.compiler(topology) if compiles else "",
         found.axes,
+        state_bytes(found.params, config, chips, shard_optimizer=False),
     )
-
-
-def count_parameters(params: Any) -> int:
-    """Numbers in a tree of arrays or shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def abstract_params(config: ConfigDict) -> Any:

@@ -127,11 +127,9 @@ def _notes(plan: Plan) -> list[str]:
     if plan.topology.kind in targets.TARGETS and not plan.compiled:
         notes.append("With requirements-gpu.txt installed, and without --formula, the step is compiled for these GPUs.")
     if plan.asked.config.mesh.shard_optimizer:
-        fsdp = plan.asked.config.mesh.fsdp
-        saved = plan.asked.memory.state * (plan.topology.chips / fsdp - 1)
         notes.append(
             f"mesh.shard_optimizer: {plan.asked.memory.state / 1e9:.2f} GB of parameters and optimizer a chip; without "
-            f"it at most {saved / 1e9:.2f} GB more."
+            f"it {plan.unsharded / 1e9:.2f} GB."
         )
     notes.append(
         f"A chip: {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "

@@ -12,6 +12,7 @@ from test_checkpoints import iterator, run
 from mmclip_jax import sharding
 from mmclip_jax.checkpoints import Checkpoints, abstract_like
 from mmclip_jax.config import transformer
+from mmclip_jax.plan import memory
 from mmclip_jax.state import TrainState
 from mmclip_jax.train import optim, step
 
@@ -74,6 +75,10 @@ def test_eight_devices_update_as_one_does(one_device: TrainState, fsdp: int, tmp
     mesh = sharding.make_mesh(fsdp)
     state = updated(mesh, config(True))
     assert held(state) < 0.2 * held(one_device)
+    settings = config(True)
+    settings.mesh.fsdp = fsdp
+    counters = 6 * 4  # the step, two of the optimizer, three of the guard
+    assert held(state) - counters == memory.state_bytes(state.params, settings, 8, shard_optimizer=True)
     for name in ("params", "ema", "opt_state"):
         difference = tiny.largest_difference(sharding.on_host(getattr(state, name)), getattr(one_device, name))
         assert difference < 1e-5, name
