@@ -60,15 +60,15 @@ def sent_by(operation: hlo.Operation) -> float:
     return _sent(operation.name, size, operation.group)
 
 
-def _bare(shape: Iterable[int]) -> tuple[int, ...]:
+def bare(shape: Iterable[int]) -> tuple[int, ...]:
     """A shape without its order and without axes of one: compilers transpose and reshape."""
     return tuple(sorted(size for size in shape if size != 1))
 
 
 def _with_flat(shapes: Iterable[tuple[int, ...]]) -> set[tuple[int, ...]]:
     """Bare shapes, and each as one axis of all its numbers: compilers flatten what they send."""
-    bare = {_bare(shape) for shape in shapes}
-    return bare | {(math.prod(shape),) for shape in bare}
+    found = {bare(shape) for shape in shapes}
+    return found | {(math.prod(shape),) for shape in found}
 
 
 def _traffic(config: ConfigDict, chips: int) -> list[Traffic]:
@@ -76,14 +76,14 @@ def _traffic(config: ConfigDict, chips: int) -> list[Traffic]:
     return [objective.traffic(config, rows, chips, shapes) for objective in objectives.active(config)]
 
 
-def _parameters(config: ConfigDict, weights: Collection[tuple[int, ...]]) -> set[tuple[int, ...]]:
-    """Bare shapes of parameters, those of attention's kernels also cut into heads."""
+def bare_parameters(config: ConfigDict, weights: Collection[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Bare shapes of parameters, those of attention's kernels also cut into heads; weights: see `parameter_shapes`."""
     found = _with_flat(weights)
     for name in ("image", "text", "image_decoder", "text_decoder"):
         width, heads = config.model[name].width, config.model[name].heads
         for shape in weights:
             found |= {
-                _bare((*shape[:axis], heads, width // heads, *shape[axis + 1 :]))
+                bare((*shape[:axis], heads, width // heads, *shape[axis + 1 :]))
                 for axis, size in enumerate(shape)
                 if size == width
             }
@@ -97,14 +97,14 @@ def _classifier(
 
     Parameters that the compiler pads are not recognised: under fsdp, those of widths that 16 x fsdp does not divide.
     """
-    parameters, traffic = _parameters(config, weights), _traffic(config, chips)
+    parameters, traffic = bare_parameters(config, weights), _traffic(config, chips)
     embeddings = _with_flat(shape for each in traffic for shape in each.embeddings)
     own_embeddings = _with_flat(shape for each in traffic for shape in each.own_embeddings)
     ids = _with_flat(shape for each in traffic for shape in each.ids)
     own_ids = _with_flat(shape for each in traffic for shape in each.own_ids)
 
     def what(operation: str, dtype: str, shape: tuple[int, ...], size: int) -> str:
-        own, is_float = _bare(shape), dtype in ("f32", "bf16")
+        own, is_float = bare(shape), dtype in ("f32", "bf16")
         if operation not in ("all-gather", "all-reduce", "reduce-scatter", "collective-permute"):
             return FORBIDDEN
         if not own and operation == "all-reduce":

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +24,8 @@ KINDS = ("attention", "products", "norms", "optimizer", "other")
 class Kernel:
     """One kernel: bytes and FLOPs of one run, how often a step runs it; where: JAX's name of the operation.
 
-    precision: of its products, see `Chip.peak_of`; computation, place: where it stands in the program.
+    still: those of the bytes that are parameters or their gradients, which no more rows make more. precision: of its
+    products, see `Chip.peak_of`; computation, place: where it stands in the program.
     """
 
     name: str
@@ -33,17 +34,20 @@ class Kernel:
     bytes: float
     flops: float
     times: int
+    still: float = 0.0
     precision: str = ""
     computation: str = ""
     place: int = 0
 
-    def once(self, chip: Chip) -> float:
-        """Seconds of one run at least."""
-        return max(self.bytes / chip.bandwidth, self.flops / chip.peak_of(self.precision))
+    def once(self, chip: Chip, grown: float = 1.0) -> float:
+        """Seconds of one run at least; grown: with so many times the rows, in estimate."""
+        grown = 1.0 if self.kind == "optimizer" else grown
+        moved = self.still + grown * (self.bytes - self.still)
+        return max(moved / chip.bandwidth, grown * self.flops / chip.peak_of(self.precision))
 
-    def seconds(self, chip: Chip) -> float:
+    def seconds(self, chip: Chip, grown: float = 1.0) -> float:
         """Seconds of a step at least."""
-        return self.times * self.once(chip)
+        return self.times * self.once(chip, grown)
 
 
 _NAME = re.compile(r'op_name="([^"]*)"')
@@ -101,11 +105,6 @@ def _arrays(types: str) -> list[tuple[str, tuple[int, ...], bool]]:
     ]
 
 
-def _size(types: str) -> float:
-    """Bytes in the chip's main memory."""
-    return float(sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape, fast in _arrays(types) if not fast))
-
-
 class _Program:
     """The text of a compiled program, line by line."""
 
@@ -156,73 +155,85 @@ class _Program:
                 yield from self.inside(more)
 
 
-def _read(program: _Program, computation: str, op: _Op) -> float:
-    """Bytes that a kernel reads."""
-    types = [(program.op(computation, name) or _Op("", "", "", "")).types for name in op.operands]
-    if op.code in _SLICES:
-        return _size(op.types) + sum(map(_size, types[1:]))
-    if op.code == "dynamic-update-slice":
-        return sum(map(_size, types[1:]))
-    inner = program.called(op) if op.code == "fusion" else None
-    if inner is None:
-        return sum(map(_size, types))
-    parameters = [each for each in program.ops[inner] if each.code == "parameter"]
-    number = {each.name: int(_within(each.rest)) for each in parameters}
-    total = 0.0
-    for each in parameters:
-        if number[each.name] < len(types):
-            whole = _size(types[number[each.name]])
-            total += min(whole, _touched(program, inner, each.name, whole)) if whole else 0.0
-    return total
+Counts = Callable[[tuple[int, ...]], bool]
 
 
-def _touched(program: _Program, computation: str, name: str, whole: float) -> float:
-    """Bytes of a fusion's operand that it reads: the slices, where it only takes slices or writes over some."""
-    total = 0.0
-    for op in program.ops[computation]:
-        if name not in op.operands:
-            continue
-        if op.code in _SLICES and op.operands[0] == name:
-            total += _size(op.types)
-        elif op.code == "dynamic-update-slice" and op.operands[0] == name:
-            continue
-        elif op.code in _VIEWS:
-            total += _touched(program, computation, op.name, whole)
-        else:
-            return whole
-    return total
+@dataclasses.dataclass(frozen=True)
+class _Traffic:
+    """Bytes in the chip's main memory that operations move, of arrays whose shape counts."""
 
+    program: _Program
+    counts: Counts
 
-def _written(program: _Program, computation: str, op: _Op) -> float:
-    """Bytes that a kernel writes: of a result that is written over in part, the part."""
-    if op.code == "dynamic-update-slice":
-        update = program.op(computation, op.operands[1])
-        return _size(update.types if update else op.types)
-    inner = program.called(op) if op.code == "fusion" else None
-    if inner is None:
-        return _size(op.types)
-    root = program.op(inner, program.roots[inner])
-    if root is None:
-        return _size(op.types)
-    # The results of the fusion say where they lie, those inside it do not.
-    outside = [_size(f"{d}[{','.join(map(str, s))}]") * (not fast) for d, s, fast in _arrays(op.types)]
-    results = [program.op(inner, name) for name in root.operands] if root.code == "tuple" else [root]
-    if len(results) != len(outside):
-        return sum(outside)
-    return sum(
-        min(size, _part(program, inner, result)) if result is not None else size
-        for size, result in zip(outside, results, strict=True)
-    )
+    def size(self, types: str) -> float:
+        """Bytes of the arrays of a type."""
+        arrays = (each for each in _arrays(types) if not each[2] and self.counts(each[1]))
+        return float(sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape, _ in arrays))
 
+    def read(self, computation: str, op: _Op) -> float:
+        """Bytes that a kernel reads."""
+        types = [(self.program.op(computation, name) or _Op("", "", "", "")).types for name in op.operands]
+        if op.code in _SLICES:
+            return self.size(op.types) + sum(map(self.size, types[1:]))
+        if op.code == "dynamic-update-slice":
+            return sum(map(self.size, types[1:]))
+        inner = self.program.called(op) if op.code == "fusion" else None
+        if inner is None:
+            return sum(map(self.size, types))
+        parameters = [each for each in self.program.ops[inner] if each.code == "parameter"]
+        number = {each.name: int(_within(each.rest)) for each in parameters}
+        total = 0.0
+        for each in parameters:
+            if number[each.name] < len(types):
+                whole = self.size(types[number[each.name]])
+                total += min(whole, self._touched(inner, each.name, whole)) if whole else 0.0
+        return total
 
-def _part(program: _Program, computation: str, op: _Op) -> float:
-    while op.code in _VIEWS and op.operands and (behind := program.op(computation, op.operands[0])):
-        if behind.code == "parameter":
-            break
-        op = behind
-    if op.code == "dynamic-update-slice" and (update := program.op(computation, op.operands[1])):
-        return _size(update.types)
-    return math.inf
+    def _touched(self, computation: str, name: str, whole: float) -> float:
+        """Bytes of a fusion's operand that it reads: the slices, where it only takes slices or writes over some."""
+        total = 0.0
+        for op in self.program.ops[computation]:
+            if name not in op.operands:
+                continue
+            if op.code in _SLICES and op.operands[0] == name:
+                total += self.size(op.types)
+            elif op.code == "dynamic-update-slice" and op.operands[0] == name:
+                continue
+            elif op.code in _VIEWS:
+                total += self._touched(computation, op.name, whole)
+            else:
+                return whole
+        return total
+
+    def written(self, computation: str, op: _Op) -> float:
+        """Bytes that a kernel writes: of a result that is written over in part, the part."""
+        if op.code == "dynamic-update-slice":
+            update = self.program.op(computation, op.operands[1])
+            return self.size(update.types if update else op.types)
+        inner = self.program.called(op) if op.code == "fusion" else None
+        if inner is None:
+            return self.size(op.types)
+        root = self.program.op(inner, self.program.roots[inner])
+        if root is None:
+            return self.size(op.types)
+        # The results of the fusion say where they lie, those inside it do not.
+        outside = [self.size(f"{d}[{','.join(map(str, s))}]") * (not fast) for d, s, fast in _arrays(op.types)]
+        results = [self.program.op(inner, name) for name in root.operands] if root.code == "tuple" else [root]
+        if len(results) != len(outside):
+            return sum(outside)
+        return sum(
+            min(size, self._part(inner, result)) if result is not None else size
+            for size, result in zip(outside, results, strict=True)
+        )
+
+    def _part(self, computation: str, op: _Op) -> float:
+        while op.code in _VIEWS and op.operands and (behind := self.program.op(computation, op.operands[0])):
+            if behind.code == "parameter":
+                break
+            op = behind
+        if op.code == "dynamic-update-slice" and (update := self.program.op(computation, op.operands[1])):
+            return self.size(update.types)
+        return math.inf
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -297,7 +308,7 @@ def _kind(where: str, call: str, flops: float) -> str:
     return "other"
 
 
-def _kernel(program: _Program, computation: str, op: _Op, place: int) -> Kernel:
+def _kernel(program: _Program, counts: Counts, computation: str, op: _Op, place: int) -> Kernel:
     named = _NAME.search(op.rest)
     where, call = named[1] if named else "", ""
     products = [_product(program, computation, op)]
@@ -311,7 +322,8 @@ def _kernel(program: _Program, computation: str, op: _Op, place: int) -> Kernel:
         call = (re.search(r'custom_call_target="([^"]*)"', op.rest) or ["", ""])[1]
     flops = sum(work for work, _ in products)
     precision = max(products)[1]
-    moved = _read(program, computation, op) + _written(program, computation, op)
+    everything, parameters = _Traffic(program, lambda shape: True), _Traffic(program, counts)
+    moved, still = (each.read(computation, op) + each.written(computation, op) for each in (everything, parameters))
     return Kernel(
         op.name,
         _kind(where, call, flops),
@@ -319,32 +331,35 @@ def _kernel(program: _Program, computation: str, op: _Op, place: int) -> Kernel:
         moved,
         flops,
         program.times[computation],
+        still,
         precision,
         computation,
         place,
     )
 
 
-def kernels(text: str) -> list[Kernel]:
-    """The kernels of a compiled program, without what they send each other."""
+def kernels(text: str, parameter: Counts = lambda shape: False) -> list[Kernel]:
+    """The kernels of a compiled program, without what they send each other; parameter: whether a shape is one's."""
     program = _Program(text)
     return [
-        _kernel(program, name, op, place)
+        _kernel(program, parameter, name, op, place)
         for name in program.run_by_themselves()
         for place, op in enumerate(program.ops[name])
         if op.code not in _NO_WORK and not _BESIDE.search(op.code) and not _COLLECTIVE.match(op.code)
     ]
 
 
-def shares(found: Sequence[Kernel], chip: Chip) -> dict[str, float]:
-    """Seconds of a step by kind of kernel, in the order of `KINDS`."""
+def shares(found: Sequence[Kernel], chip: Chip, grown: float = 1.0) -> dict[str, float]:
+    """Seconds of a step by kind of kernel, in the order of `KINDS`; grown: with so many times the rows."""
     sums: Mapping[str, float] = collections.defaultdict(float)
     for kernel in found:
-        sums[kernel.kind] += kernel.seconds(chip)  # type: ignore[index]
+        sums[kernel.kind] += kernel.seconds(chip, grown)  # type: ignore[index]
     return {kind: sums[kind] for kind in KINDS}
 
 
-def hidden_seconds(text: str, found: Sequence[Kernel], chip: Chip, seconds: Mapping[str, float]) -> float:
+def hidden_seconds(
+    text: str, found: Sequence[Kernel], chip: Chip, seconds: Mapping[str, float], grown: float = 1.0
+) -> float:
     """Seconds of communication that the program's order puts beside kernels.
 
     A collective that is started, and ended later, is hidden by the kernels between. On a TPU a collective may be spread
@@ -355,10 +370,11 @@ def hidden_seconds(text: str, found: Sequence[Kernel], chip: Chip, seconds: Mapp
       found: its kernels.
       chip: on which it runs.
       seconds: of one run of each collective, by `hlo.channel`.
+      grown: the kernels have so many times the rows.
     """
     program, hidden = _Program(text), 0.0
     for computation in program.run_by_themselves():
-        free = {kernel.place: kernel.once(chip) for kernel in found if kernel.computation == computation}
+        free = {kernel.place: kernel.once(chip, grown) for kernel in found if kernel.computation == computation}
         left = dict(seconds)
         started: dict[str, tuple[str, int]] = {}
 

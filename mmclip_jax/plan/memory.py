@@ -47,14 +47,14 @@ def compiled_memory(compiled: jax.stages.Compiled, state: Any) -> Memory:
 def scaled_memory(memory: Memory, config: ConfigDict, params: Any, rows: int, chips: int) -> Memory:
     """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but the gradients.
 
-    The optimizer's buffers do not grow either, so it errs towards too much for larger batches. Where few rows leave
-    hardly more than the gradients, they grow by the formula. Logits grow with the square of the rows, as far as the
-    loss does not chunk them.
+    The optimizer's buffers do not grow either, so it errs towards too much for larger batches. Where there is hardly
+    more than the gradients, the formula says how much grows, and half of the buffers at most. Logits grow with the
+    square of the rows, as far as the loss does not chunk them.
     """
     before = batch.total_rows(config)
     factor = rows / before
-    growing = max(memory.buffers - gradient_bytes(config, params), activation_bytes(config, before, chips))
-    growing = min(growing, memory.buffers)
+    by_formula = min(activation_bytes(config, before, chips), memory.buffers / 2)
+    growing = max(memory.buffers - gradient_bytes(config, params), by_formula)
     pairs = pairs_bytes(config, rows, chips) - factor * pairs_bytes(config, before, chips)
     buffers = memory.buffers + (factor - 1) * growing + max(pairs, 0.0)
     return Memory(memory.state, memory.batch * factor, buffers, memory.program)

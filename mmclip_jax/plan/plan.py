@@ -7,7 +7,7 @@ faster, real ones are slower.
 
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ from mmclip_jax.plan.collectives import (
     FORBIDDEN,
     IDS,
     Collective,
+    bare,
+    bare_parameters,
     collectives_by_formula,
     collectives_of,
     parameter_shapes,
@@ -117,13 +119,16 @@ def with_batch(config: ConfigDict, rows: int, chips: int) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What is known of a step; memory and counted are None where nothing was compiled. params: shapes."""
+    """What is known of a step; params: shapes; counted: how many times the rows -> seconds.
+
+    memory and counted are None where nothing was compiled.
+    """
 
     params: Any
     collectives: Sequence[Collective]
     memory: Memory | None = None
     axes: Collection[int] = ()
-    counted: roofline.Counted | None = None
+    counted: Callable[[float], roofline.Counted] | None = None
 
     def memory_at(self, config: ConfigDict, rows: int, chips: int) -> Memory:
         """The memory of `rows` rows; config: with the batch that was compiled."""
@@ -147,16 +152,22 @@ def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
         collectives_of(text, config, shapes, topology.chips),
         compiled_memory(compiled, state),
         {size for shape in shapes for size in shape},
-        _count_kernels(text, topology),
+        _count_kernels(text, topology, bare_parameters(config, shapes)),
     )
 
 
-def _count_kernels(text: str, topology: Topology) -> roofline.Counted:
-    found = kernels.kernels(text)
+def _count_kernels(
+    text: str, topology: Topology, parameters: Collection[tuple[int, ...]]
+) -> Callable[[float], roofline.Counted]:
+    found = kernels.kernels(text, lambda shape: bare(shape) in parameters)
     sending = {name: sent_by(each) / topology.bandwidth(each.group)
                for name, each in hlo.named_collectives(text, topology.chips)}  # fmt: skip
-    hidden = kernels.hidden_seconds(text, found, topology.chip, sending)
-    return roofline.Counted(kernels.shares(found, topology.chip), hidden)
+
+    def counted(grown: float) -> roofline.Counted:
+        hidden = kernels.hidden_seconds(text, found, topology.chip, sending, grown)
+        return roofline.Counted(kernels.shares(found, topology.chip, grown), hidden)
+
+    return counted
 
 
 def _counted(config: ConfigDict, topology: Topology) -> _Found:
@@ -207,7 +218,7 @@ def make_plan(
             each.sent * (grown if each.what in (EMBEDDINGS, IDS) else 1.0) / topology.bandwidth(each.group)
             for each in found.collectives
         )
-        counted = found.counted and found.counted.scaled(grown)
+        counted = found.counted and found.counted(grown)
         return roofline.point(settings, memory_at(batch.total_rows(settings)), links, topology, counted)
 
     chunk = chips * recipe.optimizer.accumulate

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from mmclip_jax import flops
 from mmclip_jax.objectives.base import EMBEDDINGS, IDS
 from mmclip_jax.plan import targets
+from mmclip_jax.plan.collectives import PARAMETERS
 from mmclip_jax.plan.plan import Plan
 from mmclip_jax.plan.roofline import Point
 
@@ -30,10 +31,10 @@ def _table(plan: Plan) -> list[str]:
     chips, chip = plan.topology.chips, plan.topology.chip
     points = {"asked": plan.asked, "recipe": plan.recipe, "largest that fits": plan.largest}
     shown = {name: point for name, point in points.items() if point is not None}
-    lines = [f"{'':34}" + "".join(f"{name:>18}" for name in shown)]
+    lines = [f"{'':34}" + "".join(f" {name:>17}" for name in shown)]
 
     def add(name: str, value: Callable[[Point], str]) -> None:
-        lines.append(f"{name:34}" + "".join(f"{value(point):>18}" for point in shown.values()))
+        lines.append(f"{name:34}" + "".join(f" {value(point):>17}" for point in shown.values()))
 
     add("global batch", lambda p: f"{p.rows:,}")
     add("  paired + unpaired", lambda p: f"{p.config.data.batch_paired:,} + {p.config.data.batch_unpaired:,}")
@@ -138,8 +139,9 @@ def _notes(plan: Plan) -> list[str]:
     )
     if plan.compiled:
         notes.append(
-            "Memory: the compiler's for the batch asked for. The others are estimates from it, as if all buffers "
-            "but the gradients grew with the rows: too much for a larger batch, too little for a smaller one."
+            "Memory and times: of the compiled program for the batch asked for. The other batches are estimates from "
+            "it, as if only buffers of gradients and traffic of parameters stayed, and all else grew with the rows. Plan "
+            "the batch that you will run."
         )
     else:
         notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
@@ -151,6 +153,13 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"The batch is as long as an axis of the parameters ({plan.asked.rows}): what carries rows cannot be "
             "told from what carries gradients. Plan another batch to see that nothing else is sent."
+        )
+    mesh, carried = plan.asked.config.mesh, [collective.what for collective in plan.collectives]
+    pieces = mesh.shard_optimizer and plan.topology.chips > mesh.fsdp
+    if plan.compiled and pieces and PARAMETERS not in carried:
+        notes.append(
+            "The gather of sharded parameters is among the all-reduces of parameter gradients: the compiler lets each "
+            "chip add its own piece to zeros."
         )
     if plan.compiled and any(c.what in (EMBEDDINGS, IDS) and c.operation == "all-reduce" for c in plan.collectives):
         notes.append(

@@ -21,11 +21,6 @@ class Counted:
     shares: Mapping[str, float]
     beside: float
 
-    def scaled(self, factor: float) -> "Counted":
-        """Those of so many times the rows: the optimizer's work stays."""
-        grown = {kind: value * (1.0 if kind == "optimizer" else factor) for kind, value in self.shares.items()}
-        return Counted(grown, self.beside)
-
 
 @dataclasses.dataclass(frozen=True)
 class Point:

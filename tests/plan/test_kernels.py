@@ -1,12 +1,13 @@
 """Bytes, FLOPs and seconds of kernels, against programs whose figures are counted by hand."""
 
+import dataclasses
 import textwrap
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from mmclip_jax.plan import hlo, kernels, roofline, topologies
+from mmclip_jax.plan import hlo, kernels, topologies
 
 CHIP = topologies.CHIPS["h100"]
 
@@ -148,9 +149,21 @@ def test_what_runs_between_start_and_end_hides_a_reduction(found: dict[str, kern
     assert hidden(beside, waits) == 0
 
 
-def test_a_larger_batch_takes_longer_but_for_the_optimizer() -> None:
-    counted = roofline.Counted({"products": 2.0, "optimizer": 1.0}, 0.5).scaled(3.0)
-    assert counted == roofline.Counted({"products": 6.0, "optimizer": 1.0}, 0.5)
+def test_more_rows_move_no_more_parameters() -> None:
+    found = {each.name: each for each in kernels.kernels(PROGRAM, lambda shape: shape[-2:] == (64, 64))}
+    assert {name: kernel.still for name, kernel in found.items()} == {
+        "y": LAYER, "more": 0, "fmha": 0, "full": 0, "gemm": 0, "adam_pass": 4 * FLOAT_LAYER, "less": 0,
+    }  # fmt: skip
+    product = found["y"]
+    assert product.once(CHIP, 3.0) == pytest.approx((LAYER + 3 * (4 + 2 * ROWS)) / CHIP.bandwidth)
+    fast = dataclasses.replace(CHIP, bandwidth=1e18)
+    assert product.once(fast, 3.0) == pytest.approx(3 * 2 * 128 * 64 * 64 / CHIP.peak)
+
+    once, thrice = (kernels.shares(list(found.values()), CHIP, grown) for grown in (1.0, 3.0))
+    assert thrice["norms"] == pytest.approx(3 * once["norms"])
+    assert thrice["optimizer"] == once["optimizer"]
+    beside = {"channel 1": 1.0}
+    assert kernels.hidden_seconds(PROGRAM, list(found.values()), CHIP, beside, 3.0) == 3 * product.once(CHIP, 3.0)
 
 
 @pytest.mark.compiles

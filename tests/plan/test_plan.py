@@ -154,6 +154,18 @@ def test_forbidden_collectives_are_status_1() -> None:
     assert "No batch fits" in printed.text(made)
 
 
+def test_a_gather_that_looks_like_a_reduction_is_said() -> None:
+    def note(shard: bool, what: str) -> bool:
+        point = roofline.point(config(mesh__shard_optimizer=shard), memory.Memory(1.0, 1.0, 1.0), 1.0, V5E)
+        sent = [collectives.Collective(what, "all-reduce", ("f32[64,11]",), 1, 2816, 8)]
+        text = printed.text(plan.Plan(V5E, 1, sent, point, point, None, "a compiler"))
+        return "gather of sharded parameters is among the all-reduces" in text
+
+    assert note(True, GRADIENTS)
+    assert not note(False, GRADIENTS)
+    assert not note(True, PARAMETERS)
+
+
 def test_a_compiler_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Step:
         def lower(self, *_: Any) -> "Step":
