@@ -140,8 +140,8 @@ def _notes(plan: Plan) -> list[str]:
     if plan.compiled:
         notes.append(
             "Memory and times: of the compiled program for the batch asked for. The other batches are estimates from "
-            "it, as if only buffers of gradients and traffic of parameters stayed, and all else grew with the rows. Plan "
-            "the batch that you will run."
+            "it, as if only the buffers of gradients and the traffic of parameters stayed, and all else grew with the "
+            "rows. Plan the batch that you will run."
         )
     else:
         notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
