@@ -2,8 +2,9 @@
 
 A kernel is one operation of the program's text that the chip runs as a whole: a fusion, a product, a call of a library,
 a copy. It reads its operands and writes its results once; of an operand that it only slices it reads the slices. What a
-TPU keeps in its own fast memory costs no traffic, and what is copied there while kernels run is no kernel. The least
-time is that of the bytes or of the products, whichever is longer: no real kernel is faster, most are slower.
+TPU keeps in its own fast memory costs no traffic, and what is copied there while kernels run is no kernel. Arrays of a
+collective that goes on beside a kernel are handed through it, and cost it no traffic either. The least time is that of
+the bytes or of the products, whichever is longer: no real kernel is faster, most are slower.
 """
 
 import collections
@@ -147,6 +148,16 @@ class _Program:
         found = _CALLS.search(op.rest)
         return found[1] if found and found[1] in self.ops else None
 
+    def parameters(self, computation: str) -> dict[int, str]:
+        """The names of a fusion's parameters by their number."""
+        return {int(_within(op.rest)): op.name for op in self.ops[computation] if op.code == "parameter"}
+
+    def hands_on(self, computation: str) -> list[str]:
+        """Of a fusion beside which a collective goes on: this collective, and the tuple of what the fusion hands on."""
+        ops = self.ops[computation]
+        found = [op.name for op in ops if _COLLECTIVE.match(op.code)]
+        return [*found, self.roots[computation]] if found else []
+
     def inside(self, computation: str) -> Iterator[tuple[str, _Op]]:
         """All operations of a fusion, those of fusions inside it too, each with its computation."""
         for op in self.ops[computation]:
@@ -180,20 +191,17 @@ class _Traffic:
         inner = self.program.called(op) if op.code == "fusion" else None
         if inner is None:
             return sum(map(self.size, types))
-        parameters = [each for each in self.program.ops[inner] if each.code == "parameter"]
-        number = {each.name: int(_within(each.rest)) for each in parameters}
         total = 0.0
-        for each in parameters:
-            if number[each.name] < len(types):
-                whole = self.size(types[number[each.name]])
-                total += min(whole, self._touched(inner, each.name, whole)) if whole else 0.0
+        for number, name in self.program.parameters(inner).items():
+            whole = self.size(types[number]) if number < len(types) else 0.0
+            total += min(whole, self._touched(inner, name, whole)) if whole else 0.0
         return total
 
     def _touched(self, computation: str, name: str, whole: float) -> float:
         """Bytes of a fusion's operand that it reads: the slices, where it only takes slices or writes over some."""
-        total = 0.0
+        total, handed_on = 0.0, self.program.hands_on(computation)
         for op in self.program.ops[computation]:
-            if name not in op.operands:
+            if name not in op.operands or op.name in handed_on:
                 continue
             if op.code in _SLICES and op.operands[0] == name:
                 total += self.size(op.types)
@@ -201,6 +209,10 @@ class _Traffic:
                 continue
             elif op.code in _VIEWS:
                 total += self._touched(computation, op.name, whole)
+            elif op.code == "fusion" and (inner := self.program.called(op)):
+                parameters = self.program.parameters(inner)
+                places = (place for place, operand in enumerate(op.operands) if operand == name)
+                total += sum(self._touched(inner, parameters[place], whole) for place in places)
             else:
                 return whole
         return total
@@ -221,9 +233,11 @@ class _Traffic:
         results = [self.program.op(inner, name) for name in root.operands] if root.code == "tuple" else [root]
         if len(results) != len(outside):
             return sum(outside)
+        handed_on = self.program.hands_on(inner)
         return sum(
             min(size, self._part(inner, result)) if result is not None else size
             for size, result in zip(outside, results, strict=True)
+            if not (handed_on and result is not None and (result.code == "parameter" or result.name in handed_on))
         )
 
     def _part(self, computation: str, op: _Op) -> float:
@@ -231,6 +245,9 @@ class _Traffic:
             if behind.code == "parameter":
                 break
             op = behind
+        if op.code == "fusion" and (inner := self.program.called(op)):
+            root = self.program.op(inner, self.program.roots[inner])
+            return self._part(inner, root) if root is not None else math.inf
         if op.code == "dynamic-update-slice" and (update := self.program.op(computation, op.operands[1])):
             return self.size(update.types)
         return math.inf

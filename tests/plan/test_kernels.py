@@ -108,6 +108,72 @@ def test_a_kernel_is_counted_once_a_turn_with_what_it_touches(found: dict[str, k
     assert found["adam_pass"].bytes == 4 * FLOAT_LAYER
 
 
+# As compilers for TPUs write it: a product whose operands are slices within further fusions, beside a reduction.
+NESTED = textwrap.dedent("""\
+    HloModule step, is_scheduled=true
+
+    %sum (a: f32[], b: f32[]) -> f32[] {
+      %a = f32[] parameter(0)
+      %b = f32[] parameter(1)
+      ROOT %add = f32[] add(%a, %b)
+    }
+
+    %slice (p0: bf16[3,64,64], p1: s32[]) -> bf16[64,64] {
+      %p0 = bf16[3,64,64]{2,1,0} parameter(0)
+      %p1 = s32[] parameter(1)
+      %zero = s32[] constant(0)
+      %layer = bf16[1,64,64]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,64,64}
+      ROOT %kernel = bf16[64,64]{1,0} bitcast(%layer)
+    }
+
+    %write (p0: bf16[128,64], p1: bf16[3,128,64], p2: s32[]) -> bf16[3,128,64] {
+      %p0 = bf16[128,64]{1,0} parameter(0)
+      %p1 = bf16[3,128,64]{2,1,0} parameter(1)
+      %p2 = s32[] parameter(2)
+      %zero = s32[] constant(0)
+      %row = bf16[1,128,64]{2,1,0} bitcast(%p0)
+      ROOT %written = bf16[3,128,64]{2,1,0} dynamic-update-slice(%p1, %row, %p2, %zero, %zero)
+    }
+
+    %multiply (p0: f32[32,64], p1: f32[32,64], p2: bf16[3,64,64], p3: s32[], p4: bf16[128,64], p5: bf16[3,128,64]) -> (f32[32,64], f32[32,64], bf16[3,128,64]) {
+      %p0 = f32[32,64]{1,0} parameter(0)
+      %p1 = f32[32,64]{1,0} parameter(1)
+      %p2 = bf16[3,64,64]{2,1,0} parameter(2)
+      %p3 = s32[] parameter(3)
+      %p4 = bf16[128,64]{1,0} parameter(4)
+      %p5 = bf16[3,128,64]{2,1,0} parameter(5)
+      %reduced = f32[32,64]{1,0} all-reduce(%p0), channel_id=7, replica_groups={{0,1}}, to_apply=%sum
+      %kernel = bf16[64,64]{1,0} fusion(%p2, %p3), kind=kLoop, calls=%slice
+      %dot = bf16[128,64]{1,0} dot(%p4, %kernel), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+      %stack = bf16[3,128,64]{2,1,0} fusion(%dot, %p5, %p3), kind=kLoop, calls=%write
+      ROOT %all = (f32[32,64]{1,0}, f32[32,64]{1,0}, f32[32,64]{1,0}, bf16[3,128,64]{2,1,0}) tuple(%p0, %p1, %reduced, %stack)
+    }
+
+    ENTRY %main (a: f32[32,64], b: f32[32,64], w: bf16[3,64,64], n: s32[], x: bf16[128,64], kept: bf16[3,128,64]) -> bf16[3,128,64] {
+      %a = f32[32,64]{1,0} parameter(0)
+      %b = f32[32,64]{1,0} parameter(1)
+      %w = bf16[3,64,64]{2,1,0} parameter(2)
+      %n = s32[] parameter(3)
+      %x = bf16[128,64]{1,0} parameter(4)
+      %kept = bf16[3,128,64]{2,1,0} parameter(5)
+      %product = (f32[32,64]{1,0}, f32[32,64]{1,0}, f32[32,64]{1,0}, bf16[3,128,64]{2,1,0}) fusion(%a, %b, %w, %n, %x, %kept), kind=kOutput, calls=%multiply
+      ROOT %result = bf16[3,128,64]{2,1,0} get-tuple-element(%product), index=3
+    }
+    """)  # noqa: E501
+
+
+def test_slices_within_further_fusions_and_what_is_handed_through() -> None:
+    [product] = kernels.kernels(NESTED)
+    turn = 4
+    assert product.bytes == LAYER + turn + ROWS + ROWS  # a slice of the weights, rows in, a row of the stack out
+    assert product.flops == 2 * 128 * 64 * 64
+    # Without the reduction, what is returned unchanged is written once more.
+    reduction = next(line for line in NESTED.splitlines() if "all-reduce" in line)
+    copied = NESTED.replace(reduction, reduction.partition("all-reduce")[0] + "negate(%p0)")
+    [product] = kernels.kernels(copied)
+    assert product.bytes == LAYER + turn + 2 * ROWS + (2 + 3) * 4 * 32 * 64
+
+
 def test_products_of_libraries_and_of_full_float32(found: dict[str, kernels.Kernel]) -> None:
     assert found["fmha"].flops == 2 * 2 * (2 * 4 * 10 * 6 * 8)
     assert found["gemm"].flops == found["full"].flops == 2 * 4 * 32 * 16
