@@ -104,8 +104,8 @@ def main() -> int:
     found = kernels.kernels(text)
     entries, shares = table(found, topology.chip), kernels.shares(found, topology.chip)
     collectives = dict(hlo.named_collectives(text, topology.chips))
-    sending = {name: sent_by(each) / topology.bandwidth(each.group) for name, each in collectives.items()}
-    links = sum(seconds * collectives[name].times for name, seconds in sending.items())
+    sending = {name: (sent_by(each) / topology.bandwidth(each.group), each.times) for name, each in collectives.items()}
+    links = sum(seconds * runs for seconds, runs in sending.values())
     sent = sum(sent_by(each) * each.times for each in collectives.values())
     hidden = kernels.hidden_seconds(text, found, topology.chip, sending)
     print(f"{'ms':>9}{'GB':>9}{'TFLOP':>9}{'runs':>8}  kind       place")

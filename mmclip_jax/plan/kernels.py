@@ -375,44 +375,50 @@ def shares(found: Sequence[Kernel], chip: Chip, grown: float = 1.0) -> dict[str,
 
 
 def hidden_seconds(
-    text: str, found: Sequence[Kernel], chip: Chip, seconds: Mapping[str, float], grown: float = 1.0
+    text: str, found: Sequence[Kernel], chip: Chip, sending: Mapping[str, tuple[float, int]], grown: float = 1.0
 ) -> float:
     """Seconds of communication that the program's order puts beside kernels.
 
     A collective that is started, and ended later, is hidden by the kernels between. On a TPU a collective may be spread
-    over fusions: these hide it. A kernel hides one collective at a time.
+    over fusions, those of a loop too: these hide it. A kernel hides one collective at a time, and no collective is
+    hidden for longer than it takes.
 
     Args:
       text: of the program.
       found: its kernels.
       chip: on which it runs.
-      seconds: of one run of each collective, by `hlo.channel`.
+      sending: (seconds of one run, runs) of each collective, by `hlo.channel`.
       grown: the kernels have so many times the rows.
     """
-    program, hidden = _Program(text), 0.0
+    program = _Program(text)
+    hidden = dict.fromkeys(sending, 0.0)
     for computation in program.run_by_themselves():
         free = {kernel.place: kernel.once(chip, grown) for kernel in found if kernel.computation == computation}
-        left = dict(seconds)
+        times = program.times[computation]
+        left = {name: seconds * min(1.0, runs / times) for name, (seconds, runs) in sending.items()}
         started: dict[str, tuple[str, int]] = {}
 
-        def hide(name: str, place: int, left: dict[str, float] = left, free: dict[int, float] = free) -> float:
+        def hide(
+            name: str, place: int, times: int = times, left: dict[str, float] = left, free: dict[int, float] = free
+        ) -> None:
             taken = min(left.get(name, 0.0), free.get(place, 0.0))
             if taken:
                 left[name] -= taken
                 free[place] -= taken
-            return taken
+                hidden[name] += times * taken
 
-        here = 0.0
         for place, op in enumerate(program.ops[computation]):
             if op.code == "fusion" and (inner := program.called(op)):
                 within = [each for _, each in program.inside(inner) if _COLLECTIVE.match(each.code)]
-                here += sum(hide(hlo.channel(each.name, each.rest), place) for each in within)
+                for each in within:
+                    hide(hlo.channel(each.name, each.rest), place)
             elif op.code.endswith("-start") and '"is_sync":true' not in op.rest:
                 started[op.name] = (hlo.channel(op.name, op.rest), place)
             elif op.code.endswith("-done") and op.operands and op.operands[0] in started:
                 name, begun = started.pop(op.operands[0])
-                here += sum(hide(name, between) for between in range(begun + 1, place))
+                for between in range(begun + 1, place):
+                    hide(name, between)
         for name, begun in started.values():  # ended in the next turn of the loop
-            here += sum(hide(name, between) for between in range(begun + 1, len(program.ops[computation])))
-        hidden += here * program.times[computation]
-    return hidden
+            for between in range(begun + 1, len(program.ops[computation])):
+                hide(name, between)
+    return sum(min(hidden[name], seconds * runs) for name, (seconds, runs) in sending.items())

@@ -160,7 +160,7 @@ def _count_kernels(
     text: str, topology: Topology, parameters: Collection[tuple[int, ...]]
 ) -> Callable[[float], roofline.Counted]:
     found = kernels.kernels(text, lambda shape: bare(shape) in parameters)
-    sending = {name: sent_by(each) / topology.bandwidth(each.group)
+    sending = {name: (sent_by(each) / topology.bandwidth(each.group), each.times)
                for name, each in hlo.named_collectives(text, topology.chips)}  # fmt: skip
 
     def counted(grown: float) -> roofline.Counted:

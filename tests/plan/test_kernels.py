@@ -205,11 +205,15 @@ def test_what_runs_between_start_and_end_hides_a_reduction(found: dict[str, kern
     assert (name, operation.times) == ("channel 1", 3)
     beside = found["y"].once(CHIP)
 
-    def hidden(seconds: float, text: str = PROGRAM) -> float:
-        return kernels.hidden_seconds(text, list(found.values()), CHIP, {name: seconds})
+    def hidden(seconds: float, text: str = PROGRAM, runs: int = 3) -> float:
+        return kernels.hidden_seconds(text, list(found.values()), CHIP, {name: (seconds, runs)})
 
     assert hidden(beside / 2) == pytest.approx(3 * beside / 2)
     assert hidden(beside * 2) == pytest.approx(3 * beside)
+    # Run once, beside all three turns of the loop.
+    assert hidden(beside, runs=1) == pytest.approx(beside)
+    assert hidden(beside * 2, runs=1) == pytest.approx(beside * 2)
+    assert hidden(beside * 4, runs=1) == pytest.approx(3 * beside)
     waits = PROGRAM.replace("to_apply=%sum\n", 'to_apply=%sum, backend_config={"is_sync":true}\n')
     assert waits != PROGRAM
     assert hidden(beside, waits) == 0
@@ -228,7 +232,7 @@ def test_more_rows_move_no_more_parameters() -> None:
     once, thrice = (kernels.shares(list(found.values()), CHIP, grown) for grown in (1.0, 3.0))
     assert thrice["norms"] == pytest.approx(3 * once["norms"])
     assert thrice["optimizer"] == once["optimizer"]
-    beside = {"channel 1": 1.0}
+    beside = {"channel 1": (1.0, 3)}
     assert kernels.hidden_seconds(PROGRAM, list(found.values()), CHIP, beside, 3.0) == 3 * product.once(CHIP, 3.0)
 
 
