@@ -9,6 +9,7 @@ the bytes or of the products, whichever is longer: no real kernel is faster, mos
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +26,8 @@ KINDS = ("attention", "products", "norms", "optimizer", "other")
 class Kernel:
     """One kernel: bytes and FLOPs of one run, how often a step runs it; where: JAX's name of the operation.
 
-    still: those of the bytes that are parameters or their gradients, which no more rows make more. precision: of its
-    products, see `Chip.peak_of`; computation, place: where it stands in the program.
+    still: the bytes among them that parameters and gradients make up: a larger batch moves no more of these. precision:
+    of its products, see `Chip.peak_of`; computation, place: where it stands in the program.
     """
 
     name: str
@@ -86,6 +87,10 @@ class _Op:
     @property
     def operands(self) -> list[str]:
         return hlo.OPERAND.findall(_within(self.rest))
+
+
+def _type_of(dtype: str, shape: Sequence[int]) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _within(rest: str) -> str:
@@ -148,15 +153,38 @@ class _Program:
         found = _CALLS.search(op.rest)
         return found[1] if found and found[1] in self.ops else None
 
+    def root(self, computation: str) -> _Op | None:
+        """The operation whose result is the computation's."""
+        return self.op(computation, self.roots[computation])
+
     def parameters(self, computation: str) -> dict[int, str]:
         """The names of a fusion's parameters by their number."""
         return {int(_within(op.rest)): op.name for op in self.ops[computation] if op.code == "parameter"}
 
-    def hands_on(self, computation: str) -> list[str]:
+    def hands_on(self, computation: str) -> set[str]:
         """Of a fusion beside which a collective goes on: this collective, and the tuple of what the fusion hands on."""
-        ops = self.ops[computation]
-        found = [op.name for op in ops if _COLLECTIVE.match(op.code)]
-        return [*found, self.roots[computation]] if found else []
+        found = {op.name for op in self.ops[computation] if _COLLECTIVE.match(op.code)}
+        root = self.root(computation)
+        return found | {root.name} if found and root is not None and root.code == "tuple" else found
+
+    def made_of(self, computation: str, name: str) -> set[str] | None:
+        """The views and writes over parts that lead from a parameter to a fusion's result; None: others do, or none."""
+        codes: set[str] = set()
+        op = self.root(computation)
+        while op is not None and op.name != name:
+            if op.code not in (*_VIEWS, "dynamic-update-slice"):
+                return None
+            codes.add(op.code)
+            op = self.op(computation, op.operands[0])
+        return codes if op is not None else None
+
+    def is_kernel(self, op: _Op) -> bool:
+        """Whether the chip runs it as a kernel: it computes or copies, and does not run beside kernels."""
+        if op.code in _NO_WORK or _BESIDE.search(op.code) or _COLLECTIVE.match(op.code):
+            return False
+        inner = self.called(op) if op.code == "fusion" else None
+        root = self.root(inner) if inner else None
+        return root is None or root.code != "custom-call" or "AsyncCollective" not in root.rest
 
     def inside(self, computation: str) -> Iterator[tuple[str, _Op]]:
         """All operations of a fusion, those of fusions inside it too, each with its computation."""
@@ -166,19 +194,25 @@ class _Program:
                 yield from self.inside(more)
 
 
-Counts = Callable[[tuple[int, ...]], bool]
+@functools.lru_cache(maxsize=1)  # of 50 MB of text, read again for each batch of a plan
+def _program(text: str) -> _Program:
+    return _Program(text)
+
+
+Counts = Callable[[str, tuple[int, ...]], bool]
+_NUMBERS = ("f64", "f32", "f16", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Traffic:
-    """Bytes in the chip's main memory that operations move, of arrays whose shape counts."""
+    """Bytes in the chip's main memory that operations move; counts: (dtype, shape) -> whether an array is asked for."""
 
     program: _Program
     counts: Counts
 
     def size(self, types: str) -> float:
         """Bytes of the arrays of a type."""
-        arrays = (each for each in _arrays(types) if not each[2] and self.counts(each[1]))
+        arrays = (each for each in _arrays(types) if not each[2] and self.counts(*each[:2]))
         return float(sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape, _ in arrays))
 
     def read(self, computation: str, op: _Op) -> float:
@@ -199,6 +233,8 @@ class _Traffic:
 
     def _touched(self, computation: str, name: str, whole: float) -> float:
         """Bytes of a fusion's operand that it reads: the slices, where it only takes slices or writes over some."""
+        if name == self.program.roots[computation]:
+            return whole
         total, handed_on = 0.0, self.program.hands_on(computation)
         for op in self.program.ops[computation]:
             if name not in op.operands or op.name in handed_on:
@@ -206,30 +242,53 @@ class _Traffic:
             if op.code in _SLICES and op.operands[0] == name:
                 total += self.size(op.types)
             elif op.code == "dynamic-update-slice" and op.operands[0] == name:
-                continue
+                total += 0.0 if self._only_returned(computation, op.name) else whole
             elif op.code in _VIEWS:
                 total += self._touched(computation, op.name, whole)
             elif op.code == "fusion" and (inner := self.program.called(op)):
                 parameters = self.program.parameters(inner)
-                places = (place for place, operand in enumerate(op.operands) if operand == name)
-                total += sum(self._touched(inner, parameters[place], whole) for place in places)
+                for place, operand in enumerate(op.operands):
+                    if operand == name:
+                        total += self._touched_within(computation, op, inner, parameters[place], whole)
             else:
                 return whole
         return total
+
+    def _touched_within(self, computation: str, op: _Op, inner: str, name: str, whole: float) -> float:
+        """The same for an operand of a fusion within the fusion; name: of its parameter there."""
+        codes = self.program.made_of(inner, name)
+        if codes is None:
+            return self._touched(inner, name, whole)
+        if "dynamic-update-slice" not in codes:
+            return self._touched(computation, op.name, whole)
+        return 0.0 if self._only_returned(computation, op.name) else whole
+
+    def _only_returned(self, computation: str, name: str) -> bool:
+        """Whether a fusion returns what an operation in it made, viewed or written over at most, without reading it."""
+        for op in self.program.ops[computation]:
+            if name not in op.operands or (op.code == "tuple" and op.name == self.program.roots[computation]):
+                continue
+            passes = op.code in (*_VIEWS, "dynamic-update-slice") and op.operands[0] == name
+            if not passes or not self._only_returned(computation, op.name):
+                return False
+        return True
 
     def written(self, computation: str, op: _Op) -> float:
         """Bytes that a kernel writes: of a result that is written over in part, the part."""
         if op.code == "dynamic-update-slice":
             update = self.program.op(computation, op.operands[1])
             return self.size(update.types if update else op.types)
+        if op.code == "custom-call":  # of a library: its workspace of bytes may never be written
+            arrays = _arrays(op.types)
+            return sum(
+                self.size(_type_of(dtype, shape)) for dtype, shape, fast in arrays if dtype in _NUMBERS and not fast
+            )
         inner = self.program.called(op) if op.code == "fusion" else None
-        if inner is None:
-            return self.size(op.types)
-        root = self.program.op(inner, self.program.roots[inner])
-        if root is None:
+        root = self.program.root(inner) if inner else None
+        if inner is None or root is None:
             return self.size(op.types)
         # The results of the fusion say where they lie, those inside it do not.
-        outside = [self.size(f"{d}[{','.join(map(str, s))}]") * (not fast) for d, s, fast in _arrays(op.types)]
+        outside = [self.size(_type_of(dtype, shape)) * (not fast) for dtype, shape, fast in _arrays(op.types)]
         results = [self.program.op(inner, name) for name in root.operands] if root.code == "tuple" else [root]
         if len(results) != len(outside):
             return sum(outside)
@@ -241,12 +300,13 @@ class _Traffic:
         )
 
     def _part(self, computation: str, op: _Op) -> float:
+        """Bytes that a fusion writes for one result: the part that is written over; infinite where it is no part."""
         while op.code in _VIEWS and op.operands and (behind := self.program.op(computation, op.operands[0])):
             if behind.code == "parameter":
                 break
             op = behind
         if op.code == "fusion" and (inner := self.program.called(op)):
-            root = self.program.op(inner, self.program.roots[inner])
+            root = self.program.root(inner)
             return self._part(inner, root) if root is not None else math.inf
         if op.code == "dynamic-update-slice" and (update := self.program.op(computation, op.operands[1])):
             return self.size(update.types)
@@ -339,7 +399,7 @@ def _kernel(program: _Program, counts: Counts, computation: str, op: _Op, place:
         call = (re.search(r'custom_call_target="([^"]*)"', op.rest) or ["", ""])[1]
     flops = sum(work for work, _ in products)
     precision = max(products)[1]
-    everything, parameters = _Traffic(program, lambda shape: True), _Traffic(program, counts)
+    everything, parameters = _Traffic(program, lambda dtype, shape: True), _Traffic(program, counts)
     moved, still = (each.read(computation, op) + each.written(computation, op) for each in (everything, parameters))
     return Kernel(
         op.name,
@@ -355,14 +415,19 @@ def _kernel(program: _Program, counts: Counts, computation: str, op: _Op, place:
     )
 
 
-def kernels(text: str, parameter: Counts = lambda shape: False) -> list[Kernel]:
-    """The kernels of a compiled program, without what they send each other; parameter: whether a shape is one's."""
-    program = _Program(text)
+def kernels(text: str, parameter: Counts = lambda dtype, shape: False) -> list[Kernel]:
+    """The kernels of a compiled program, without what they send each other.
+
+    Args:
+      text: of the program.
+      parameter: (dtype, shape) -> whether such an array is a parameter or a gradient, for `Kernel.still`.
+    """
+    program = _program(text)
     return [
         _kernel(program, parameter, name, op, place)
         for name in program.run_by_themselves()
         for place, op in enumerate(program.ops[name])
-        if op.code not in _NO_WORK and not _BESIDE.search(op.code) and not _COLLECTIVE.match(op.code)
+        if program.is_kernel(op)
     ]
 
 
@@ -390,35 +455,33 @@ def hidden_seconds(
       sending: (seconds of one run, runs) of each collective, by `hlo.channel`.
       grown: the kernels have so many times the rows.
     """
-    program = _Program(text)
-    hidden = dict.fromkeys(sending, 0.0)
+    program = _program(text)
+    left = {name: seconds * runs for name, (seconds, runs) in sending.items()}
     for computation in program.run_by_themselves():
-        free = {kernel.place: kernel.once(chip, grown) for kernel in found if kernel.computation == computation}
         times = program.times[computation]
-        left = {name: seconds * min(1.0, runs / times) for name, (seconds, runs) in sending.items()}
-        started: dict[str, tuple[str, int]] = {}
+        free = {kernel.place: kernel.once(chip, grown) for kernel in found if kernel.computation == computation}
+        taken: dict[str, float] = collections.defaultdict(float)  # of one run, in one turn
+        for name, place in _beside(program, computation):
+            if times and name in sending:
+                seconds = min(sending[name][0] - taken[name], left[name] / times, free.get(place, 0.0))
+                taken[name] += seconds
+                left[name] -= times * seconds
+                free[place] = free.get(place, 0.0) - seconds
+    return sum(seconds * runs for seconds, runs in sending.values()) - sum(left.values())
 
-        def hide(
-            name: str, place: int, times: int = times, left: dict[str, float] = left, free: dict[int, float] = free
-        ) -> None:
-            taken = min(left.get(name, 0.0), free.get(place, 0.0))
-            if taken:
-                left[name] -= taken
-                free[place] -= taken
-                hidden[name] += times * taken
 
-        for place, op in enumerate(program.ops[computation]):
-            if op.code == "fusion" and (inner := program.called(op)):
-                within = [each for _, each in program.inside(inner) if _COLLECTIVE.match(each.code)]
-                for each in within:
-                    hide(hlo.channel(each.name, each.rest), place)
-            elif op.code.endswith("-start") and '"is_sync":true' not in op.rest:
-                started[op.name] = (hlo.channel(op.name, op.rest), place)
-            elif op.code.endswith("-done") and op.operands and op.operands[0] in started:
-                name, begun = started.pop(op.operands[0])
-                for between in range(begun + 1, place):
-                    hide(name, between)
-        for name, begun in started.values():  # ended in the next turn of the loop
-            for between in range(begun + 1, len(program.ops[computation])):
-                hide(name, between)
-    return sum(min(hidden[name], seconds * runs) for name, (seconds, runs) in sending.items())
+def _beside(program: _Program, computation: str) -> Iterator[tuple[str, int]]:
+    """(collective by `hlo.channel`, place of an operation that may hide it), in the program's order."""
+    started: dict[str, tuple[str, int]] = {}
+    for place, op in enumerate(program.ops[computation]):
+        if op.code == "fusion" and (inner := program.called(op)):
+            for _, each in program.inside(inner):
+                if _COLLECTIVE.match(each.code):
+                    yield hlo.channel(each.name, each.rest), place
+        elif op.code.endswith("-start") and '"is_sync":true' not in op.rest:
+            started[op.name] = (hlo.channel(op.name, op.rest), place)
+        elif op.code.endswith("-done") and op.operands and op.operands[0] in started:
+            name, begun = started.pop(op.operands[0])
+            yield from ((name, between) for between in range(begun + 1, place))
+    for name, begun in started.values():  # ended in the next turn of the loop
+        yield from ((name, between) for between in range(begun + 1, len(program.ops[computation])))

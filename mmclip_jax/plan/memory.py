@@ -44,30 +44,40 @@ def compiled_memory(compiled: jax.stages.Compiled, state: Any) -> Memory:
     )
 
 
-def scaled_memory(memory: Memory, config: ConfigDict, params: Any, rows: int, chips: int) -> Memory:
-    """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but the gradients.
+def scaled_memory(memory: Memory, config: ConfigDict, params: Any, rows: int, topology: Topology) -> Memory:
+    """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but `steady_bytes`.
 
-    The optimizer's buffers do not grow either, so it errs towards too much for larger batches. Where there is hardly
-    more than the gradients, the formula says how much grows, and half of the buffers at most. Logits grow with the
-    square of the rows, as far as the loss does not chunk them.
+    The optimizer's buffers do not grow either, so it errs towards too much for larger batches, and towards too little
+    for smaller ones. At least the activations of the formula grow, as far as they are no more than half of the buffers.
+    Logits grow with the square of the rows, as far as the loss does not chunk them.
     """
-    before = batch.total_rows(config)
+    before, chips = batch.total_rows(config), topology.chips
     factor = rows / before
     by_formula = min(activation_bytes(config, before, chips), memory.buffers / 2)
-    growing = max(memory.buffers - gradient_bytes(config, params), by_formula)
+    growing = max(memory.buffers - steady_bytes(config, params, topology), by_formula)
     pairs = pairs_bytes(config, rows, chips) - factor * pairs_bytes(config, before, chips)
     buffers = memory.buffers + (factor - 1) * growing + max(pairs, 0.0)
     return Memory(memory.state, memory.batch * factor, buffers, memory.program)
 
 
-def gradient_bytes(config: ConfigDict, params: Any) -> float:
-    """Bytes on a chip of float32 gradients; with `mesh.shard_optimizer` of the gathered parameters in their place.
+def steady_bytes(config: ConfigDict, params: Any, topology: Topology) -> float:
+    """Bytes on a chip of buffers that do not grow with the rows, as compiled programs have them.
 
-    These are in the dtype of computing. Their gradients are reduced as each layer makes them, so few are held at a
-    time: a quarter more, as programs that were compiled for TPUs have it.
+    Float32 gradients. With `mesh.shard_optimizer` also the gathered parameters: GPUs gather them in float32. TPUs
+    gather them in the dtype of computing, and reduce gradients as each layer makes them, so that few are held at a
+    time: a quarter of what is gathered. Where gradients are summed over chunks of a batch, all are held.
     """
     numbers = count_parameters(params) / config.mesh.fsdp
-    return numbers * (1.25 * _wide(config) if config.mesh.shard_optimizer else 4.0)
+    if not _gathers(config, topology):
+        return 4.0 * numbers
+    if not topology.is_tpu:
+        return 8.0 * numbers
+    return numbers * (1.25 * _wide(config) + 4.0 * (config.optimizer.accumulate > 1))
+
+
+def _gathers(config: ConfigDict, topology: Topology) -> bool:
+    """Whether parameters are cut along the mesh axis "data", and gathered in each step."""
+    return bool(config.mesh.shard_optimizer) and topology.chips > config.mesh.fsdp
 
 
 def _wide(config: ConfigDict) -> int:
@@ -104,17 +114,17 @@ def pairs_bytes(config: ConfigDict, rows: float, chips: int) -> float:
     return sum(each.pairs for each in _buffers(config, rows, chips))
 
 
-def memory_by_formula(config: ConfigDict, params: Any, rows: int, chips: int) -> Memory:
+def memory_by_formula(config: ConfigDict, params: Any, rows: int, topology: Topology) -> Memory:
     """Bytes a chip for a global batch of `rows`, without compiling; params: a tree of shapes.
 
-    State: see `state_bytes`. Buffers: gradients (`gradient_bytes`), as much again for float32 updates of a whole state,
+    State: see `state_bytes`. Buffers: `steady_bytes`, as much again for the float32 updates of a state that is not cut,
     activations (`activation_bytes`), and what the losses hold for pairs of rows.
     """
-    gradients = gradient_bytes(config, params)
+    steady, chips = steady_bytes(config, params, topology), topology.chips
     return Memory(
         state_bytes(params, config, chips, config.mesh.shard_optimizer),
         rows / chips * batch.row_bytes(config),
-        gradients * (1 if config.mesh.shard_optimizer else 2)
+        steady * (1 if _gathers(config, topology) else 2)
         + activation_bytes(config, rows, chips)
         + pairs_bytes(config, rows, chips),
     )

@@ -52,9 +52,9 @@ class Plan:
     """What `make_plan` found.
 
     asked: the batch that was asked for; recipe: the config's own, None where it does not divide over the chips;
-    largest: the largest that fits by the estimate, None where none does. compiled: with what, "" if by formula. axes:
-    sizes that axes of parameters have. unsharded: bytes of parameters and optimizer a chip without
-    `mesh.shard_optimizer`.
+    largest: the largest that fits by the estimate, None where none does. compiled: with what, "" if by formula.
+    unsharded: bytes of parameters and optimizer a chip without `mesh.shard_optimizer`. axes: sizes that axes of
+    parameters have.
     """
 
     topology: Topology
@@ -64,8 +64,8 @@ class Plan:
     recipe: Point | None
     largest: Point | None
     compiled: str
+    unsharded: float
     axes: Collection[int] = ()
-    unsharded: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -119,7 +119,7 @@ def with_batch(config: ConfigDict, rows: int, chips: int) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What is known of a step; params: shapes; counted: how many times the rows -> seconds.
+    """What is known of a step; params: shapes; counted(grown): seconds with `grown` times the rows.
 
     memory and counted are None where nothing was compiled.
     """
@@ -130,13 +130,13 @@ class _Found:
     axes: Collection[int] = ()
     counted: Callable[[float], roofline.Counted] | None = None
 
-    def memory_at(self, config: ConfigDict, rows: int, chips: int) -> Memory:
+    def memory_at(self, config: ConfigDict, rows: int, topology: Topology) -> Memory:
         """The memory of `rows` rows; config: with the batch that was compiled."""
         if self.memory is None:
-            return memory_by_formula(config, self.params, rows, chips)
+            return memory_by_formula(config, self.params, rows, topology)
         if rows == batch.total_rows(config):
             return self.memory
-        return scaled_memory(self.memory, config, self.params, rows, chips)
+        return scaled_memory(self.memory, config, self.params, rows, topology)
 
 
 def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
@@ -159,7 +159,7 @@ def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
 def _count_kernels(
     text: str, topology: Topology, parameters: Collection[tuple[int, ...]]
 ) -> Callable[[float], roofline.Counted]:
-    found = kernels.kernels(text, lambda shape: bare(shape) in parameters)
+    found = kernels.kernels(text, lambda dtype, shape: dtype in ("f32", "bf16") and bare(shape) in parameters)
     sending = {name: (sent_by(each) / topology.bandwidth(each.group), each.times)
                for name, each in hlo.named_collectives(text, topology.chips)}  # fmt: skip
 
@@ -210,7 +210,7 @@ def make_plan(
     found = _compiled(config, topology, tokenizer.mask_id) if compiles else _counted(config, topology)
 
     def memory_at(rows: int) -> Memory:
-        return found.memory_at(config, rows, chips)
+        return found.memory_at(config, rows, topology)
 
     def at(settings: ConfigDict) -> Point:
         grown = batch.total_rows(settings) / batch.total_rows(config)
@@ -232,8 +232,8 @@ def make_plan(
         at(recipe) if recipe_divides else None,
         at(with_batch(recipe, most, chips)) if most else None,
         compiling.compiler(topology) if compiles else "",
-        found.axes,
         state_bytes(found.params, config, chips, shard_optimizer=False),
+        found.axes,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mmclip_jax import flops
 from mmclip_jax.objectives.base import EMBEDDINGS, IDS
 from mmclip_jax.plan import targets
-from mmclip_jax.plan.collectives import PARAMETERS
+from mmclip_jax.plan.collectives import GRADIENTS
 from mmclip_jax.plan.plan import Plan
 from mmclip_jax.plan.roofline import Point
 
@@ -140,8 +140,8 @@ def _notes(plan: Plan) -> list[str]:
     if plan.compiled:
         notes.append(
             "Memory and times: of the compiled program for the batch asked for. The other batches are estimates from "
-            "it, as if only the buffers of gradients and the traffic of parameters stayed, and all else grew with the "
-            "rows. Plan the batch that you will run."
+            "it: state, program, gradients, the optimizer, and what parameters move and send stay; the rest grows with "
+            "the rows. Plan the batch that you will run."
         )
     else:
         notes.append("Memory is counted by hand; expect it to be right to a factor of two.")
@@ -154,16 +154,15 @@ def _notes(plan: Plan) -> list[str]:
             f"The batch is as long as an axis of the parameters ({plan.asked.rows}): what carries rows cannot be "
             "told from what carries gradients. Plan another batch to see that nothing else is sent."
         )
-    mesh, carried = plan.asked.config.mesh, [collective.what for collective in plan.collectives]
-    pieces = mesh.shard_optimizer and plan.topology.chips > mesh.fsdp
-    if plan.compiled and pieces and PARAMETERS not in carried:
-        notes.append(
-            "The gather of sharded parameters is among the all-reduces of parameter gradients: the compiler lets each "
-            "chip add its own piece to zeros."
-        )
-    if plan.compiled and any(c.what in (EMBEDDINGS, IDS) and c.operation == "all-reduce" for c in plan.collectives):
+    summed = {each.what for each in plan.collectives if each.operation == "all-reduce"} if plan.compiled else set()
+    if summed & {EMBEDDINGS, IDS}:
         notes.append(
             "An all-reduce of embeddings or ids sums their gradients, or is a gather: the compiler lets each chip "
             "add its own rows to zeros."
+        )
+    if GRADIENTS in summed and plan.asked.config.mesh.shard_optimizer:
+        notes.append(
+            "An all-reduce of parameter gradients sums them, or is a gather of parameters, likewise: each chip adds "
+            "its own piece to zeros."
         )
     return [textwrap.fill(note, 118, break_long_words=False, break_on_hyphens=False) for note in notes]

@@ -174,6 +174,66 @@ def test_slices_within_further_fusions_and_what_is_handed_through() -> None:
     assert product.bytes == LAYER + turn + 2 * ROWS + (2 + 3) * 4 * 32 * 64
 
 
+VIEW = """
+%view (p0: bf16[128,64]) -> bf16[128,64] {
+  %p0 = bf16[128,64]{1,0} parameter(0)
+  ROOT %same = bf16[128,64]{1,0} bitcast(%p0)
+}
+"""
+
+
+def test_an_operand_that_is_viewed_within_a_further_fusion_is_read() -> None:
+    line = next(each for each in NESTED.splitlines(keepends=True) if "%dot =" in each)
+    seen = "  %seen = bf16[128,64]{1,0} fusion(%p4), kind=kLoop, calls=%view\n" + line.replace("dot(%p4", "dot(%seen")
+    head, tail = NESTED.replace(line, seen).split("\n\n", 1)
+    [product] = kernels.kernels(head + "\n" + VIEW + "\n" + tail)
+    assert product.bytes == LAYER + 4 + ROWS + ROWS
+    # A fusion that is a view and nothing else copies: it reads and writes.
+    copied = (
+        f"HloModule copy\n{VIEW}\nENTRY %main (a: bf16[128,64]) -> bf16[128,64] {{\n"
+        "  %a = bf16[128,64]{1,0} parameter(0)\n"
+        "  ROOT %b = bf16[128,64]{1,0} fusion(%a), kind=kLoop, calls=%view\n}\n"
+    )
+    [copy] = kernels.kernels(copied)
+    assert copy.bytes == 2 * ROWS
+
+
+def test_a_stack_that_is_read_after_a_row_was_written_is_read_whole() -> None:
+    lines = PROGRAM.splitlines(keepends=True)
+    written = next(line for line in lines if "ROOT %write" in line)
+    twice = written.replace("ROOT ", "") + "  ROOT %twice = bf16[3,128,64]{2,1,0} add(%write, %write)\n"
+    found = {kernel.name: kernel for kernel in kernels.kernels(PROGRAM.replace(written, twice))}
+    assert found["more"].bytes == 3 * ROWS + ROWS + 4 + 3 * ROWS
+    # Within a further fusion, too.
+    lines = NESTED.splitlines(keepends=True)
+    stack = next(line for line in lines if "%stack =" in line)
+    more = stack + "    %twice = bf16[3,128,64]{2,1,0} add(%stack, %stack)\n".lstrip(" ")
+    read_on = NESTED.replace(stack, more).replace(
+        "tuple(%p0, %p1, %reduced, %stack)", "tuple(%p0, %p1, %reduced, %twice)"
+    )
+    [product] = kernels.kernels(read_on)
+    assert product.bytes == LAYER + 4 + ROWS + 3 * ROWS + 3 * ROWS
+
+
+def test_the_start_of_a_collective_is_no_kernel() -> None:
+    start = """HloModule start
+
+%begin (p0: bf16[8,64]) -> (bf16[8,64], bf16[128,64], u32[]) {
+  %p0 = bf16[8,64]{1,0} parameter(0)
+  %gathered = bf16[128,64]{1,0} all-gather(%p0), channel_id=3, replica_groups=[1,16]<=[16], dimensions={0}
+  ROOT %state = (bf16[8,64]{1,0}, bf16[128,64]{1,0}, u32[]) custom-call(%gathered), custom_call_target="AsyncCollectiveStart"
+}
+
+ENTRY %main (a: bf16[8,64]) -> bf16[128,64] {
+  %a = bf16[8,64]{1,0} parameter(0)
+  %begun = (bf16[8,64]{1,0}, bf16[128,64]{1,0}, u32[]) fusion(%a), kind=kCustom, calls=%begin
+  ROOT %whole = bf16[128,64]{1,0} get-tuple-element(%begun), index=1
+}
+"""  # noqa: E501
+    assert kernels.kernels(start) == []
+    assert len(kernels.kernels(start.replace("AsyncCollectiveStart", "Sort"))) == 1
+
+
 def test_products_of_libraries_and_of_full_float32(found: dict[str, kernels.Kernel]) -> None:
     assert found["fmha"].flops == 2 * 2 * (2 * 4 * 10 * 6 * 8)
     assert found["gemm"].flops == found["full"].flops == 2 * 4 * 32 * 16
@@ -181,6 +241,7 @@ def test_products_of_libraries_and_of_full_float32(found: dict[str, kernels.Kern
     assert found["gemm"].precision == "default"
     assert found["y"].precision == ""
     assert found["full"].bytes == 4 * 32 * 16  # the rest lies in the chip's own memory
+    assert found["gemm"].bytes == 4 * 32 * 16 + 4 * 4 * 16  # not its workspace of 64 bytes
     assert found["full"].once(CHIP) == max(4 * 32 * 16 / CHIP.bandwidth, 2 * 4 * 32 * 16 / 67e12)
 
     tpu = topologies.CHIPS["v5e"]
@@ -214,13 +275,17 @@ def test_what_runs_between_start_and_end_hides_a_reduction(found: dict[str, kern
     assert hidden(beside, runs=1) == pytest.approx(beside)
     assert hidden(beside * 2, runs=1) == pytest.approx(beside * 2)
     assert hidden(beside * 4, runs=1) == pytest.approx(3 * beside)
+    # What its last turn leaves of a kernel hides the next collective: none is hidden twice.
+    assert (
+        hidden(beside, PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"0"}}')) == 0
+    )
     waits = PROGRAM.replace("to_apply=%sum\n", 'to_apply=%sum, backend_config={"is_sync":true}\n')
     assert waits != PROGRAM
     assert hidden(beside, waits) == 0
 
 
 def test_more_rows_move_no_more_parameters() -> None:
-    found = {each.name: each for each in kernels.kernels(PROGRAM, lambda shape: shape[-2:] == (64, 64))}
+    found = {each.name: each for each in kernels.kernels(PROGRAM, lambda dtype, shape: shape[-2:] == (64, 64))}
     assert {name: kernel.still for name, kernel in found.items()} == {
         "y": LAYER, "more": 0, "fmha": 0, "full": 0, "gemm": 0, "adam_pass": 4 * FLOAT_LAYER, "less": 0,
     }  # fmt: skip
@@ -233,7 +298,8 @@ def test_more_rows_move_no_more_parameters() -> None:
     assert thrice["norms"] == pytest.approx(3 * once["norms"])
     assert thrice["optimizer"] == once["optimizer"]
     beside = {"channel 1": (1.0, 3)}
-    assert kernels.hidden_seconds(PROGRAM, list(found.values()), CHIP, beside, 3.0) == 3 * product.once(CHIP, 3.0)
+    hidden = kernels.hidden_seconds(PROGRAM, list(found.values()), CHIP, beside, 3.0)
+    assert hidden == pytest.approx(3 * product.once(CHIP, 3.0))
 
 
 @pytest.mark.compiles

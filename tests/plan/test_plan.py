@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_status_1(
 def test_forbidden_collectives_are_status_1() -> None:
     point = roofline.point(config(), memory.Memory(1.0, 1.0, 1.0), 1.0, V5E)
     wrong = collectives.Collective(FORBIDDEN, "all-to-all", ("s32[64,11]",), 1, 2816, 8)
-    made = plan.Plan(V5E, 1, [wrong], point, point, None, "a compiler")
+    made = plan.Plan(V5E, 1, [wrong], point, point, None, "a compiler", 1.0)
     with pytest.raises(DoesNotFitError, match=r"all-to-all of s32\[64,11\]"):
         made.check()
     assert "1 arrays that docs/method.md does not allow" in printed.text(made)
@@ -155,15 +155,16 @@ def test_forbidden_collectives_are_status_1() -> None:
 
 
 def test_a_gather_that_looks_like_a_reduction_is_said() -> None:
-    def note(shard: bool, what: str) -> bool:
+    def note(shard: bool, operation: str) -> bool:
         point = roofline.point(config(mesh__shard_optimizer=shard), memory.Memory(1.0, 1.0, 1.0), 1.0, V5E)
-        sent = [collectives.Collective(what, "all-reduce", ("f32[64,11]",), 1, 2816, 8)]
-        text = printed.text(plan.Plan(V5E, 1, sent, point, point, None, "a compiler"))
-        return "gather of sharded parameters is among the all-reduces" in text
+        sent = [collectives.Collective(GRADIENTS, operation, ("f32[64,11]",), 1, 2816, 8)]
+        text = printed.text(plan.Plan(V5E, 1, sent, point, point, None, "a compiler", 2.5e9))
+        assert ("without it 2.50 GB" in text) == shard
+        return "or is a gather of parameters" in text
 
-    assert note(True, GRADIENTS)
-    assert not note(False, GRADIENTS)
-    assert not note(True, PARAMETERS)
+    assert note(True, "all-reduce")
+    assert not note(False, "all-reduce")
+    assert not note(True, "reduce-scatter")
 
 
 def test_a_compiler_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +234,7 @@ def test_the_committed_plans_are_those_of_the_recipe(path: Path) -> None:
     work = flops.model_flops(flops.train_step_flops(plan.with_batch(recipe, rows, topology.chips)))
     assert asked("TFLOP a step, all chips") == pytest.approx(work / 1e12, abs=0.1)
     assert "  nothing else" in text
-    counted = memory.memory_by_formula(recipe, params, rows, topology.chips)
+    counted = memory.memory_by_formula(recipe, params, rows, topology)
     assert asked("parameters and optimizer") == pytest.approx(counted.state / 1e9, abs=0.006)
     if topology.is_tpu:
         assert counted.buffers / 1e9 == pytest.approx(asked("buffers of the step"), rel=0.15)

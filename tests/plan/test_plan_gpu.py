@@ -91,8 +91,9 @@ def test_sharding_the_optimizer_saves_what_the_formula_says() -> None:
     whole, cut = settings(), settings(mesh__shard_optimizer=True)
     parameters, rows = 1_000_000, batch.total_rows(whole)
     params = {"kernel": jax.ShapeDtypeStruct((100, 10_000), np.float32)}
-    before = memory.memory_by_formula(whole, params, rows, 16)
-    after = memory.memory_by_formula(cut, params, rows, 16)
+    slice_of = topologies.parse_topology("h100:8x2")
+    before = memory.memory_by_formula(whole, params, rows, slice_of)
+    after = memory.memory_by_formula(cut, params, rows, slice_of)
     assert before.state == 16 * parameters
     assert after.state == parameters
     sent = {each.what: each for each in collectives.collectives_by_formula(cut, parameters, 16)}
@@ -102,8 +103,8 @@ def test_sharding_the_optimizer_saves_what_the_formula_says() -> None:
     [reduced] = [each for each in collectives.collectives_by_formula(whole, parameters, 16) if each.what == GRADIENTS]
     assert sent[GRADIENTS].sent + sent[PARAMETERS].sent == pytest.approx(reduced.sent)
     made = plan.make_plan(cut, "h100:8x2", 128, formula=True)
-    assert made.unsharded == plan.make_plan(whole, "h100:8x2", 128, formula=True).asked.memory.state
-    assert made.unsharded > made.asked.memory.state
+    assert made.unsharded == 16 * made.parameters > made.asked.memory.state
+    assert f"without it {made.unsharded / 1e9:.2f} GB" in printed.text(made).replace("\n", " ")
 
 
 def test_a_flattened_gradient_is_one() -> None:

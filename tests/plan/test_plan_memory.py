@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from small_plan import CONTRASTIVE, V5E, config
 
 from mmclip_jax import flops, sharding
 from mmclip_jax.data import batch, pipeline
-from mmclip_jax.plan import memory, roofline
+from mmclip_jax.plan import memory, roofline, topologies
 from mmclip_jax.text.tokenizer import load_tokenizer
 from mmclip_jax.train import run as training
 
@@ -38,19 +39,39 @@ def test_the_batch_that_is_planned_with_is_that_of_the_pipeline(phantom_dir: Pat
 def test_buffers_grow_with_the_rows_and_gradients_do_not() -> None:
     before = memory.Memory(state=1000.0, batch=64.0, buffers=4e9, program=7.0)
     params = {"kernel": jax.ShapeDtypeStruct((500, 1_000_000), np.float32)}
-    twice = memory.scaled_memory(before, config(), params, rows=256, chips=8)
+    twice = memory.scaled_memory(before, config(), params, 256, V5E)
     logits = 6 * 4 * (256**2 - 2 * 128**2) / 8
     assert twice == memory.Memory(1000.0, 128.0, 2e9 + 2 * 2e9 + logits, 7.0)
     assert twice.total == 1000 + 128 + 6e9 + logits + 7
     # Of a sharded optimizer gathered parameters stay (here float32), and a quarter more.
     cut = config(mesh__shard_optimizer=True)
-    assert memory.scaled_memory(before, cut, params, 256, 8).buffers == 2.5e9 + 2 * 1.5e9 + logits
+    assert memory.scaled_memory(before, cut, params, 256, V5E).buffers == 2.5e9 + 2 * 1.5e9 + logits
     # Hardly more than the gradients: the rows grow by the formula, and there is a largest batch.
     few = memory.Memory(0.0, 0.0, 2e9)
-    grown = memory.scaled_memory(few, config(**CONTRASTIVE), params, 1024, 8).buffers - 2e9
+    grown = memory.scaled_memory(few, config(**CONTRASTIVE), params, 1024, V5E).buffers - 2e9
     by_formula = [memory.activation_bytes(config(**CONTRASTIVE), rows, 8) for rows in (128, 1024)]
     assert grown == pytest.approx(by_formula[1] - by_formula[0] + 6 * 4 * (1024**2 - 8 * 128**2) / 8)
-    assert by_formula[0] > 0
+    assert 0 < by_formula[0] < 1e9
+    # At most half of the buffers.
+    few = memory.Memory(0.0, 0.0, by_formula[0])
+    grown = memory.scaled_memory(few, config(**CONTRASTIVE), params, 256, V5E).buffers - by_formula[0]
+    assert grown == pytest.approx(by_formula[0] / 2 + 6 * 4 * (256**2 - 2 * 128**2) / 8)
+
+
+def test_what_does_not_grow_by_hand() -> None:
+    def steady(topology: str, **changes: Any) -> float:
+        return memory.steady_bytes(config(**changes), PARAMS, topologies.parse_topology(topology)) / 1000
+
+    cut = {"mesh__shard_optimizer": True}
+    assert steady("v5e:2x4") == 4
+    assert steady("v5e:2x4", mesh__fsdp=2) == 2
+    assert steady("v5e:2x4", **cut) == 1.25 * 4
+    assert steady("v5e:2x4", model__dtype="bfloat16", **cut) == 1.25 * 2
+    assert steady("v5e:2x4", model__dtype="bfloat16", optimizer__accumulate=2, **cut) == 1.25 * 2 + 4
+    assert steady("h100:8", model__dtype="bfloat16", **cut) == 8
+    # Nothing is cut along an axis of one.
+    assert steady("h100:1", **cut) == 4
+    assert steady("v5e:2x4", mesh__fsdp=8, **cut) == 0.5
 
 
 def test_logits_are_chunked_where_they_are_large() -> None:
@@ -88,7 +109,7 @@ PARAMS = {"a": {"kernel": jax.ShapeDtypeStruct((8, 117), np.float32), "bias": ja
 
 def test_memory_by_formula_by_hand() -> None:
     settings = config(optimizer__ema=0.0, **CONTRASTIVE)
-    counted = memory.memory_by_formula(settings, PARAMS, rows=128, chips=8)
+    counted = memory.memory_by_formula(settings, PARAMS, 128, V5E)
     assert counted.state == 3 * 4 * 1000
     # Three image layers on 25 patches, two text layers on 11 tokens, float32, nothing recomputed.
     image = 3 * (25 * (8 * 12 + 2 * 20) * 4 + 3 * 25 * 25 * 8)
@@ -97,19 +118,19 @@ def test_memory_by_formula_by_hand() -> None:
     # With remat the inputs of all layers, and one image layer twice.
     settings.model.remat = True
     kept = 3 * 25 * 12 * 4 + 2 * 11 * 20 * 4
-    counted = memory.memory_by_formula(settings, PARAMS, 128, 8)
+    counted = memory.memory_by_formula(settings, PARAMS, 128, V5E)
     assert counted.buffers == 8 * 1000 + 16 * (kept + 2 * image / 3) + 6 * 4 * 16 * 128
     settings.mesh.fsdp = 4
-    assert memory.memory_by_formula(settings, PARAMS, 128, 8).state == 3 * 4 * (936 / 4 + 64)  # biases stay whole
+    assert memory.memory_by_formula(settings, PARAMS, 128, V5E).state == 3 * 4 * (936 / 4 + 64)  # biases stay whole
     settings.mesh.shard_optimizer = True  # over two chips what fsdp does not cut, over all eight what it does
-    assert memory.memory_by_formula(settings, PARAMS, 128, 8).state == 3 * 4 * (936 / 4 + 64 / 2)
+    assert memory.memory_by_formula(settings, PARAMS, 128, V5E).state == 3 * 4 * (936 / 4 + 64 / 2)
 
 
 def test_memory_of_a_convnext_by_hand() -> None:
     changes = {"encoder": "convnext", "depths": (1, 2), "width": 12}
     sizes = {f"model__image__{name}": value for name, value in changes.items()}
     more = {"model__image_size": 16, "model__patch_size": 8, "optimizer__ema": 0.0, **CONTRASTIVE}
-    counted = memory.memory_by_formula(config(**sizes, **more), PARAMS, rows=128, chips=8)
+    counted = memory.memory_by_formula(config(**sizes, **more), PARAMS, 128, V5E)
     # One block on 4x4 places of 6 channels, two on 2x2 places of 12, float32, without attention.
     image = 16 * (8 * 6 + 2 * 24) * 4 + 2 * (4 * (8 * 12 + 2 * 48) * 4)
     text = 2 * (11 * (8 * 20 + 2 * 36) * 4 + 5 * 11 * 11 * 8)
