@@ -157,6 +157,8 @@ def parameter_shapes(params: Any) -> set[tuple[int, ...]]:
         shard = leaf.sharding.shard_shape(leaf.shape)
         count = math.prod(leaf.shape) // max(math.prod(shard), 1)
         shapes |= {leaf.shape, leaf.shape[1:], shard, shard[1:], (count, *shard), (count, *shard[1:])}
+        if shard:
+            shapes.add((count * shard[0], *shard[1:]))  # shards one below the other
     return shapes
 
 

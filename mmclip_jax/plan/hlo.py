@@ -198,7 +198,7 @@ def named_collectives(text: str, chips: int) -> Iterator[tuple[str, Operation]]:
             if operation is None:
                 continue
             arrays = _ARRAY.findall(operation[1])
-            if operation[3] and operation[2] in ("all-gather", "collective-permute"):
+            if operation[3] and operation[2] in ("all-gather", "collective-permute", "reduce-scatter"):
                 # What starts one returns its operands, its results, and for permutes two counters.
                 counters = 2 if operation[2] == "collective-permute" else 0
                 arrays = arrays[: len(arrays) - counters]

@@ -180,8 +180,13 @@ def test_shapes_of_parameters() -> None:
     mesh = sharding.make_mesh(2, jax.devices()[:8])
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp", None))
     shapes = collectives.parameter_shapes({"kernel": jax.ShapeDtypeStruct((3, 20, 7), "float32", sharding=place)})
-    # A stack of three layers and one of them: whole, cut in two, both halves side by side.
-    assert shapes == {(3, 20, 7), (20, 7), (3, 10, 7), (10, 7), (2, 3, 10, 7), (2, 10, 7)}
+    # A stack of three layers and one of them: whole, cut in two, both halves side by side, one below the other.
+    assert shapes == {(3, 20, 7), (20, 7), (3, 10, 7), (10, 7), (2, 3, 10, 7), (2, 10, 7), (6, 10, 7)}
+
+
+def test_what_starts_a_reduction_with_shares_returns_its_operands_too() -> None:
+    line = "  %t = ((f32[64,7]{1,0}), (f32[8,7]{1,0})) reduce-scatter-start(%i), channel_id=9"
+    assert found_in(line)[EMBEDDINGS, "reduce-scatter"] == (1, 8 * 7 * 4)
 
 
 def test_bytes_that_a_ring_sends() -> None:
