@@ -159,6 +159,7 @@ def _compiled(config: ConfigDict, topology: Topology, mask_id: int) -> _Found:
 def _count_kernels(
     text: str, topology: Topology, parameters: Collection[tuple[int, ...]]
 ) -> Callable[[float], roofline.Counted]:
+    # By shape alone: rows that look like a parameter, as [256,768] may, count as one. They are few and small.
     found = kernels.kernels(text, lambda dtype, shape: dtype in ("f32", "bf16") and bare(shape) in parameters)
     sending = {name: (sent_by(each) / topology.bandwidth(each.group), each.times)
                for name, each in hlo.named_collectives(text, topology.chips)}  # fmt: skip

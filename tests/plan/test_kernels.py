@@ -186,7 +186,13 @@ def test_an_operand_that_is_viewed_within_a_further_fusion_is_read() -> None:
     line = next(each for each in NESTED.splitlines(keepends=True) if "%dot =" in each)
     seen = "  %seen = bf16[128,64]{1,0} fusion(%p4), kind=kLoop, calls=%view\n" + line.replace("dot(%p4", "dot(%seen")
     head, tail = NESTED.replace(line, seen).split("\n\n", 1)
-    [product] = kernels.kernels(head + "\n" + VIEW + "\n" + tail)
+    viewed = head + "\n" + VIEW + "\n" + tail
+    [product] = kernels.kernels(viewed)
+    assert product.bytes == LAYER + 4 + ROWS + ROWS
+    # What is sliced behind the view is still no more than the slice.
+    weights = "    %stacked = bf16[3,64,64]{2,1,0} fusion(%p2), kind=kLoop, calls=%view\n"
+    kernel = next(each for each in viewed.splitlines(keepends=True) if "%kernel = bf16[64,64]{1,0} fusion" in each)
+    [product] = kernels.kernels(viewed.replace(kernel, weights + kernel.replace("fusion(%p2", "fusion(%stacked")))
     assert product.bytes == LAYER + 4 + ROWS + ROWS
     # A fusion that is a view and nothing else copies: it reads and writes.
     copied = (
