@@ -47,9 +47,9 @@ def compiled_memory(compiled: jax.stages.Compiled, state: Any) -> Memory:
 def scaled_memory(memory: Memory, config: ConfigDict, params: Any, rows: int, topology: Topology) -> Memory:
     """The memory of `rows` rows from that of `config`: buffers grow with the rows, all but `steady_bytes`.
 
-    The optimizer's buffers do not grow either, so it errs towards too much for larger batches, and towards too little
-    for smaller ones. At least the activations of the formula grow, as far as they are no more than half of the buffers.
-    Logits grow with the square of the rows, as far as the loss does not chunk them.
+    The optimizer's buffers do not grow either, so on TPUs it errs towards too much for larger batches. At least the
+    activations of the formula grow, as far as they are no more than half of the buffers. Logits grow with the square of
+    the rows, as far as the loss does not chunk them.
     """
     before, chips = batch.total_rows(config), topology.chips
     factor = rows / before
