@@ -1,7 +1,8 @@
 """Trains the default tokenizer from the project's own words: `python -m mmclip_jax.data.build_default_tokenizer`.
 
-The texts are the lexicon's terms, sentences of resources/sentences.txt filled with them, training prompts and the
-phantom's reports. Nothing in them comes from a data set. The same versions give the same model.
+The texts are the lexicon's terms but for those of resources/newer_terms.txt, sentences of resources/sentences.txt
+filled with them, training prompts and the phantom's reports. Nothing in them comes from a data set. The same versions
+give the same model.
 """
 
 import sys
@@ -15,7 +16,7 @@ from mmclip_jax.text.tokenizer import train_tokenizer
 from mmclip_jax.text.vocabulary import NO_FINDING, PACKAGED, TOKENIZER, Resources, load
 
 VOCAB_SIZE = 2000
-SENTENCES = "sentences.txt"
+SENTENCES, NEWER = "sentences.txt", "newer_terms.txt"
 SEED = 20240729
 PROMPTS = 4_000
 REPORTS = 4_000
@@ -31,11 +32,15 @@ def own_texts(words: Resources) -> Iterator[str]:
     yield from _phantom_reports()
 
 
+def _lines(name: str) -> list[str]:
+    lines = (PACKAGED / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def _sentences(words: Resources, rng: np.random.Generator) -> Iterator[str]:
-    lines = (PACKAGED / SENTENCES).read_text(encoding="utf-8").splitlines()
-    templates = [line for line in lines if line and not line.startswith("#")]
+    templates, newer = _lines(SENTENCES), set(_lines(NEWER))
     by_slot = {
-        slot: sorted(term for term, meaning in words.terms.items() if meaning.label == label)
+        slot: sorted(term for term, meaning in words.terms.items() if meaning.label == label and term not in newer)
         for slot, label in (("o", "observation"), ("a", "anatomy"), ("d", "device"), ("m", "modifier"))
     }
 
