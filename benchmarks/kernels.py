@@ -24,8 +24,7 @@ sys.path.insert(0, str(ROOT))  # runs from a bare checkout too
 from mmclip_jax.data import batch
 from mmclip_jax.data.batch import settle_augmentation
 from mmclip_jax.errors import UserError
-from mmclip_jax.plan import compiling, hlo, kernels, plan, topologies
-from mmclip_jax.plan.collectives import sent_by
+from mmclip_jax.plan import collectives, compiling, hlo, kernels, plan, topologies
 from mmclip_jax.settings import read_config
 from mmclip_jax.text.tokenizer import load_tokenizer
 
@@ -103,11 +102,10 @@ def main() -> int:
         args.save.write_text(text)
     found = kernels.kernels(text)
     entries, shares = table(found, topology.chip), kernels.shares(found, topology.chip)
-    collectives = dict(hlo.named_collectives(text, topology.chips))
-    sending = {name: (sent_by(each) / topology.bandwidth(each.group), each.times) for name, each in collectives.items()}
-    links = sum(seconds * runs for seconds, runs in sending.values())
-    sent = sum(sent_by(each) * each.times for each in collectives.values())
-    hidden = kernels.hidden_seconds(text, found, topology.chip, sending)
+    by_name = collectives.sending(text, topology)
+    links = sum(seconds * runs for seconds, runs in by_name.values())
+    sent = sum(collectives.sent_by(each) * each.times for each in hlo.collectives(text, topology.chips))
+    hidden = kernels.hidden_seconds(text, found, topology.chip, by_name)
     print(f"{'ms':>9}{'GB':>9}{'TFLOP':>9}{'runs':>8}  kind       place")
     for entry in entries[: args.top]:
         print("{ms:9.3f}{GB:9.2f}{TFLOP:9.3f}{runs:8d}  {kind:10} {place}".format(**entry))

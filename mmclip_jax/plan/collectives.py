@@ -12,6 +12,7 @@ from mmclip_jax import objectives
 from mmclip_jax.data import batch
 from mmclip_jax.objectives.base import EMBEDDINGS, IDS, Traffic
 from mmclip_jax.plan import hlo
+from mmclip_jax.plan.topologies import Topology
 
 SCALAR_BYTES = 4096  # reductions up to this size are allowed whatever they hold
 SCALARS = "scalars"
@@ -58,6 +59,14 @@ def sent_by(operation: hlo.Operation) -> float:
     """Bytes that a chip sends in one run of a program's collective."""
     size = sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape in operation.arrays)
     return _sent(operation.name, size, operation.group)
+
+
+def sending(text: str, topology: Topology) -> dict[str, tuple[float, int]]:
+    """(seconds of one run at best, runs) of each collective of a compiled program, by `hlo.channel`."""
+    return {
+        name: (sent_by(each) / topology.bandwidth(each.group), each.times)
+        for name, each in hlo.named_collectives(text, topology.chips)
+    }
 
 
 def bare(shape: Iterable[int]) -> tuple[int, ...]:

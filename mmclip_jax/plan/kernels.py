@@ -89,10 +89,6 @@ class _Op:
         return hlo.OPERAND.findall(_within(self.rest))
 
 
-def _type_of(dtype: str, shape: Sequence[int]) -> str:
-    return f"{dtype}[{','.join(map(str, shape))}]"
-
-
 def _within(rest: str) -> str:
     """What stands before the bracket that ends the operands."""
     depth = 1
@@ -212,8 +208,11 @@ class _Traffic:
 
     def size(self, types: str) -> float:
         """Bytes of the arrays of a type."""
-        arrays = (each for each in _arrays(types) if not each[2] and self.counts(*each[:2]))
-        return float(sum(hlo.bytes_of(dtype) * math.prod(shape) for dtype, shape, _ in arrays))
+        return sum((self._bytes(*each) for each in _arrays(types)), 0.0)
+
+    def _bytes(self, dtype: str, shape: tuple[int, ...], fast: bool) -> float:
+        """Bytes of an array; 0 in fast memory, or where it is not asked for."""
+        return 0.0 if fast or not self.counts(dtype, shape) else float(hlo.bytes_of(dtype) * math.prod(shape))
 
     def read(self, computation: str, op: _Op) -> float:
         """Bytes that a kernel reads."""
@@ -279,16 +278,13 @@ class _Traffic:
             update = self.program.op(computation, op.operands[1])
             return self.size(update.types if update else op.types)
         if op.code == "custom-call":  # of a library: its workspace of bytes may never be written
-            arrays = _arrays(op.types)
-            return sum(
-                self.size(_type_of(dtype, shape)) for dtype, shape, fast in arrays if dtype in _NUMBERS and not fast
-            )
+            return sum(self._bytes(*each) for each in _arrays(op.types) if each[0] in _NUMBERS)
         inner = self.program.called(op) if op.code == "fusion" else None
         root = self.program.root(inner) if inner else None
         if inner is None or root is None:
             return self.size(op.types)
         # The results of the fusion say where they lie, those inside it do not.
-        outside = [self.size(_type_of(dtype, shape)) * (not fast) for dtype, shape, fast in _arrays(op.types)]
+        outside = [self._bytes(*each) for each in _arrays(op.types)]
         results = [self.program.op(inner, name) for name in root.operands] if root.code == "tuple" else [root]
         if len(results) != len(outside):
             return sum(outside)
@@ -452,7 +448,7 @@ def hidden_seconds(
       text: of the program.
       found: its kernels.
       chip: on which it runs.
-      sending: (seconds of one run, runs) of each collective, by `hlo.channel`.
+      sending: see `collectives.sending`.
       grown: the kernels have so many times the rows.
     """
     program = _program(text)

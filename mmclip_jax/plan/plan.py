@@ -18,7 +18,7 @@ from mmclip_jax import check
 from mmclip_jax.data import batch
 from mmclip_jax.errors import DoesNotFitError, UserError
 from mmclip_jax.models.mmclip import build_model, init_params
-from mmclip_jax.plan import compiling, hlo, kernels, roofline
+from mmclip_jax.plan import compiling, kernels, roofline
 from mmclip_jax.plan.collectives import (
     EMBEDDINGS,
     FORBIDDEN,
@@ -29,7 +29,7 @@ from mmclip_jax.plan.collectives import (
     collectives_by_formula,
     collectives_of,
     parameter_shapes,
-    sent_by,
+    sending,
 )
 from mmclip_jax.plan.memory import (
     REMEDY,
@@ -161,11 +161,10 @@ def _count_kernels(
 ) -> Callable[[float], roofline.Counted]:
     # By shape alone: rows that look like a parameter, as [256,768] may, count as one. They are few and small.
     found = kernels.kernels(text, lambda dtype, shape: dtype in ("f32", "bf16") and bare(shape) in parameters)
-    sending = {name: (sent_by(each) / topology.bandwidth(each.group), each.times)
-               for name, each in hlo.named_collectives(text, topology.chips)}  # fmt: skip
+    sent = sending(text, topology)
 
     def counted(grown: float) -> roofline.Counted:
-        hidden = kernels.hidden_seconds(text, found, topology.chip, sending, grown)
+        hidden = kernels.hidden_seconds(text, found, topology.chip, sent, grown)
         return roofline.Counted(kernels.shares(found, topology.chip, grown), hidden)
 
     return counted
